@@ -1,0 +1,65 @@
+"""One flat array for many parameters."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+
+def flatten(
+    arrays: Mapping[Any, Any] | Sequence[Any], like: np.ndarray[Any, Any] | None = None
+) -> tuple[np.ndarray[Any, Any], Any]:
+    """Lay arrays end to end in one new flat array, and return it with views of it in the arrays' shapes.
+
+    Parameters
+    ----------
+    arrays : dict, list or tuple of arrays
+        Any shapes, one dtype.  The order is the dict's or list's own; there is no padding.
+    like : (n,) array, optional
+        A flat array made by an earlier call.  The result then is its twin for gradients: the same layout and dtype,
+        filled with zeros (the values in `arrays` are not copied).
+
+    Returns
+    -------
+    flat : (n,) array
+        A copy of the values; step this one.
+    views : dict, list or tuple, as `arrays`
+        Views of `flat`: writing one writes the other.
+
+    Raises
+    ------
+    TypeError
+        Where dtypes differ or something is not an array.
+    ValueError
+        Where `like` has another size or is not flat.
+
+    Examples
+    --------
+    >>> flat, p = flatten({"w": np.ones((2, 3)), "b": np.zeros(3)})
+    >>> grad, g = flatten(p, like=flat)
+    >>> g["b"][:] = 1.0
+    >>> grad
+    array([0., 0., 0., 0., 0., 0., 1., 1., 1.])
+    """
+    if not isinstance(arrays, (dict, list, tuple)):
+        raise TypeError(f"arrays must be a dict, list or tuple of arrays, got {type(arrays).__name__}")
+    parts = list(arrays.values()) if isinstance(arrays, dict) else list(arrays)
+    for i, part in enumerate(parts):
+        if not isinstance(part, np.ndarray) or isinstance(part, np.ma.MaskedArray):
+            raise TypeError(f"array {i} is a {type(part).__name__}, not a numpy.ndarray; pass np.asarray(x)")
+        if part.dtype != parts[0].dtype:
+            raise TypeError(f"array {i} has dtype {part.dtype}, array 0 {parts[0].dtype}; convert one with x.astype")
+    size = sum(part.size for part in parts)
+    if like is None:
+        flat = np.concatenate([part.ravel() for part in parts]) if parts else np.empty(0)
+    elif like.shape != (size,):
+        raise ValueError(f"like must have shape ({size},), the total size of the arrays, got {like.shape}")
+    else:
+        flat = np.zeros_like(like)
+    views, start = [], 0
+    for part in parts:
+        views.append(flat[start : start + part.size].reshape(part.shape))
+        start += part.size
+    if isinstance(arrays, dict):
+        return flat, dict(zip(arrays, views, strict=True))
+    return flat, type(arrays)(views)

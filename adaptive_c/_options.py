@@ -1,0 +1,98 @@
+"""The checks of every hyperparameter, by name: one name means one thing in every rule."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+Check = Callable[[str, Any], Any]
+
+
+def _real(name: str, value: Any) -> float:
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.integer, np.floating)):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    return float(value)
+
+
+def number(low: float, high: float = math.inf, *, open_low: bool = False, open_high: bool = True) -> Check:
+    """A finite number in an interval, closed below and open above unless said otherwise."""
+    interval = f"{'(' if open_low else '['}{low:g}, {high:g}{')' if open_high else ']'}"
+
+    def check(name: str, value: Any) -> float:
+        x = _real(name, value)
+        if not (low < x < high or (x == low and not open_low) or (x == high and not open_high)):
+            raise ValueError(f"{name} must be in {interval}, got {value!r}")
+        return x
+
+    return check
+
+
+def pair(first: Check, second: Check) -> Check:
+    def check(name: str, value: Any) -> tuple[float, float]:
+        if isinstance(value, (str, dict)) or not hasattr(value, "__len__") or len(value) != 2:
+            raise TypeError(f"{name} must be a pair of numbers, got {value!r}")
+        return first(f"{name}[0]", value[0]), second(f"{name}[1]", value[1])
+
+    return check
+
+
+def flag(name: str, value: Any) -> bool:
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
+    return bool(value)
+
+
+def choice(*values: str) -> Check:
+    def check(name: str, value: Any) -> str:
+        if value not in values:
+            raise ValueError(f"{name} must be {' or '.join(map(repr, values))}, got {value!r}")
+        return str(value)
+
+    return check
+
+
+def step_sizes(name: str, value: Any) -> tuple[float, float]:
+    low, high = pair(number(0), number(0, open_low=True))(name, value)
+    if low > high:
+        raise ValueError(f"{name} must be (smallest, largest), got {value!r}")
+    return low, high
+
+
+CHECKS: dict[str, Check] = {
+    "lr": number(0),
+    "weight_decay": number(0),
+    "eps": number(0),
+    "eps_mode": choice("outside", "inside", "hat"),
+    "betas": pair(number(0, 1), number(0, 1)),
+    "alpha": number(0, 1, open_high=False),
+    "rho": number(0, 1, open_high=False),
+    "momentum": number(0),
+    "dampening": number(-math.inf, open_low=True),
+    "nesterov": flag,
+    "maximize": flag,
+    "amsgrad": flag,
+    "centered": flag,
+    "decoupled_weight_decay": flag,
+    "lr_decay": number(0),
+    "initial_accumulator_value": number(0),
+    "momentum_decay": number(0),
+    "etas": pair(number(0, 1, open_low=True), number(1, open_low=True)),
+    "step_sizes": step_sizes,
+    "eta_plus": number(1, open_low=True),
+    "eta_minus": number(0, 1, open_low=True),
+    "max_rate": number(0, open_low=True),
+    "variant": choice("irprop-", "rprop+", "rprop-"),
+}
+
+
+def check_options(options: dict[str, Any], dtype: np.dtype[Any], where: str = "") -> dict[str, Any]:
+    """Every option of one group, normalised; `where` goes before the names in messages."""
+    checked = {name: CHECKS[name](where + name, value) for name, value in options.items()}
+    eps = checked.get("eps", 0.0)
+    if eps > 0 and dtype.type(eps) == 0:
+        raise ValueError(f"{where}eps={eps!r} rounds to 0 in {dtype}; use 0, or at least {np.finfo(dtype).smallest_subnormal}")
+    if checked.get("nesterov") and not (checked["momentum"] > 0 and checked.get("dampening", 0) == 0):
+        raise ValueError(f"{where}nesterov=True needs momentum > 0 and dampening 0, got momentum={checked['momentum']!r}"
+                         + (f" and dampening={checked['dampening']!r}" if "dampening" in checked else ""))  # fmt: skip
+    return checked

@@ -1,0 +1,393 @@
+"""The optimizers.  Each names its rule and state, and lists its options with PyTorch's names and defaults.
+
+The formulas are in the symbols of reference.py, which is the specification: p parameter, g gradient, t step number.
+What all of them share, `params` and `n_threads` among it, is described in `Optimizer`.
+"""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+from ._optimizer import Optimizer
+
+
+def _options(arguments: dict[str, Any]) -> dict[str, Any]:
+    """A constructor's own arguments: its locals without the shared ones."""
+    return {name: value for name, value in arguments.items() if name not in ("self", "params", "shared", "__class__")}
+
+
+class SGD(Optimizer):
+    """Gradient descent, with momentum as PyTorch has it.
+
+    ::
+
+        p <- p - lr g                                         without momentum
+        b <- momentum b + (1 - dampening) g                   b <- g at an array's first step
+        p <- p - lr b                                         nesterov: p <- p - lr (g + momentum b)
+
+    lr >= 0; momentum >= 0; dampening any number; weight_decay >= 0, coupled: g <- g + weight_decay p; nesterov needs
+    momentum > 0 and dampening 0; maximize ascends.  State: momentum_buffer, if momentum > 0.
+
+    >>> opt = SGD(np.ones(3), lr=0.1, momentum=0.9)
+
+    Paper: Polyak 1964; Sutskever, Martens, Dahl & Hinton 2013.
+
+    Differs from: torch, nothing.  Keras has lr inside the velocity: that is `Momentum`; its lr is 0.01.  optax.sgd has
+    no dampening; its trace starts at 0, which is the same.
+    """
+
+    _rule = "sgd"
+    _slots = ("momentum_buffer",)
+
+    def __init__(self, params: Any, lr: float = 1e-3, momentum: float = 0.0, dampening: float = 0.0,
+                 weight_decay: float = 0.0, nesterov: bool = False, *, maximize: bool = False, **shared: Any) -> None:
+        super().__init__(params, _options(locals()), **shared)
+
+    def _state(self, options: Mapping[str, Any]) -> tuple[str | None, ...]:
+        return ("momentum_buffer" if options["momentum"] else None,)
+
+
+class Momentum(Optimizer):
+    """Heavy ball with the learning rate inside the velocity.
+
+    ::
+
+        v <- momentum v + lr g
+        p <- p - v                                            nesterov: p <- p - (momentum v + lr g)
+
+    lr >= 0; momentum >= 0; nesterov needs momentum > 0; weight_decay >= 0, coupled; maximize ascends.  State:
+    momentum_buffer, the velocity v.
+
+    >>> opt = Momentum(np.ones(3), lr=0.1)
+
+    Paper: Polyak 1964; Sutskever, Martens, Dahl & Hinton 2013.
+
+    Differs from: torch.optim.SGD, whose lr is outside the buffer: the same until lr changes.  Keras's SGD is this rule
+    (lr 0.01, momentum 0).  optax has no such rule.
+    """
+
+    _rule = "momentum"
+    _slots = ("momentum_buffer",)
+
+    def __init__(self, params: Any, lr: float = 1e-3, momentum: float = 0.9, nesterov: bool = False,
+                 weight_decay: float = 0.0, maximize: bool = False, **shared: Any) -> None:
+        super().__init__(params, _options(locals()), **shared)
+
+
+class Adagrad(Optimizer):
+    """Steps divided by the root of the sum of all squared gradients.
+
+    ::
+
+        v <- v + g^2                                          v starts at initial_accumulator_value
+        p <- p - lr/(1 + (t - 1) lr_decay) g / (sqrt(v) + eps)
+
+    lr, lr_decay, initial_accumulator_value, eps >= 0; weight_decay >= 0, coupled; eps_mode "outside", or "inside" the
+    root: sqrt(v + eps) ("hat" is "outside" here); maximize ascends.  State: sum.
+
+    >>> opt = Adagrad(np.ones(3), lr=0.1, eps=1e-8, eps_mode="inside")
+
+    Paper: Duchi, Hazan & Singer 2011 (eps outside).
+
+    Differs from: torch, nothing.  Keras: inside, eps 1e-7, accumulator 0.1, lr 1e-3.  optax: inside, eps 1e-7,
+    accumulator 0.1.
+    """
+
+    _rule = "adagrad"
+    _slots = ("sum",)
+
+    def __init__(self, params: Any, lr: float = 1e-2, lr_decay: float = 0.0, weight_decay: float = 0.0,
+                 initial_accumulator_value: float = 0.0, eps: float = 1e-10, *, maximize: bool = False,
+                 eps_mode: str = "outside", **shared: Any) -> None:
+        super().__init__(params, _options(locals()), **shared)
+
+
+class RMSprop(Optimizer):
+    """Steps divided by the root of a running mean of squared gradients.
+
+    ::
+
+        v <- alpha v + (1 - alpha) g^2
+        a <- alpha a + (1 - alpha) g                          centered: max(v - a^2, 0) takes the place of v below
+        p <- p - lr g / (sqrt(v) + eps)
+        b <- momentum b + g / (sqrt(v) + eps),  p <- p - lr b                    with momentum
+
+    lr, eps, momentum >= 0; alpha in [0, 1]; weight_decay >= 0, coupled; eps_mode "outside", or "inside" the root:
+    sqrt(v + eps) ("hat" is "outside" here); maximize ascends.  State: square_avg, and momentum_buffer, grad_avg where
+    used.
+
+    >>> opt = RMSprop(np.ones(3), lr=0.1, alpha=0.9, eps_mode="inside")
+
+    Paper: Tieleman & Hinton 2012, lecture 6.5; centered: Graves 2013, equations 38 to 45.
+
+    Differs from: torch in one point: v - a^2 is never taken below 0, where torch may take the root of a negative
+    number.  Keras: rho 0.9, eps 1e-7 inside, lr 1e-3 inside the momentum.  optax: decay 0.9, inside, lr inside.
+    """
+
+    _rule = "rmsprop"
+    _slots = ("square_avg", "momentum_buffer", "grad_avg")
+
+    def __init__(self, params: Any, lr: float = 1e-2, alpha: float = 0.99, eps: float = 1e-8,
+                 weight_decay: float = 0.0, momentum: float = 0.0, centered: bool = False, *, maximize: bool = False,
+                 eps_mode: str = "outside", **shared: Any) -> None:
+        super().__init__(params, _options(locals()), **shared)
+
+    def _state(self, options: Mapping[str, Any]) -> tuple[str | None, ...]:
+        return ("square_avg", "momentum_buffer" if options["momentum"] else None,
+                "grad_avg" if options["centered"] else None)
+
+
+class Adadelta(Optimizer):
+    """Steps in the units of the parameters: the root of the mean squared step over that of the squared gradient.
+
+    ::
+
+        v <- rho v + (1 - rho) g^2
+        d  = sqrt(u + eps) / sqrt(v + eps) g
+        u <- rho u + (1 - rho) d^2
+        p <- p - lr d
+
+    lr, eps >= 0; rho in [0, 1]; weight_decay >= 0, coupled; maximize ascends.  State: square_avg (v), acc_delta (u).
+
+    >>> opt = Adadelta(np.ones(3))
+
+    Paper: Zeiler 2012, Algorithm 1 (rho 0.95, no lr).
+
+    Differs from: torch and optax, nothing.  Keras: lr 1e-3, rho 0.95, eps 1e-7.
+    """
+
+    _rule = "adadelta"
+    _slots = ("square_avg", "acc_delta")
+
+    def __init__(self, params: Any, lr: float = 1.0, rho: float = 0.9, eps: float = 1e-6, weight_decay: float = 0.0, *,
+                 maximize: bool = False, **shared: Any) -> None:
+        super().__init__(params, _options(locals()), **shared)
+
+
+class Adam(Optimizer):
+    """Bias-corrected running means of the gradient and of its square.
+
+    ::
+
+        m <- beta1 m + (1 - beta1) g                          v <- beta2 v + (1 - beta2) g^2
+        p <- p - lr/(1 - beta1^t) m / (sqrt(v/(1 - beta2^t)) + eps)
+        amsgrad: v^ <- max(v^, v) takes the place of v in the last line
+
+    lr, eps >= 0; betas in [0, 1); weight_decay >= 0, coupled (g <- g + weight_decay p) or, with
+    decoupled_weight_decay, p <- p (1 - lr weight_decay) first; eps_mode "outside" as above, "inside":
+    sqrt(v/(1 - beta2^t) + eps), "hat": (sqrt(v) + eps)/sqrt(1 - beta2^t); maximize ascends.  State: exp_avg (m),
+    exp_avg_sq (v), max_exp_avg_sq with amsgrad.
+
+    >>> opt = Adam([np.ones((2, 3)), np.zeros(3)], lr=1e-2)
+
+    Paper: Kingma & Ba 2015, Algorithm 1; Reddi, Kale & Kumar 2018 (whose AMSGrad has no bias correction).
+
+    Differs from: torch, nothing.  Keras: "hat", eps 1e-7, weight decay decoupled.  optax: a second eps_root inside;
+    its amsgrad takes the maximum of the corrected v.
+    """
+
+    _rule = "adam"
+    _slots = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
+
+    def __init__(self, params: Any, lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8,
+                 weight_decay: float = 0.0, amsgrad: bool = False, *, maximize: bool = False,
+                 decoupled_weight_decay: bool = False, eps_mode: str = "outside", **shared: Any) -> None:
+        super().__init__(params, _options(locals()), **shared)
+
+    def _state(self, options: Mapping[str, Any]) -> tuple[str | None, ...]:
+        return "exp_avg", "exp_avg_sq", "max_exp_avg_sq" if options["amsgrad"] else None
+
+
+class AdamW(Adam):
+    """Adam with decoupled weight decay.
+
+    ::
+
+        p <- p (1 - lr weight_decay), then Adam's step
+
+    Arguments and state are Adam's; weight_decay is 0.01 unless given.
+
+    >>> opt = AdamW({"w": np.ones((2, 3)), "b": np.zeros(3)}, lr=3e-4, weight_decay=0.1)
+
+    Paper: Loshchilov & Hutter 2019, Algorithm 2, which multiplies the decay by the schedule alone, not by lr.
+
+    Differs from: torch, nothing.  Keras: weight_decay 4e-3, eps 1e-7, "hat".  optax: weight_decay 1e-4.
+    """
+
+    _fixed = MappingProxyType({"decoupled_weight_decay": True})
+
+    def __init__(self, params: Any, lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8,
+                 weight_decay: float = 1e-2, amsgrad: bool = False, *, maximize: bool = False,
+                 eps_mode: str = "outside", **shared: Any) -> None:
+        Optimizer.__init__(self, params, _options(locals()), **shared)
+
+
+class Adamax(Optimizer):
+    """Adam with the running maximum of the gradient in the place of its second moment.
+
+    ::
+
+        m <- beta1 m + (1 - beta1) g                          u <- max(beta2 u, |g| + eps)
+        p <- p - lr/(1 - beta1^t) m / u
+
+    lr, eps >= 0; betas in [0, 1); weight_decay >= 0, coupled; maximize ascends.  State: exp_avg (m), exp_inf (u).
+    With eps=0, an element whose gradients were all 0 becomes NaN (0/0).
+
+    >>> opt = Adamax(np.ones(3))
+
+    Paper: Kingma & Ba 2015, Algorithm 2 (no eps).
+
+    Differs from: torch and optax, nothing.  Keras: eps 1e-7, added to u instead; lr 1e-3.
+    """
+
+    _rule = "adamax"
+    _slots = ("exp_avg", "exp_inf")
+
+    def __init__(self, params: Any, lr: float = 2e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8,
+                 weight_decay: float = 0.0, *, maximize: bool = False, **shared: Any) -> None:
+        super().__init__(params, _options(locals()), **shared)
+
+
+class NAdam(Optimizer):
+    """Adam with Nesterov momentum and a schedule of the momentum.
+
+    ::
+
+        m, v as in Adam             mu_t = beta1 (1 - 0.96^(t momentum_decay) / 2)         P_t = mu_1 mu_2 ... mu_t
+        x  = mu_t+1/(1 - P_t mu_t+1) m + (1 - mu_t)/(1 - P_t) g
+        p <- p - lr x / (sqrt(v/(1 - beta2^t)) + eps)
+
+    lr, eps, momentum_decay >= 0; betas in [0, 1); weight_decay, decoupled_weight_decay, eps_mode and maximize as in
+    Adam.  State: exp_avg, exp_avg_sq, and mu_product (P), one number for each array.
+
+    >>> opt = NAdam(np.ones(3))
+
+    Paper: Dozat 2016.
+
+    Differs from: torch, nothing (0.96^x is formed without libm, the same bits on every machine).  Keras:
+    momentum_decay=1, eps 1e-7, "hat".  optax.nadam has no schedule of the momentum.
+    """
+
+    _rule = "nadam"
+    _slots = ("exp_avg", "exp_avg_sq")
+
+    def __init__(self, params: Any, lr: float = 2e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8,
+                 weight_decay: float = 0.0, momentum_decay: float = 4e-3, decoupled_weight_decay: bool = False, *,
+                 maximize: bool = False, eps_mode: str = "outside", **shared: Any) -> None:
+        super().__init__(params, _options(locals()), **shared)
+
+
+class RAdam(Optimizer):
+    """Adam whose step is rectified for the variance of its denominator in the first steps.
+
+    ::
+
+        m, v as in Adam             rho = r - 2 t beta2^t/(1 - beta2^t),  r = 2/(1 - beta2) - 1
+        rho > 5:    p <- p - lr/(1 - beta1^t) sqrt((rho-4)(rho-2) r / ((r-4)(r-2) rho)) m / D
+                    D = (sqrt(v) + eps)/sqrt(1 - beta2^t)     eps_mode "hat"; "outside" and "inside" as in Adam
+        otherwise:  p <- p - lr/(1 - beta1^t) m
+
+    lr, eps >= 0; betas in [0, 1); weight_decay, decoupled_weight_decay and maximize as in Adam.  State: exp_avg,
+    exp_avg_sq.
+
+    >>> opt = RAdam(np.ones(3))
+
+    Paper: Liu et al. 2020, Algorithm 2 (rectified from rho > 4 on, no eps).
+
+    Differs from: torch, nothing.  The authors' code makes no update until it rectifies.  optax: eps outside, rho >= 5.
+    Keras has no RAdam.
+    """
+
+    _rule = "radam"
+    _slots = ("exp_avg", "exp_avg_sq")
+
+    def __init__(self, params: Any, lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8,
+                 weight_decay: float = 0.0, decoupled_weight_decay: bool = False, *, maximize: bool = False,
+                 eps_mode: str = "hat", **shared: Any) -> None:
+        super().__init__(params, _options(locals()), **shared)
+
+
+class Lion(Optimizer):
+    """Steps of one size in the direction of the sign of an interpolated momentum.
+
+    ::
+
+        p <- p (1 - lr weight_decay) - lr sign(beta1 m + (1 - beta1) g)           sign(0) = 0
+        m <- beta2 m + (1 - beta2) g
+
+    lr >= 0; betas in [0, 1); weight_decay >= 0, decoupled; maximize ascends.  State: exp_avg (m).
+
+    >>> opt = Lion(np.ones(3), lr=1e-4, weight_decay=0.1)
+
+    Paper: Chen et al. 2023, Algorithm 2.
+
+    Differs from: torch has no Lion.  Keras: lr 1e-3.  optax: weight_decay 1e-3.  DeepSpeed: betas (0.9, 0.999).
+    """
+
+    _rule = "lion"
+    _slots = ("exp_avg",)
+    _fixed = MappingProxyType({"decoupled_weight_decay": True})
+
+    def __init__(self, params: Any, lr: float = 1e-4, betas: tuple[float, float] = (0.9, 0.99),
+                 weight_decay: float = 0.0, maximize: bool = False, **shared: Any) -> None:
+        super().__init__(params, _options(locals()), **shared)
+
+
+class Rprop(Optimizer):
+    """Resilient propagation: only the sign of the gradient counts, and each element has a rate of its own.
+
+    ::
+
+        w  = sign(g) q                                        q: the sign kept from the last step
+        e <- clamp(e * (etas[1] if w > 0, etas[0] if w < 0, else 1), *step_sizes)
+        p <- p - e s                                          s = sign(g); irprop-: 0 where w < 0
+        rprop+: where w < 0, p <- p + e_old q, the last step undone, and s = 0
+        q <- s
+
+    lr >= 0, the rate at an array's first step and not read again; 0 < etas[0] < 1 < etas[1]; 0 <= step_sizes[0] <=
+    step_sizes[1]; variant "irprop-", "rprop+" or "rprop-"; maximize ascends.  State: step_size (e), prev (q, int8).
+    Meant for full-batch gradients.
+
+    >>> opt = Rprop(np.ones(3), lr=0.1, variant="rprop+")
+
+    Paper: Riedmiller & Braun 1993 (rprop+, first rate 0.1); Igel & Huesken 2003.
+
+    Differs from: torch ("irprop-") in one point: it multiplies gradients before it takes the sign, which underflows
+    for tiny ones.  optax's rprop lags by one step.  Keras has no Rprop.
+    """
+
+    _rule = "rprop"
+    _slots = ("step_size", "prev")
+
+    def __init__(self, params: Any, lr: float = 1e-2, etas: tuple[float, float] = (0.5, 1.2),
+                 step_sizes: tuple[float, float] = (1e-6, 50.0), *, maximize: bool = False, variant: str = "irprop-",
+                 **shared: Any) -> None:
+        super().__init__(params, _options(locals()), **shared)
+
+
+class SuperSAB(Optimizer):
+    """A rate for each element that grows while the gradient keeps its sign; a change of sign retracts the step.
+
+    ::
+
+        w  = sign(g) q                                        q: the sign kept from the last step
+        w >= 0:  e <- min(eta_plus e, max_rate) where w > 0,  v <- momentum v - e g,  p <- p + v,  q <- sign(g)
+        w <  0:  e <- eta_minus e,  p <- p - v,  v <- 0,  q <- 0
+
+    lr >= 0, the rate at an array's first step and not read again; eta_plus > 1; 0 < eta_minus < 1; max_rate > 0;
+    momentum >= 0; maximize ascends.  State: step_size (e), prev (q, int8), momentum_buffer (v).  Meant for full-batch
+    gradients.
+
+    >>> opt = SuperSAB(np.ones(3))
+
+    Paper: Tollenaere 1990, Neural Networks 3(5), 561-573, after Reed & Marks, Neural Smithing, 9.5.
+
+    Differs from: torch, optax and Keras have no SuperSAB.
+    """
+
+    _rule = "supersab"
+    _slots = ("step_size", "prev", "momentum_buffer")
+
+    def __init__(self, params: Any, lr: float = 0.1, eta_plus: float = 1.05, eta_minus: float = 0.5,
+                 max_rate: float = 30.0, momentum: float = 0.9, maximize: bool = False, **shared: Any) -> None:
+        super().__init__(params, _options(locals()), **shared)

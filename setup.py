@@ -1,0 +1,96 @@
+"""Builds the extensions: the core once for each instruction set, and _cpu, which tells them apart at import.
+
+Everything else is in pyproject.toml.  Two environment variables: ADAPTIVE_C_NO_OPENMP=1 builds without OpenMP, and
+CC chooses the compiler as usual.  What was decided is printed, and kept for adaptive_c.show_config().
+"""
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+# No contraction and no -ffast-math: every build gives the same bits, and sqrt still vectorises.
+FLAGS = ["-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
+LEVELS = {"baseline": [], "v3": ["-march=x86-64-v3"], "v4": ["-march=x86-64-v4", "-mprefer-vector-width=512"]}
+OPENMP_PROGRAM = """
+#include <omp.h>
+int main(void) {
+    int n = 0;
+    #pragma omp parallel reduction(+:n)
+    n += 1;
+    return n < 1 || omp_get_max_threads() < 1;
+}
+"""
+
+
+class BuildExt(build_ext):
+    def build_extensions(self):
+        msvc = self.compiler.compiler_type == "msvc"
+        flags = ["/O2", "/fp:precise"] if msvc else FLAGS
+        openmp, why = self.openmp("/openmp" if msvc else "-fopenmp")
+        missing = {}
+        for extension in list(self.extensions):
+            level = extension.name.rpartition("_")[2]
+            extension.extra_compile_args = flags + LEVELS.get(level, []) + openmp
+            extension.extra_link_args = [] if msvc else list(openmp)
+            if reason := self.unusable(level):
+                self.extensions.remove(extension)
+                missing[level] = reason
+        compiler = " ".join(getattr(self.compiler, "compiler", [self.compiler.compiler_type])[:1])
+        config = {"compiler": compiler, "flags": flags, "openmp": why, "missing": missing}
+        print("adaptive_c:", json.dumps(config))
+        self.config_file = Path(self.get_ext_fullpath("adaptive_c._cpu")).with_name("_build.json")
+        self.config_file.parent.mkdir(parents=True, exist_ok=True)
+        self.config_file.write_text(json.dumps(config, indent=1))
+        self.parallel = self.parallel or os.cpu_count()
+        super().build_extensions()
+
+    def copy_extensions_to_source(self):  # an editable install
+        super().copy_extensions_to_source()
+        shutil.copy(self.config_file, "adaptive_c/_build.json")
+
+    def unusable(self, level):
+        """Why this level can't be built here, or nothing."""
+        if level in ("cpu", "baseline"):
+            return ""
+        if platform.machine().lower() not in ("x86_64", "amd64"):
+            return f"not an x86-64 processor ({platform.machine()})"
+        return self.refused("int main(void) { return 0; }", LEVELS[level], run=False)
+
+    def openmp(self, flag):
+        """The OpenMP flags, and what to say of them."""
+        if os.environ.get("ADAPTIVE_C_NO_OPENMP", "0") not in ("", "0"):
+            return [], "off: ADAPTIVE_C_NO_OPENMP was set at build time"
+        reason = self.refused(OPENMP_PROGRAM, [flag], run=True)
+        return ([], f"off: {reason}") if reason else ([flag], "on")
+
+    def refused(self, program, flags, run):
+        """Compile, link and perhaps run a program with flags; returns what went wrong, or nothing."""
+        with tempfile.TemporaryDirectory() as folder:
+            source = Path(folder, "probe.c")
+            source.write_text(program)
+            try:
+                objects = self.compiler.compile([str(source)], output_dir=folder, extra_postargs=flags)
+                self.compiler.link_executable(objects, str(Path(folder, "probe")), extra_postargs=flags if run else [])
+                if run:
+                    subprocess.run([str(Path(folder, "probe"))], check=True, timeout=60)
+            except Exception as error:  # distutils' compile and link errors, and a program that fails
+                return f"the compiler or its program failed with {' '.join(flags)} ({type(error).__name__})"
+        return ""
+
+
+modules = ["_cpu", *(f"_{level}" for level in LEVELS)]
+extensions = [Extension(f"adaptive_c.{name}", [f"src/{name}.pyx"]) for name in modules]
+building = {"sdist", "egg_info", "--version"}.isdisjoint(sys.argv)
+setup(
+    ext_modules=cythonize(extensions, build_dir="build/cython", nthreads=0) if building else extensions,
+    cmdclass={"build_ext": BuildExt},
+)

@@ -1,0 +1,11 @@
+# The core: everything that is compiled once for each instruction set.  _baseline.pyx, _v3.pyx and _v4.pyx are this
+# file under three names; setup.py gives each its flags, adaptive_c/_isa.py loads one of them.
+#
+
+from cython cimport floating
+from cython.parallel cimport prange
+
+include "rules.pxi"
+include "stages.pxi"
+include "sweep.pxi"
+include "plan.pxi"

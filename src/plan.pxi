@@ -1,0 +1,458 @@
+# The plan binds parameters and state once, so that a step only acquires the gradients, forms the constants, sweeps and
+# counts.  Everything is checked before the first write.
+
+from cpython.buffer cimport PyBUF_FULL_RO, PyBuffer_IsContiguous, PyBuffer_Release, PyObject_GetBuffer
+from libc.stdint cimport uintptr_t
+from libc.stdlib cimport calloc, free
+from libc.string cimport memcmp
+
+import numpy
+
+cdef extern from *:
+    """
+    #if defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
+    #define LITTLE_ENDIAN_HOST 0
+    #else
+    #define LITTLE_ENDIAN_HOST 1
+    #endif
+    """
+    const bint LITTLE_ENDIAN_HOST
+
+cdef object ndarray = numpy.ndarray
+cdef object MaskedArray = numpy.ma.MaskedArray
+
+cdef int default_threads = 0   # set_num_threads: 0 means that `machine_threads` and OpenMP decide
+cdef int machine_threads = 1   # what affinity and cgroup quota allow; set when the package loads
+cdef bint forked = False       # libgomp hangs in a forked child if anybody used it in the parent
+
+
+def set_threads(int default=-1, int machine=-1, child=None):
+    """Set the process-wide number of threads, what the machine allows, or whether this process is a forked child."""
+    global default_threads, machine_threads, forked
+    if default >= 0:
+        default_threads = default
+        forked = False
+    if machine >= 0:
+        machine_threads = machine
+    if child is not None:
+        forked = child
+
+
+def get_threads(int n_threads=0):
+    """The number of threads that a large step takes now; n_threads: an optimizer's own choice, 0 for none."""
+    if forked:
+        return 1
+    return n_threads or default_threads or min(machine_threads, omp_get_max_threads())
+
+
+def threads():
+    """What OpenMP and the machine allow, what set_threads said, and whether this is a forked child."""
+    return min(machine_threads, omp_get_max_threads()), default_threads, forked
+
+
+def openmp():
+    """The _OPENMP macro of this build (yyyymm), 0 for a serial build."""
+    return ADAPTIVE_C_OPENMP
+
+
+cdef str rule_names = "sgd momentum adagrad rmsprop adadelta adam adamax nadam radam lion rprop supersab"
+cdef dict RULES = {name: i for i, name in enumerate(rule_names.split())}
+cdef dict EPS_MODES = {"outside": OUTSIDE, "inside": INSIDE, "hat": HAT}
+cdef dict VARIANTS = {"irprop-": IRPROP_MINUS, "rprop+": RPROP_PLUS, "rprop-": RPROP_MINUS}
+
+
+cdef Options as_options(dict d) except *:
+    """An optimizer's options, already checked, as the struct that the rules read."""
+    cdef Options o
+    o.lr = d["lr"]
+    o.weight_decay = d.get("weight_decay", 0)
+    o.eps = d.get("eps", 0)
+    o.beta1, o.beta2 = d.get("betas") or (d.get("alpha", d.get("rho", 0)), 0)
+    o.momentum = d.get("momentum", 0)
+    o.dampening = d.get("dampening", 0)
+    o.lr_decay = d.get("lr_decay", 0)
+    o.momentum_decay = d.get("momentum_decay", 0)
+    o.eta_minus, o.eta_plus = d.get("etas") or (d.get("eta_minus", 0), d.get("eta_plus", 0))
+    o.step_min, o.step_max = d.get("step_sizes") or (0, d.get("max_rate", 0))
+    o.eps_mode = EPS_MODES[d.get("eps_mode", "outside")]
+    o.variant = VARIANTS[d.get("variant", "irprop-")]
+    o.nesterov = d.get("nesterov", False)
+    o.maximize = d.get("maximize", False)
+    o.amsgrad = d.get("amsgrad", False)
+    o.centered = d.get("centered", False)
+    o.decoupled = d.get("decoupled_weight_decay", False)
+    return o
+
+
+cdef uintptr_t address(array) except? 0:
+    return array.__array_interface__["data"][0]
+
+
+cdef str describe(x):
+    if isinstance(x, (list, tuple)):
+        return f"a {type(x).__name__} of {len(x)}"
+    if isinstance(x, dict):
+        return f"a dict with the keys {', '.join(map(repr, x))}" if x else "an empty dict"
+    return f"{'an array of shape ' + str(x.shape) if type(x) is ndarray else type(x).__name__}"
+
+
+cdef bint is_native(const Py_buffer* view, char code) noexcept:
+    """Is the element type `code` ("f" or "d") in native byte order?"""
+    cdef const char* f = view.format
+    if f[0] == b"@" or f[0] == b"=" or f[0] == (b"<" if LITTLE_ENDIAN_HOST else b">"):
+        f += 1
+    return f[0] == code and f[1] == 0
+
+
+cdef class Plan:
+    """Plan(rule, groups, structured=False): parameters and state, bound for stepping.
+
+    groups is a list of pairs (keys, arrays): the keys of a dict of parameters, None for a list, () for one bare array.
+    structured: the caller gave a list of groups, and gives gradients as a list with one entry per group.
+    """
+    cdef Space space
+    cdef Py_buffer* p_views      # held for the life of the plan, so that nobody can resize or free a parameter
+    cdef Py_buffer* g_views      # held during a step
+    cdef Py_ssize_t n_bound, n_acquired
+    cdef uintptr_t* memory       # the bounds of all parameters and states: low, high, low, high ... ascending
+    cdef Py_ssize_t n_memory
+    cdef list owners             # the same with whose it is: (low, high, group, array or -1 for state)
+    cdef list keys, keep
+    cdef bint structured
+    cdef bint busy
+    cdef public int n_threads    # 0: not chosen
+    cdef public long long t      # applied steps
+
+    def __cinit__(self, str rule, list groups, bint structured=False):
+        cdef Py_ssize_t n = sum([len(arrays) for _, arrays in groups])
+        self.space.groups = <Group*> calloc(len(groups) + 1, sizeof(Group))
+        self.space.arrays = <Array*> calloc(n + 1, sizeof(Array))
+        self.space.steps = <Step*> calloc(n + 1, sizeof(Step))
+        self.p_views = <Py_buffer*> calloc(n + 1, sizeof(Py_buffer))
+        self.g_views = <Py_buffer*> calloc(n + 1, sizeof(Py_buffer))
+        self.memory = <uintptr_t*> calloc(2 * (n + SLOTS * len(groups)) + 1, sizeof(uintptr_t))
+        if (self.space.groups == NULL or self.space.arrays == NULL or self.space.steps == NULL or self.p_views == NULL
+                or self.g_views == NULL or self.memory == NULL):
+            raise MemoryError()
+
+    def __init__(self, str rule, list groups, bint structured=False):
+        cdef Py_ssize_t i
+        if self.n_bound:
+            raise RuntimeError("a plan is bound once")
+        self.structured = structured
+        self.keys = [keys for keys, _ in groups]
+        self.keep, self.owners = [], []
+        for i in range(len(groups)):
+            self.space.groups[i].rule = <Rule> <int> RULES[rule]
+            self.bind_group(i, groups[i][1])
+        self.index_memory()
+
+    def __dealloc__(self):
+        cdef Py_ssize_t i
+        for i in range(self.n_bound):
+            PyBuffer_Release(self.p_views + i)
+        free(self.space.groups)
+        free(self.space.arrays)
+        free(self.space.steps)
+        free(self.p_views)
+        free(self.g_views)
+        free(self.memory)
+
+    cdef bind_group(self, Py_ssize_t index, tuple params):
+        cdef Group* group = self.space.groups + index
+        cdef Array* a
+        cdef Py_buffer* view
+        cdef Py_ssize_t i
+        self.space.n_groups += 1
+        group.first = group.last = self.n_bound
+        group.chunk = self.space.n_chunks
+        for i, param in enumerate(params):
+            view = self.p_views + self.n_bound
+            self.view(param, view, index, i, False)
+            self.n_bound += 1
+            if i == 0:
+                group.wide = is_native(view, b"d")
+            if not is_native(view, b"d" if group.wide else b"f"):
+                if i and (is_native(view, b"d") or is_native(view, b"f")):
+                    raise TypeError(f"{self.name(index, i)} has dtype {param.dtype}, the arrays before it another; "
+                                    "put arrays of different dtypes into parameter groups of their own")
+                raise TypeError(f"{self.name(index, i)} has dtype {param.dtype.str}; parameters are float32 or float64 "
+                                "in native byte order (keep and use x.astype('float32'))")
+            if view.readonly:
+                raise ValueError(f"{self.name(index, i)} is read-only and can't be updated in place; pass a writable "
+                                 "array (x.copy(), or x.flags.writeable = True if the memory is yours)")
+            self.check_layout(view, index, i, False)
+            a = self.space.arrays + group.last
+            a.p = <char*> view.buf
+            a.start = group.size
+            a.stop = group.size = a.start + view.len // view.itemsize
+            group.last = self.n_bound
+            if view.len:
+                self.owners.append((<uintptr_t> a.p, <uintptr_t> a.p + view.len, index, i))
+        self.space.n_arrays = group.last
+        self.space.n_chunks += (group.size + CHUNK - 1) // CHUNK
+
+    def attach(self, Py_ssize_t index, tuple state, t, product):
+        """Give a group its state.
+
+        state: for each of the rule's slots a flat array in the order of the parameter space, or None.  t: the applied
+        steps of each array, int64.  product: NAdam's product of each array, float64, or None.
+        """
+        cdef Group* group = self.space.groups + index
+        cdef Py_ssize_t i
+        self.keep.append((state, t, product))
+        group.t = <long long*> address(t)
+        group.product = <double*> address(product) if product is not None else NULL
+        for i, x in enumerate(state):
+            if x is not None and x.size:
+                group.state[i] = <char*> address(x)
+                group.state_itemsize[i] = x.itemsize
+                self.owners.append((address(x), address(x) + x.nbytes, index, -1))
+        self.index_memory()
+
+    cdef index_memory(self):
+        cdef Py_ssize_t i
+        self.owners.sort()
+        self.n_memory = len(self.owners)
+        for i in range(self.n_memory):
+            self.memory[2 * i], self.memory[2 * i + 1] = self.owners[i][0], self.owners[i][1]
+            if i and self.memory[2 * i] < self.memory[2 * i - 1]:
+                raise ValueError(f"{self.owner(i - 1)} and {self.owner(i)} share memory; pass each element once, "
+                                 "or copy one of the arrays")
+
+    def size(self, Py_ssize_t group):
+        """Elements of a group's parameter space."""
+        return self.space.groups[group].size
+
+    def dtype(self, Py_ssize_t group):
+        return "float64" if self.space.groups[group].wide else "float32"
+
+    # --- options and counts --------------------------------------------------------------------------------------
+
+    def assign(self, Py_ssize_t group, dict options):
+        """Take over the options of one group, already checked."""
+        self.space.groups[group].options = as_options(options)
+
+    def set_t(self, long long t):
+        """Set every array's count of applied steps.  Above 0 its state counts as written."""
+        cdef Group* group
+        cdef Py_ssize_t i, j
+        cdef long long step
+        cdef double product
+        for i in range(self.space.n_groups):
+            group = self.space.groups + i
+            product = 1
+            if group.product != NULL:
+                for step in range(1, t + 1):
+                    product *= nadam_mu(&group.options, step)
+            for j in range(group.last - group.first):
+                group.t[j] = t
+                self.space.arrays[group.first + j].started = t > 0
+                if group.product != NULL:
+                    group.product[j] = product
+        self.t = t
+
+    # --- one step ------------------------------------------------------------------------------------------------
+
+    def step(self, grads, Py_ssize_t group=-1, Py_ssize_t lo=0, Py_ssize_t hi=-1, bint count=True):
+        """Step every group, or elements lo .. hi-1 of one group's parameter space.
+
+        lo and hi are multiples of CHUNK or the end (hi=-1).  The pieces of one step are calls with count=False but the
+        last: they share a step number, and equal the whole step whatever their order.
+        """
+        cdef Py_ssize_t first = 0, last = self.space.n_chunks, work
+        cdef int n_threads
+        if self.busy:
+            raise RuntimeError("another thread is inside step() of this optimizer; guard it with a lock, or give each "
+                               "thread an optimizer of its own")
+        if group != -1 or lo != 0 or hi != -1:
+            first, last = self.chunks(group, lo, hi)
+        self.busy = True
+        try:
+            work = self.acquire(grads)
+            if work >= 0:
+                self.form_steps()
+                n_threads = get_threads(self.n_threads) if work >= PARALLEL_FROM else 1
+                if work >= UNLOCK_FROM:
+                    with nogil:
+                        sweep(&self.space, first, last, n_threads)
+                else:
+                    sweep(&self.space, first, last, n_threads)
+                if count:
+                    self.count()
+        finally:
+            self.release()
+            self.busy = False
+
+    cdef (Py_ssize_t, Py_ssize_t) chunks(self, Py_ssize_t group, Py_ssize_t lo, Py_ssize_t hi) except *:
+        if group == -1 and self.space.n_groups == 1:
+            group = 0
+        if not 0 <= group < self.space.n_groups:
+            raise ValueError(f"a range needs a group, 0 .. {self.space.n_groups - 1}, got {group}")
+        cdef Py_ssize_t size = self.space.groups[group].size, chunk = self.space.groups[group].chunk
+        if hi == -1:
+            hi = size
+        if not (0 <= lo <= hi <= size and (lo % CHUNK == 0 or lo == size) and (hi % CHUNK == 0 or hi == size)):
+            raise ValueError(f"lo and hi must be multiples of {CHUNK} or the end, {size}, with lo <= hi; "
+                             f"got {lo} and {hi}")
+        return chunk + (lo + CHUNK - 1) // CHUNK, chunk + (hi + CHUNK - 1) // CHUNK
+
+    cdef Py_ssize_t acquire(self, grads) except -2:
+        """Bind the gradients; returns the number of their elements, -1 where every one is None."""
+        cdef Py_ssize_t i, work = -1
+        if not self.structured:
+            return self.acquire_group(0, grads, work)
+        if not isinstance(grads, (list, tuple)) or len(grads) != self.space.n_groups:
+            raise ValueError(f"grads must be a list with one entry for each of the {self.space.n_groups} parameter "
+                             f"groups, got {describe(grads)}")
+        for i in range(self.space.n_groups):
+            work = self.acquire_group(i, grads[i], work)
+        return work
+
+    cdef Py_ssize_t acquire_group(self, Py_ssize_t index, grads, Py_ssize_t work) except -2:
+        cdef Py_ssize_t i, n = self.space.groups[index].last - self.space.groups[index].first
+        cdef object keys = self.keys[index]
+        if keys is None:
+            if not isinstance(grads, (list, tuple)) or len(grads) != n:
+                raise ValueError(f"{self.place(index, True)} must be a list of {n} arrays, as the parameters are (None "
+                                 f"leaves one alone); got {describe(grads)}")
+            for i in range(n):
+                work = self.acquire_array(index, i, grads[i], work)
+        elif keys == ():
+            work = self.acquire_array(index, 0, grads, work)
+        else:
+            if not isinstance(grads, dict) or grads.keys() != keys.keys():
+                raise ValueError(f"{self.place(index, True)} must be a dict with the keys {', '.join(map(repr, keys))}, "
+                                 f"as the parameters are (None leaves one alone); got {describe(grads)}")
+            for i, key in enumerate(keys):
+                work = self.acquire_array(index, i, grads[key], work)
+        return work
+
+    cdef Py_ssize_t acquire_array(self, Py_ssize_t index, Py_ssize_t i, grad, Py_ssize_t work) except -2:
+        cdef Group* group = self.space.groups + index
+        cdef Array* a = self.space.arrays + group.first + i
+        cdef Py_buffer* p = self.p_views + group.first + i
+        cdef Py_buffer* g = self.g_views + self.n_acquired
+        if grad is None:
+            return work
+        self.view(grad, g, index, i, True)
+        self.n_acquired += 1
+        if not is_native(g, b"d" if group.wide else b"f"):
+            raise TypeError(f"{self.name(index, i, True)} has dtype {grad.dtype.str}, its parameter "
+                            f"{'float64' if group.wide else 'float32'}; convert it with x.astype")
+        if g.ndim != p.ndim or (g.ndim and memcmp(g.shape, p.shape, g.ndim * sizeof(Py_ssize_t)) != 0):
+            raise ValueError(f"{self.name(index, i, True)} has shape {grad.shape}, its parameter "
+                             f"{tuple([p.shape[j] for j in range(p.ndim)])}")
+        self.check_layout(g, index, i, True)
+        if g.len:
+            self.check_apart(g, index, i)
+        a.g = <const char*> g.buf
+        return max(work, 0) + a.stop - a.start
+
+    cdef int form_steps(self) noexcept:
+        """The constants of this step: formed once for neighbouring arrays that have taken the same steps."""
+        cdef Group* group
+        cdef Array* a
+        cdef Array* before
+        cdef Py_ssize_t i, j, n = 0
+        for i in range(self.space.n_groups):
+            group = self.space.groups + i
+            before = NULL
+            for j in range(group.last - group.first):
+                a = self.space.arrays + group.first + j
+                if a.g == NULL:
+                    continue
+                if (before == NULL or before.started != a.started
+                        or group.t[before - self.space.arrays - group.first] != group.t[j]
+                        or (group.product != NULL
+                            and group.product[before - self.space.arrays - group.first] != group.product[j])):
+                    form_step(group.rule, &group.options, group.t[j] + 1, not a.started,
+                              group.product[j] if group.product != NULL else 1, self.space.steps + n)
+                    n += 1
+                a.step = n - 1
+                before = a
+        return 0
+
+    cdef int count(self) noexcept:
+        cdef Group* group
+        cdef Array* a
+        cdef Py_ssize_t i, j
+        for i in range(self.space.n_groups):
+            group = self.space.groups + i
+            for j in range(group.last - group.first):
+                a = self.space.arrays + group.first + j
+                if a.g != NULL:
+                    group.t[j] += 1
+                    if group.rule != SGD or group.options.momentum != 0:
+                        a.started = True
+                    if group.product != NULL:
+                        group.product[j] = self.space.steps[a.step].product
+        self.t += 1
+        return 0
+
+    cdef int release(self) noexcept:
+        cdef Py_ssize_t i
+        for i in range(self.n_acquired):
+            PyBuffer_Release(self.g_views + i)
+        self.n_acquired = 0
+        for i in range(self.space.n_arrays):
+            self.space.arrays[i].g = NULL
+        return 0
+
+    # --- checks --------------------------------------------------------------------------------------------------
+
+    cdef str place(self, Py_ssize_t group, bint grad):
+        if self.structured:
+            return f"grads[{group}]" if grad else f"params[{group}]['params']"
+        return "grads" if grad else "params"
+
+    cdef str name(self, Py_ssize_t group, Py_ssize_t i, bint grad=False):
+        """What messages call an array: params, params[3], params['w'], params[1]['params'][3], grads ..."""
+        keys = self.keys[group]
+        return self.place(group, grad) + (f"[{i}]" if keys is None else "" if keys == () else f"[{list(keys)[i]!r}]")
+
+    cdef str owner(self, Py_ssize_t i):
+        _, _, group, array = self.owners[i]
+        return "this optimizer's state" if array < 0 else self.name(group, array)
+
+    cdef int view(self, x, Py_buffer* view, Py_ssize_t group, Py_ssize_t i, bint grad) except -1:
+        cdef str name, remedy = ""
+        if type(x) is not ndarray and (not isinstance(x, ndarray) or isinstance(x, MaskedArray)):
+            name = self.name(group, i, grad)
+            if isinstance(x, MaskedArray):
+                remedy = "the mask would be ignored: pass x.data, or x.filled(0)"
+            elif type(x).__module__.partition(".")[0] == "torch":
+                remedy = "pass x.detach().numpy(), which shares a CPU tensor's memory"
+            elif isinstance(x, (int, float, complex, numpy.generic)):
+                remedy = "make it an array: np.asarray(x, dtype)"
+            elif isinstance(x, (list, tuple, dict)):
+                remedy = "parameters are one array, a list or dict of arrays, or a list of group dicts with 'params'"
+            else:
+                remedy = "pass np.asarray(x)"
+            raise TypeError(f"{name} is a {type(x).__module__}.{type(x).__qualname__}, not a numpy.ndarray; {remedy}")
+        try:
+            return PyObject_GetBuffer(x, view, PyBUF_FULL_RO)
+        except (ValueError, BufferError) as error:
+            raise TypeError(f"{self.name(group, i, grad)} has dtype {x.dtype}: {error}") from None
+
+    cdef int check_layout(self, Py_buffer* view, Py_ssize_t group, Py_ssize_t i, bint grad) except -1:
+        remedy = "np.ascontiguousarray(x)" if grad else "keep and use np.ascontiguousarray(x), which is a copy"
+        if not PyBuffer_IsContiguous(view, b"C"):
+            raise ValueError(f"{self.name(group, i, grad)} is not C-contiguous; {remedy}")
+        if <uintptr_t> view.buf % <uintptr_t> view.itemsize and view.len:
+            raise ValueError(f"{self.name(group, i, grad)} is misaligned; {'' if grad else 'keep and use '}x.copy()")
+        return 0
+
+    cdef int check_apart(self, Py_buffer* g, Py_ssize_t group, Py_ssize_t i) except -1:
+        """Refuse a gradient that shares memory with a parameter or with state."""
+        cdef uintptr_t start = <uintptr_t> g.buf
+        cdef Py_ssize_t low = 0, high = self.n_memory, middle
+        while low < high:  # the first interval that ends behind `start`
+            middle = (low + high) // 2
+            if self.memory[2 * middle + 1] > start:
+                high = middle
+            else:
+                low = middle + 1
+        if low < self.n_memory and self.memory[2 * low] < start + g.len:
+            raise ValueError(f"{self.name(group, i, True)} shares memory with {self.owner(low)}; pass a copy")
+        return 0

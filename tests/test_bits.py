@@ -1,0 +1,164 @@
+"""Promise 2: the same bits everywhere, and the bits of the reference."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from cases import CASES, CHUNK, IDS, PAIRS, assert_same_bits, build, gradients, random_state, spec
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from adaptive_c import _config
+
+SIZES = [0, 1, 7, 64, CHUNK - 1, CHUNK + 1, 3 * CHUNK + 5]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(("name", "options"), PAIRS, ids=IDS)
+def test_every_step_has_the_bits_of_the_reference(name, options, dtype):
+    rng = np.random.default_rng(0)
+    for size in SIZES:
+        p = rng.normal(size=size).astype(dtype)
+        opt = build(name, p, options)
+        state = random_state(opt, rng)
+        want = p.copy()
+        for t, g in enumerate(gradients(rng, size, dtype), 11):
+            before = g.copy()
+            opt.step(g)
+            want = spec(name)(want, g, state, t, **options)
+            assert_same_bits(g, before, "the gradient")
+            assert_same_bits(p, want, f"p, size {size}, t {t}")
+            for key, live in opt.state.items():
+                if key == "mu_product":
+                    assert float(live) == state[key]
+                elif key != "step":
+                    assert_same_bits(live.astype(dtype), np.asarray(state[key], dtype), f"{key}, t {t}")
+        assert opt.t == 18
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(("name", "options"), PAIRS, ids=IDS)
+def test_the_first_steps_have_the_bits_of_the_reference(name, options, dtype):
+    rng = np.random.default_rng(1)
+    p = rng.normal(size=100).astype(dtype)
+    opt, want, state = build(name, p, options), p.copy(), {}
+    for t, g in enumerate(gradients(rng, 100, dtype), 1):
+        opt.step(g)
+        want = spec(name)(want, g, state, t, **options)
+        assert_same_bits(p, want, f"t {t}")
+
+
+@pytest.mark.parametrize(("name", "options"), PAIRS, ids=IDS)
+@given(data=st.data())
+@settings(max_examples=15, deadline=None)
+def test_any_gradient_has_the_bits_of_the_reference(name, options, data):
+    """Denormals, infinities, NaN, zeros of both signs, huge numbers."""
+    floats = st.floats(width=32)
+    p = np.array(data.draw(st.lists(floats, min_size=5, max_size=5)), "float32")
+    opt, want, state = build(name, p, options), p.copy(), {}
+    with np.errstate(all="ignore"):
+        for t in (1, 2, 3):
+            g = np.array(data.draw(st.lists(floats, min_size=5, max_size=5)), "float32")
+            opt.step(g)
+            want = spec(name)(want, g, state, t, **options)
+            assert_same_bits(p, want, f"t {t}, g {g!r}")
+
+
+def run(name, options, cuts=None, n_threads=None, ranges=False, steps=3, size=20 * CHUNK + 123, dtype="float32"):
+    """Parameters and state after some steps of a fixed problem, the array cut at `cuts` into a list."""
+    rng = np.random.default_rng(7)
+    p = rng.normal(size=size).astype(dtype)
+    grads = gradients(rng, size, dtype, steps)
+    if cuts is None:
+        opt = build(name, p, options, n_threads=n_threads)
+    else:
+        opt = build(name, [part.copy() for part in np.split(p, cuts)], options, n_threads=n_threads)
+    for g in grads:
+        whole = g if cuts is None else [part.copy() for part in np.split(g, cuts)]
+        if not ranges:
+            opt.step(whole)
+            continue
+        edges = [*range(0, size, 3 * CHUNK), size]
+        pieces = list(zip(edges, edges[1:], strict=False))
+        rng.shuffle(pieces)
+        for i, (lo, hi) in enumerate(pieces):
+            opt._plan.step(whole, lo=lo, hi=hi, count=i == len(pieces) - 1)
+    out = {"p": opt.param_groups[0]["params"], **opt.state}
+    flat = {k: v if cuts is None else np.concatenate([np.atleast_1d(x) for x in v]) for k, v in out.items()}
+    return {k: v for k, v in flat.items() if k not in ("step", "mu_product")}
+
+
+def same(a, b):
+    assert a.keys() == b.keys()
+    for key, value in a.items():
+        assert_same_bits(value, b[key], key)
+
+
+@pytest.mark.parametrize(("name", "options"), PAIRS, ids=IDS)
+def test_threads_do_not_change_a_bit(name, options):
+    want = run(name, options, n_threads=1)
+    for n in (2, 3, 7):
+        same(run(name, options, n_threads=n), want)
+
+
+@pytest.mark.parametrize(("name", "options"), PAIRS, ids=IDS)
+def test_ranges_in_any_order_equal_the_whole_step(name, options):
+    same(run(name, options, ranges=True), run(name, options))
+
+
+@pytest.mark.parametrize(("name", "options"), PAIRS, ids=IDS)
+@given(cuts=st.lists(st.integers(0, 20 * CHUNK + 123), max_size=12))
+@settings(max_examples=8, deadline=None)
+def test_any_cut_of_the_array_gives_the_same_bits(name, options, cuts):
+    same(run(name, options, cuts=sorted(cuts), n_threads=3), run(name, options))
+
+
+@pytest.mark.parametrize("level", [level for level in _config.LEVELS if level not in _config.unused_levels])
+def test_every_instruction_set_gives_the_same_bits(level, tmp_path):
+    """Each build that this machine runs, in a process of its own, against the one loaded here."""
+    script = (
+        "import sys, json, numpy as np; sys.path.insert(0, sys.argv[1])\n"
+        "from test_bits import run; from cases import CASES; from adaptive_c import _config\n"
+        "assert _config.isa == sys.argv[2]\n"
+        "np.savez(sys.argv[3], **{f'{i}/{d}/{k}': v for i, n, o in CASES for d in ('float32', 'float64')"
+        " for k, v in run(n, o, size=9001, dtype=d).items()})"
+    )
+    out = tmp_path / "out.npz"
+    subprocess.run(
+        [sys.executable, "-c", script, os.path.dirname(__file__), level, out],
+        check=True,
+        env={**os.environ, "ADAPTIVE_C_ISA": level},
+        cwd=tmp_path,
+    )
+    with np.load(out) as got:
+        for i, name, options in CASES:
+            for dtype in ("float32", "float64"):
+                for key, value in run(name, options, size=9001, dtype=dtype).items():
+                    assert_same_bits(got[f"{i}/{dtype}/{key}"], value, f"{level} {i} {dtype} {key}")
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 10, 999, 123456789])
+@pytest.mark.parametrize("x", [0.9, 0.999, 0.0, 1.0, 0.123456])
+def test_powers_are_those_of_libm_to_rounding(x, n):
+    from adaptive_c.reference import power, power_of_096
+
+    assert power(x, n) == pytest.approx(x**n, rel=1e-12, abs=1e-300)
+    assert power_of_096(n * 0.004) == pytest.approx(0.96 ** (n * 0.004), rel=1e-12, abs=1e-300)
+
+
+def test_constants_are_formed_in_double():
+    """1 - 0.999 formed in float32 is off by 1.3e-5."""
+    import adaptive_c as ac
+
+    p = np.zeros(1, "float32")
+    opt = ac.Adam(p)
+    opt.step(np.ones(1, "float32"))
+    assert opt.state["exp_avg_sq"][0] == np.float32(1 - 0.999)
+    assert opt.state["exp_avg_sq"][0] != np.float32(1) - np.float32(0.999)
+
+
+def test_cases_are_json():  # the ids and options travel to subprocesses
+    json.dumps(CASES)
