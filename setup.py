@@ -19,7 +19,7 @@ from setuptools.command.build_ext import build_ext
 
 # No contraction and no -ffast-math: every build gives the same bits, and sqrt still vectorises.
 FLAGS = ["-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
-LEVELS = {"baseline": [], "v3": ["-march=x86-64-v3"], "v4": ["-march=x86-64-v4", "-mprefer-vector-width=512"]}
+LEVELS = {"baseline": [], "v3": ["-march=x86-64-v3"], "v4": ["-march=x86-64-v4", "-mprefer-vector-width=256"]}
 OPENMP_PROGRAM = """
 #include <omp.h>
 int main(void) {

@@ -38,11 +38,13 @@ def set_threads(int default=-1, int machine=-1, child=None):
         forked = child
 
 
-def get_threads(int n_threads=0):
+cpdef int get_threads(int n_threads=0) noexcept nogil:
     """The number of threads that a large step takes now; n_threads: an optimizer's own choice, 0 for none."""
     if forked:
         return 1
-    return n_threads or default_threads or min(machine_threads, omp_get_max_threads())
+    if n_threads or default_threads:
+        return n_threads or default_threads
+    return min(machine_threads, omp_get_max_threads())
 
 
 def threads():

@@ -2,7 +2,8 @@
 #
 # A group's arrays, concatenated in order, are its parameter space 0 .. n-1.  It is cut into chunks at multiples of
 # CHUNK, never at array starts; a chunk is one segment of each array that reaches into it.  Each state quantity is one
-# allocation in this order.  Chunks of all groups are numbered through, so that one `prange` covers a whole step.
+# allocation in this order.  Chunks of all groups are numbered through, so that one `prange` covers a whole step.  A
+# plain step, which hands nothing from stage to stage, takes an array's neighbouring chunks as one long segment.
 
 cdef extern from *:
     """
@@ -20,7 +21,7 @@ cdef extern from *:
 cdef enum:
     CHUNK = 4096             # elements: 64 KiB of a float32 Adam step, within every core's second-level cache
     SLOTS = 3                # state arrays of the rule that has most
-    PARALLEL_FROM = 1 << 16  # elements: below, waking a second thread costs more than it saves
+    PARALLEL_FROM = 1 << 14  # elements: below, waking a second thread costs more than it saves
     UNLOCK_FROM = 1 << 14    # elements: from here on a step runs without the GIL
 
 cdef struct Array:
@@ -49,6 +50,11 @@ cdef struct Space:
     Py_ssize_t n_groups, n_arrays, n_chunks
 
 
+cdef bint staged(const Group* group) noexcept nogil:
+    """Does anything but the rule run?  Then what the stages hand on must stay in cache, and a segment in its chunk."""
+    return group.options.maximize or (group.options.weight_decay != 0 and not group.options.decoupled)
+
+
 cdef void run_segment(const Group* group, const Array* a, const Step* k, floating* p, Py_ssize_t start,
                       Py_ssize_t n) noexcept nogil:
     """The stages over elements start .. start+n-1 of the parameter space, all of them in array a, which begins at p."""
@@ -70,16 +76,12 @@ cdef void run_segment(const Group* group, const Array* a, const Step* k, floatin
     apply_rule(group.rule, n, p, g, s, o, k)
 
 
-cdef void run_chunk(const Space* space, Py_ssize_t chunk) noexcept nogil:
-    cdef const Group* group = space.groups
+cdef void run_group(const Space* space, const Group* group, Py_ssize_t start, Py_ssize_t end) noexcept nogil:
+    """Elements start .. end-1 of one group's parameter space, segment by segment."""
     cdef const Array* a
-    cdef Py_ssize_t start, stop, end, low, high, middle
-    while group + 1 < space.groups + space.n_groups and chunk >= group[1].chunk:
-        group += 1
-    start = (chunk - group.chunk) * CHUNK
-    end = min(start + CHUNK, group.size)
-    low, high = group.first, group.last - 1  # the first array that ends behind `start`
-    while low < high:
+    cdef Py_ssize_t stop, low = group.first, high = group.last - 1, middle
+    cdef bint by_chunk = staged(group)
+    while low < high:  # the first array that ends behind `start`
         middle = (low + high) // 2
         if space.arrays[middle].stop > start:
             high = middle
@@ -88,20 +90,33 @@ cdef void run_chunk(const Space* space, Py_ssize_t chunk) noexcept nogil:
     while start < end:
         a = space.arrays + low
         stop = min(a.stop, end)
+        if by_chunk:
+            stop = min(stop, (start // CHUNK + 1) * CHUNK)
         if a.g != NULL and stop > start:
             if group.wide:
                 run_segment(group, a, space.steps + a.step, <double*> a.p, start, stop - start)
             else:
                 run_segment(group, a, space.steps + a.step, <float*> a.p, start, stop - start)
         start = stop
-        low += 1
+        low += start == a.stop
+
+
+cdef void run_chunks(const Space* space, Py_ssize_t first, Py_ssize_t last) noexcept nogil:
+    cdef const Group* group
+    cdef Py_ssize_t i, start, end
+    for i in range(space.n_groups):
+        group = space.groups + i
+        start = max((first - group.chunk) * CHUNK, 0)
+        end = min((last - group.chunk) * CHUNK, group.size)
+        if start < end:
+            run_group(space, group, start, end)
 
 
 cdef void sweep(const Space* space, Py_ssize_t first, Py_ssize_t last, int n_threads) noexcept nogil:
-    cdef Py_ssize_t chunk
+    """Each thread takes neighbouring chunks; should the team be smaller than asked for, a thread takes more parts."""
+    cdef Py_ssize_t part, n = last - first
     if n_threads <= 1:
-        for chunk in range(first, last):
-            run_chunk(space, chunk)
+        run_chunks(space, first, last)
     else:
-        for chunk in prange(first, last, schedule="static", num_threads=n_threads):
-            run_chunk(space, chunk)
+        for part in prange(n_threads, schedule="static", num_threads=n_threads):
+            run_chunks(space, first + n * part // n_threads, first + n * (part + 1) // n_threads)
