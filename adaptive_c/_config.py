@@ -90,10 +90,13 @@ def _cgroup_quota(root: Path = Path("/sys/fs/cgroup"), self_cgroup: Path = Path(
     return quota
 
 
+_NO_LIMIT = 1 << 30
+
+
 def _machine_threads() -> tuple[int, str]:
     """How many threads None means, before OpenMP's own limit, and why."""
-    if "OMP_NUM_THREADS" in os.environ:
-        return 1 << 30, f"OMP_NUM_THREADS={os.environ['OMP_NUM_THREADS']}"
+    if wish := os.environ.get("OMP_NUM_THREADS"):
+        return _NO_LIMIT, f"OMP_NUM_THREADS={wish}"
     n = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = _cgroup_quota()
     if quota < n:
@@ -167,4 +170,4 @@ def _thread_reason() -> str:
         return "a forked child runs serial (libgomp may hang in it); set_num_threads overrides this"
     if default:
         return "set_num_threads"
-    return _why if n == _machine else f"OpenMP's own limit ({_why})"
+    return _why if _machine in (n, _NO_LIMIT) else f"OpenMP's own limit ({_why})"

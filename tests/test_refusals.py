@@ -1,0 +1,230 @@
+"""Everything is checked before the first write; messages name the array or argument, its value and the remedy."""
+
+import re
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import adaptive_c as ac
+
+
+def ones(*shape, dtype="float32"):
+    return np.ones(shape, dtype)
+
+
+def misaligned(n=4):
+    return np.frombuffer(bytearray(4 * n + 1), np.uint8)[1:].view("float32")
+
+
+def read_only():
+    x = ones(4)
+    x.flags.writeable = False
+    return x
+
+
+class Tensor:  # what torch's look like from here
+    pass
+
+
+Tensor.__module__ = "torch"
+
+BAD_PARAMS = [
+    ("float16", lambda: ones(4, dtype="float16"), TypeError, r"params has dtype <f2; parameters are float32 or float64"),
+    ("int", lambda: ones(4, dtype="int64"), TypeError, r"params has dtype <i8"),
+    ("complex", lambda: ones(4, dtype="complex64"), TypeError, r"params has dtype <c8"),
+    ("datetime", lambda: np.zeros(4, "M8[s]"), TypeError, r"params has dtype datetime64\[s\]"),
+    ("object", lambda: np.zeros(4, object), TypeError, r"params has dtype"),
+    ("record", lambda: np.zeros(4, [("a", "f4")]), TypeError, r"params has dtype"),
+    ("byteswapped", lambda: ones(4, dtype=">f4"), TypeError, r"params has dtype >f4; .*native byte order"),
+    ("strided", lambda: ones(8)[::2], ValueError, "params is not C-contiguous; keep and use np.ascontiguousarray"),
+    ("fortran", lambda: np.asfortranarray(ones(2, 3)), ValueError, "params is not C-contiguous"),
+    ("read-only", read_only, ValueError, "params is read-only"),
+    ("misaligned", misaligned, ValueError, "params is misaligned"),
+    ("masked", lambda: np.ma.ones(4, "float32"), TypeError, "Masked.*the mask would be ignored"),
+    ("float", lambda: 1.0, TypeError, r"params is a builtins.float, not a numpy.ndarray; make it an array"),
+    ("numpy scalar", lambda: np.float32(1), TypeError, r"params is a numpy.float32"),
+    ("None", lambda: None, TypeError, "params is a builtins.NoneType"),
+    ("bytearray", lambda: bytearray(4), TypeError, r"params is a builtins.bytearray.*np.asarray"),
+    ("tensor", Tensor, TypeError, r"torch.Tensor.*x.detach\(\).numpy\(\)"),
+    ("in a list", lambda: [ones(2), 3.0], TypeError, r"params\[1\] is a builtins.float"),
+    ("in a dict", lambda: {"w": ones(2), "b": ones(4)[::2]}, ValueError, r"params\['b'\] is not C-contiguous"),
+    ("in a group", lambda: [{"params": {"w": read_only()}}], ValueError, r"params\[0\]\['params'\]\['w'\] is read-only"),
+    ("a lone group", lambda: {"params": [ones(2)]}, TypeError, r"params\['params'\] is a builtins.list.*group dicts"),
+    ("two dtypes", lambda: [ones(2), ones(2, dtype="float64")], TypeError, r"params\[1\] has dtype float64.*groups of their own"),
+    ("empty list", list, ValueError, "params is empty"),
+    ("empty dict", dict, ValueError, "params is empty"),
+    ("empty group", lambda: [{"params": []}], ValueError, r"params\[0\] is empty"),
+    ("a group without params", lambda: [{"lr": 1.0}], ValueError, r"params\[0\] must be a dict with 'params'"),
+    ("a group and an array", lambda: [{"params": ones(2)}, ones(2)], ValueError, r"params\[1\] must be a dict with 'params'"),
+    ("an unknown group option", lambda: [{"params": ones(2), "rate": 1}], TypeError, r"params\[0\] has the unknown option 'rate'"),
+    ("a bad group option", lambda: [{"params": ones(2), "lr": -1}], ValueError, r"params\[0\]: lr must be in \[0, inf\), got -1"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("make", "error", "message"), [b[1:] for b in BAD_PARAMS], ids=[b[0] for b in BAD_PARAMS])
+def test_bad_parameters(make, error, message):
+    with pytest.raises(error, match=message):
+        ac.AdamW(make())
+
+
+@pytest.mark.parametrize("pair", ["same", "overlapping", "across groups"])
+def test_parameters_that_share_memory(pair):
+    x = ones(8)
+    params = {"same": [x, x], "overlapping": {"a": x[:5], "b": x[4:]}, "across groups": [{"params": x}, {"params": [x[2:3]]}]}
+    with pytest.raises(ValueError, match=r"params.* and params.* share memory; pass each element once"):
+        ac.SGD(params[pair])
+    ac.SGD([x[:4], x[4:], x[4:4]])  # neighbours, and nothing at all, share none
+
+
+BAD_GRADS = [
+    ("float64", lambda p: ones(4, dtype="float64"), TypeError, "grads has dtype <f8, its parameter float32; convert it"),
+    ("byteswapped", lambda p: ones(4, dtype=">f4"), TypeError, "grads has dtype >f4"),
+    ("shape", lambda p: ones(2, 2), ValueError, r"grads has shape \(2, 2\), its parameter \(4,\)"),
+    ("size", lambda p: ones(5), ValueError, r"grads has shape \(5,\), its parameter \(4,\)"),
+    ("strided", lambda p: ones(8)[::2], ValueError, r"grads is not C-contiguous; np.ascontiguousarray\(x\)"),
+    ("misaligned", lambda p: misaligned(), ValueError, r"grads is misaligned; x.copy\(\)"),
+    ("masked", lambda p: np.ma.ones(4, "float32"), TypeError, "the mask would be ignored"),
+    ("list", lambda p: [ones(4)], TypeError, "grads is a builtins.list, not a numpy.ndarray"),
+    ("float", lambda p: 1.0, TypeError, r"grads is a builtins.float.*np.asarray\(x, dtype\)"),
+    ("the parameter", lambda p: p, ValueError, "grads shares memory with params; pass a copy"),
+]
+
+
+@pytest.mark.parametrize(("make", "error", "message"), [b[1:] for b in BAD_GRADS], ids=[b[0] for b in BAD_GRADS])
+def test_bad_gradients(make, error, message):
+    p = ones(4)
+    opt = ac.AdamW(p)
+    for _ in range(2):  # and nothing is left behind by the first refusal
+        with pytest.raises(error, match=message):
+            opt.step(make(p))
+        assert (p == 1).all()
+        assert opt.t == 0
+        assert not opt.state["exp_avg"].any()
+    opt.step(ones(4))
+    assert opt.t == 1
+
+
+def test_a_gradient_that_shares_memory_with_state_or_another_parameter():
+    p = [ones(100), ones(3, 4), ones(5)]
+    opt = ac.AdamW(p)
+    with pytest.raises(ValueError, match=r"grads\[0\] shares memory with this optimizer's state"):
+        opt.step([opt.state["exp_avg"][0], None, None])
+    with pytest.raises(ValueError, match=r"grads\[1\] shares memory with params\[0\]"):
+        opt.step([None, p[0][50:62].reshape(3, 4), None])
+    grouped = ac.SGD([{"params": {"a": p[0]}}, {"params": p[2]}])
+    with pytest.raises(ValueError, match=r"grads\[1\] shares memory with params\[0\]\['params'\]\['a'\]"):
+        grouped.step([{"a": None}, p[0][95:]])
+
+
+@given(cuts=st.lists(st.integers(0, 60), min_size=2, max_size=8), start=st.integers(0, 60), size=st.integers(0, 60))
+def test_overlap_is_found_exactly(cuts, start, size):
+    memory = ones(60)
+    cuts = sorted(cuts)
+    opt = ac.SGD([memory[a:b] for a, b in zip(cuts, cuts[1:], strict=False)] + [ones(size)])
+    inside = memory[start : start + size]
+    if inside.size != size:
+        return
+    grads = [None] * (len(cuts) - 1) + [inside]
+    overlap = any(max(a, start) < min(b, start + size) for a, b in zip(cuts, cuts[1:], strict=False))
+    if overlap:
+        with pytest.raises(ValueError, match="shares memory"):
+            opt.step(grads)
+    else:
+        opt.step(grads)
+
+
+@pytest.mark.parametrize(
+    ("params", "grads", "message"),
+    [
+        ([ones(2), ones(3)], [ones(2)], "grads must be a list of 2 arrays, as the parameters are .*got a list of 1"),
+        ([ones(2)], ones(2), r"grads must be a list of 1 arrays.*got an array of shape \(2,\)"),
+        ([ones(2)], {"a": ones(2)}, "grads must be a list"),
+        ([ones(2)], None, "grads must be a list"),
+        ({"a": ones(2), "b": ones(2)}, {"a": ones(2)}, r"grads must be a dict with the keys 'a', 'b'.*None leaves one alone"),
+        ({"a": ones(2)}, {"a": ones(2), "c": None}, "got a dict with the keys 'a', 'c'"),
+        ({"a": ones(2)}, {"c": ones(2)}, "grads must be a dict with the keys 'a'"),
+        ({"a": ones(2)}, [ones(2)], "grads must be a dict"),
+        ([{"params": ones(2)}, {"params": ones(2)}], [ones(2)], "one entry for each of the 2 parameter groups, got a list of 1"),
+        ([{"params": [ones(2)]}], [ones(2)], r"grads\[0\] must be a list of 1 arrays"),
+    ],
+)
+def test_gradients_in_the_wrong_structure(params, grads, message):
+    opt = ac.SGD(params)
+    with pytest.raises(ValueError, match=message):
+        opt.step(grads)
+    assert opt.t == 0
+
+
+def test_a_bad_last_gradient_leaves_the_first_array_untouched():
+    p = [ones(5000), ones(3)]
+    opt = ac.AdamW(p)
+    with pytest.raises(ValueError, match=r"grads\[1\] has shape"):
+        opt.step([ones(5000), ones(4)])
+    assert (p[0] == 1).all()
+    assert not opt.state["exp_avg"][0].any()
+
+
+BAD_OPTIONS = [
+    ("SGD", {"lr": -0.1}, r"lr must be in \[0, inf\), got -0.1"),
+    ("SGD", {"momentum": -1}, "momentum must be"),
+    ("SGD", {"dampening": float("nan")}, "dampening must be"),
+    ("SGD", {"weight_decay": -1}, "weight_decay must be"),
+    ("SGD", {"nesterov": True}, "nesterov=True needs momentum > 0 and dampening 0, got momentum=0.0 and dampening=0.0"),
+    ("SGD", {"nesterov": True, "momentum": 0.9, "dampening": 0.1}, "nesterov=True needs momentum > 0 and dampening 0"),
+    ("SGD", {"maximize": "no"}, "maximize must be True or False"),
+    ("Momentum", {"nesterov": True, "momentum": 0}, "nesterov=True needs momentum > 0"),
+    ("Adagrad", {"lr_decay": -1}, "lr_decay must be"),
+    ("Adagrad", {"initial_accumulator_value": -1}, "initial_accumulator_value must be"),
+    ("Adagrad", {"eps": 1e-50}, r"eps=1e-50 rounds to 0 in float32; use 0, or at least 1.4e-45"),
+    ("RMSprop", {"alpha": 1.1}, r"alpha must be in \[0, 1\], got 1.1"),
+    ("RMSprop", {"eps_mode": "in"}, "eps_mode must be 'outside' or 'inside' or 'hat', got 'in'"),
+    ("Adadelta", {"rho": -0.1}, r"rho must be in \[0, 1\]"),
+    ("Adam", {"betas": (1.0, 0.999)}, r"betas\[0\] must be in \[0, 1\), got 1.0"),
+    ("Adam", {"betas": (0.9, float("nan"))}, r"betas\[1\] must be"),
+    ("Adam", {"betas": (0.9,)}, "betas must be a pair"),
+    ("Adam", {"betas": "ab"}, "betas must be a pair"),
+    ("Adam", {"eps": -1e-8}, "eps must be"),
+    ("Adam", {"lr": None}, "lr must be a number, got None"),
+    ("Adam", {"lr": True}, "lr must be a number, got True"),
+    ("Adam", {"lr": 1j}, "lr must be a number"),
+    ("NAdam", {"momentum_decay": -1}, "momentum_decay must be"),
+    ("Rprop", {"etas": (1.2, 0.5)}, r"etas\[0\] must be in \(0, 1\), got 1.2"),
+    ("Rprop", {"step_sizes": (1.0, 0.1)}, "step_sizes must be .smallest, largest."),
+    ("Rprop", {"variant": "plus"}, "variant must be 'irprop-' or"),
+    ("SuperSAB", {"eta_plus": 0.9}, r"eta_plus must be in \(1, inf\)"),
+    ("SuperSAB", {"eta_minus": 1.5}, r"eta_minus must be in \(0, 1\)"),
+    ("SuperSAB", {"max_rate": 0}, r"max_rate must be in \(0, inf\)"),
+    ("Adam", {"fused": True}, "Adam has no argument 'fused'; drop it"),
+    ("Adam", {"foreach": None}, "drop it"),
+    ("Adam", {"capturable": False}, "drop it"),
+    ("Adam", {"differentiable": False}, "drop it"),
+    ("Adam", {"learning_rate": 0.1}, "Adam has no argument 'learning_rate'; it has params, lr, betas"),
+    ("Adadelta", {"eps_mode": "inside"}, "Adadelta has no argument 'eps_mode'"),
+]
+
+
+@pytest.mark.parametrize(("cls", "options", "message"), BAD_OPTIONS)
+def test_bad_options(cls, options, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        getattr(ac, cls)(ones(3), **options)
+
+
+def test_options_at_the_ends_of_their_ranges():
+    for cls, options in [("RMSprop", {"alpha": 0}), ("RMSprop", {"alpha": 1}), ("Adadelta", {"rho": 1.0}),
+                         ("Adam", {"betas": (0, 0), "eps": 0}), ("Adam", {"betas": [0.9, np.float32(0.5)]}),
+                         ("SGD", {"lr": 0, "nesterov": np.True_, "momentum": np.float64(1)})]:  # fmt: skip
+        p = ones(3)
+        getattr(ac, cls)(p, **options).step(ones(3))
+        assert np.isfinite(p).all()
+    ac.Adam(ones(3, dtype="float64"), eps=1e-50)
+
+
+def test_every_message_is_one_sentence_without_the_machinery():
+    """Read aloud: no addresses, no internals."""
+    for _, make, error, _ in BAD_PARAMS:
+        with pytest.raises(error) as caught:
+            ac.AdamW(make())
+        assert not re.search(r"0x[0-9a-f]{4}|Py_buffer|\._", str(caught.value)), caught.value
+        assert len(str(caught.value)) < 300
