@@ -403,8 +403,8 @@ cdef void supersab(Py_ssize_t n, floating* p, const floating* g, void** s, const
     cdef floating* e = <floating*> s[0]
     cdef signed char* q = <signed char*> s[1]
     cdef floating* v = <floating*> s[2]
-    cdef floating now, w, ei, faster, d, up = <floating> k.up, down = <floating> k.down, hi = <floating> k.hi
-    cdef floating mu = <floating> k.mu
+    cdef floating now, w, ei, vi, faster, slower, ahead, up = <floating> k.up, down = <floating> k.down
+    cdef floating hi = <floating> k.hi, mu = <floating> k.mu
     if k.first:
         fill(n, e, k.lr)
     for i in range(n):
@@ -412,12 +412,15 @@ cdef void supersab(Py_ssize_t n, floating* p, const floating* g, void** s, const
         w = now * q[i]
         faster = up * e[i]
         faster = hi if faster > hi else faster
-        ei = faster if w > 0 else (down * e[i] if w < 0 else e[i])
-        d = -v[i] if w < 0 else mu * v[i] - ei * g[i]
-        p[i] = p[i] + d
-        v[i] = <floating> 0 if w < 0 else d
+        slower = down * e[i]
+        ei = faster if w > 0 else (slower if w < 0 else e[i])
+        vi = v[i]
+        ahead = mu * vi - ei * g[i]
+        p[i] = p[i] + (-vi if w < 0 else ahead)
+        v[i] = <floating> 0 if w < 0 else ahead
         e[i] = ei
-        q[i] = stored_sign(<floating> 0 if w < 0 else now)
+        now = <floating> 0 if w < 0 else now
+        q[i] = stored_sign(now)
 
 
 cdef void form_step(Rule rule, const Options* o, long long t, bint first, double product, Step* k) noexcept nogil:

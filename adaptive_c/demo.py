@@ -1,0 +1,195 @@
+"""The first real job: two models of handwritten digits, trained in NumPy with each optimizer; then one large array.
+
+The digits are scikit-learn's: 1,797 images of 8 x 8 pixels, ten classes.  All parameters of a model lie in one flat
+array, which is what is stepped.
+"""
+
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from sklearn.datasets import load_digits
+
+import adaptive_c as ac
+
+from ._config import core, isa
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt  # noqa: E402  after the backend is chosen
+
+Array = np.ndarray[Any, Any]
+Data = tuple[Array, Array, Array, Array]
+
+# Learning rates that suit both models; Rprop and SuperSAB take full batches, as they must.
+OPTIMIZERS: dict[str, tuple[type[ac.Optimizer], dict[str, Any]]] = {
+    "SGD": (ac.SGD, {"lr": 0.1}),
+    "SGD, momentum 0.9": (ac.SGD, {"lr": 0.05, "momentum": 0.9}),
+    "Momentum, nesterov": (ac.Momentum, {"lr": 0.05, "nesterov": True}),
+    "Adagrad": (ac.Adagrad, {"lr": 0.05}),
+    "RMSprop": (ac.RMSprop, {"lr": 2e-3, "alpha": 0.9}),
+    "Adadelta": (ac.Adadelta, {}),
+    "Adam": (ac.Adam, {"lr": 3e-3}),
+    "AdamW": (ac.AdamW, {"lr": 3e-3, "weight_decay": 1e-2}),
+    "Adamax": (ac.Adamax, {"lr": 5e-3}),
+    "NAdam": (ac.NAdam, {"lr": 3e-3}),
+    "RAdam": (ac.RAdam, {"lr": 1e-2}),
+    "Lion": (ac.Lion, {"lr": 1e-3, "weight_decay": 1e-2}),
+    "Rprop": (ac.Rprop, {"lr": 1e-2}),
+    "SuperSAB": (ac.SuperSAB, {"lr": 0.3, "max_rate": 1.0}),
+}
+FULL_BATCH = ("Rprop", "SuperSAB")
+
+
+def digits(seed: int = 0) -> Data:
+    """Pixels in [0, 1] and labels: 1,437 images to train on, 360 to test with."""
+    images, labels = load_digits(return_X_y=True)
+    order = np.random.default_rng(seed).permutation(len(images))
+    x, y = (images[order] / 16).astype("float32"), labels[order]
+    return x[:1437], y[:1437], x[1437:], y[1437:]
+
+
+def initial(hidden: int | None, seed: int = 0) -> dict[str, Array]:
+    """The parameters of softmax regression (hidden=None) or of a perceptron with one hidden layer."""
+    rng = np.random.default_rng(seed)
+    sizes = [64, 10] if hidden is None else [64, hidden, 10]
+    params: dict[str, Array] = {}
+    for i, (n, m) in enumerate(zip(sizes, sizes[1:], strict=False)):
+        scale = np.sqrt(2 / n) if hidden is not None else 0.0
+        params[f"w{i}"] = (rng.standard_normal((n, m)) * scale).astype("float32")
+        params[f"b{i}"] = np.zeros(m, "float32")
+    return params
+
+
+def forward(p: dict[str, Array], x: Array) -> tuple[Array, Array]:
+    """The input of the last layer, and the logarithms of the class probabilities."""
+    layers = len(p) // 2
+    for i in range(layers - 1):
+        x = np.maximum(x @ p[f"w{i}"] + p[f"b{i}"], 0)
+    z = x @ p[f"w{layers - 1}"] + p[f"b{layers - 1}"]
+    z = z - z.max(axis=1, keepdims=True)
+    return x, z - np.log(np.exp(z).sum(axis=1, keepdims=True))
+
+
+def gradient(p: dict[str, Array], g: dict[str, Array], x: Array, y: Array) -> float:
+    """The mean cross-entropy; its gradient is written into g."""
+    last, log_probability = forward(p, x)
+    loss = -float(log_probability[np.arange(len(y)), y].mean())
+    delta = np.exp(log_probability)
+    delta[np.arange(len(y)), y] -= 1
+    delta /= len(y)
+    if "w1" in p:
+        g["w1"][...] = last.T @ delta
+        g["b1"][...] = delta.sum(axis=0)
+        delta = (delta @ p["w1"].T) * (last > 0)
+        last = x
+    g["w0"][...] = last.T @ delta
+    g["b0"][...] = delta.sum(axis=0)
+    return loss
+
+
+def train(name: str, hidden: int | None, data: Data, epochs: int, advance: Callable[[], None], seed: int = 0,
+          **more: Any) -> tuple[list[float], float, float]:  # fmt: skip
+    """Loss over the training set after each epoch, accuracy on the test set, and the median time of a step."""
+    x, y, x_test, y_test = data
+    flat, p = ac.flatten(initial(hidden, seed))
+    grad, g = ac.flatten(p, like=flat)
+    cls, options = OPTIMIZERS[name]
+    opt = cls(flat, **options, **more)
+    rng = np.random.default_rng(seed)
+    batch = len(x) if name in FULL_BATCH else 64
+    losses, times = [], []
+    for _ in range(epochs):
+        order = rng.permutation(len(x))
+        for i in range(0, len(x), batch):
+            gradient(p, g, x[order[i : i + batch]], y[order[i : i + batch]])
+            start = time.perf_counter()
+            opt.step(grad)
+            times.append(time.perf_counter() - start)
+        losses.append(-float(forward(p, x)[1][np.arange(len(y)), y].mean()))
+        advance()
+    accuracy = float((forward(p, x_test)[1].argmax(axis=1) == y_test).mean())
+    return losses, accuracy, statistics.median(times)
+
+
+def one_large_array(n: int, console: Console) -> None:
+    """AdamW on one flat array, beside the machine's ceiling for the same bytes and the same step in NumPy."""
+    rng = np.random.default_rng(0)
+    p = rng.standard_normal(n, "float32")
+    g = rng.random(n, "float32") * np.float32(1e-6)
+    opt = ac.AdamW(p)
+    states = tuple(opt.state[name] for name in ("exp_avg", "exp_avg_sq"))
+
+    def in_numpy(t: int = 1) -> None:
+        m, v = states
+        np.multiply(p, 1 - 1e-3 * 1e-2, out=p)
+        m *= 0.9
+        m += 0.1 * g
+        v *= 0.999
+        v += (0.001 * g) * g
+        np.subtract(p, 1e-3 / (1 - 0.9**t) * m / (np.sqrt(v / (1 - 0.999**t)) + 1e-8), out=p)
+
+    contenders: dict[str, Callable[[], None]] = {
+        "adaptive_c": lambda: opt.step(g),
+        "ceiling": lambda: core.ceiling(p, g, states),
+        "NumPy": in_numpy,
+    }
+    times: dict[str, list[float]] = {name: [] for name in contenders}
+    for step in contenders.values():
+        step()
+    for i in range(7):
+        for name, step in contenders.items():
+            if name == "NumPy" and i >= 2:
+                continue
+            start = time.perf_counter()
+            step()
+            times[name].append(time.perf_counter() - start)
+    ours, ceiling, by_hand = (statistics.median(times[name]) for name in contenders)
+    console.print(
+        f"\nAdamW on {n:,} float32 elements, {isa}, {ac.get_num_threads()} threads, {platform.machine()}:\n"
+        f"  {ours / n * 1e9:.3f} ns per element, {28 * n / ours / 1e9:.1f} GB/s (28 bytes per element)\n"
+        f"  {ceiling / ours:.0%} of this machine's ceiling for the same bytes ({28 * n / ceiling / 1e9:.1f} GB/s)\n"
+        f"  the same step in NumPy: {by_hand / n * 1e9:.3f} ns per element, {by_hand / ours:.1f} times as long"
+    )
+
+
+def run(quick: bool = False, folder: str = ".") -> None:
+    console = Console()
+    data = digits()
+    epochs = 8 if quick else 40
+    models = {"softmax regression": None, "two-layer perceptron": 64}
+    figure, axes = plt.subplots(1, 2, figsize=(13, 5.5), layout="constrained")
+    tables = []
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:3.0f}%"), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        bar = progress.add_task("training", total=len(models) * len(OPTIMIZERS) * epochs)
+        for (model, hidden), axis in zip(models.items(), axes, strict=True):
+            size = sum(array.size for array in initial(hidden).values())
+            table = Table("optimizer", "final loss", "test accuracy", "us per step", title=f"{model}, {size:,} parameters")
+            for column in table.columns[1:]:
+                column.justify = "right"
+            for i, name in enumerate(OPTIMIZERS):
+                progress.update(bar, description=f"{model}, {name}")
+                losses, accuracy, step = train(name, hidden, data, epochs, lambda: progress.advance(bar))
+                table.add_row(name, f"{losses[-1]:.4f}", f"{accuracy:.1%}", f"{step * 1e6:.2f}")
+                axis.plot(range(1, epochs + 1), losses, label=name, linestyle="-" if i < 10 else "--", linewidth=1.5)
+            axis.set(yscale="log", xlabel="epoch", title=f"{model}, {size:,} parameters")
+            axis.grid(alpha=0.3)
+            tables.append(table)
+    axes[0].set_ylabel("cross-entropy over the training set")
+    axes[1].legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
+    for table in tables:
+        console.print(table)
+    path = Path(folder, "adaptive-c-demo.png")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+    console.print(f"loss curves: {path}")
+    one_large_array(1 << (22 if quick else 26), console)
