@@ -43,7 +43,9 @@ for level, flags in settings["LEVELS"].items():
              source, "-o", f"{folder}/core.o", f"-fopt-info-vec-optimized={report}"],
             check=True,
         )  # fmt: skip
-        notes = re.findall(r"^(\S+?):(\d+):\d+: optimized: loop vectorized using (\d+) byte", Path(report).read_text(), re.M)
+        notes = re.findall(
+            r"^(\S+?):(\d+):\d+: optimized: loop vectorized using (\d+) byte", Path(report).read_text(), re.M
+        )
     for path, number, function, wanted in loops():
         found = notes.count((path, str(number), str(WIDTH[level])))
         if found < wanted:

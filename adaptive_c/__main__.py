@@ -5,7 +5,9 @@ from collections.abc import Sequence
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="adaptive-c", description="Optimizers that update large NumPy arrays in place.")
+    parser = argparse.ArgumentParser(
+        prog="adaptive-c", description="Optimizers that update large NumPy arrays in place."
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     demo = commands.add_parser("demo", help="train two small models with every optimizer, then step one large array")
     demo.add_argument("--quick", action="store_true", help="a shorter training and a smaller array, within 20 seconds")
@@ -22,7 +24,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ImportError as error:
         if (error.name or "").partition(".")[0] not in ("matplotlib", "rich", "sklearn"):
             raise
-        parser.exit(1, f"adaptive-c demo needs {error.name}: pip install 'adaptive_c[demo]' (from a clone: '.[demo]')\n")
+        parser.exit(
+            1, f"adaptive-c demo needs {error.name}: pip install 'adaptive_c[demo]' (from a clone: '.[demo]')\n"
+        )
     run(quick=options.quick, folder=options.out)
     return 0
 

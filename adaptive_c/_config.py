@@ -42,7 +42,9 @@ def _choose() -> tuple[Any, str, dict[str, str]]:
     reasons |= {level: "this processor does not support it" for level in LEVELS if level not in supported}
     if wanted is not None:
         if wanted not in LEVELS:
-            raise ImportError(f"ADAPTIVE_C_ISA={wanted!r} is unknown; use one of {', '.join(reversed(LEVELS))}, or unset it")
+            raise ImportError(
+                f"ADAPTIVE_C_ISA={wanted!r} is unknown; use one of {', '.join(reversed(LEVELS))}, or unset it"
+            )
         if wanted in reasons:
             raise ImportError(f"ADAPTIVE_C_ISA={wanted}: {reasons[wanted]}; unset it, or use {supported[-1]}")
         return _load(wanted), wanted, reasons
@@ -70,21 +72,20 @@ def _cgroup_quota(root: Path = Path("/sys/fs/cgroup"), self_cgroup: Path = Path(
         return quota
     for _, controllers, path in lines:
         if controllers == "":  # version 2
-            files, base = [("cpu.max", None)], root
+            limit_file, period_file, base = "cpu.max", "", root
         elif "cpu" in controllers.split(","):
-            files, base = [("cpu.cfs_quota_us", "cpu.cfs_period_us")], root / "cpu"
+            limit_file, period_file, base = "cpu.cfs_quota_us", "cpu.cfs_period_us", root / "cpu"
         else:
             continue
         folder = base / path.lstrip("/")
         for place in [folder, *folder.parents]:  # a limit holds for everything below it
-            for limit_file, period_file in files:
-                try:
-                    words = (place / limit_file).read_text().split()
-                    words += (place / period_file).read_text().split() if period_file else []
-                    if words[0] not in ("max", "-1"):
-                        quota = min(quota, int(words[0]) / int(words[1]))
-                except (OSError, ValueError, IndexError, ZeroDivisionError):
-                    pass
+            try:
+                words = (place / limit_file).read_text().split()
+                words += (place / period_file).read_text().split() if period_file else []
+                if words[0] not in ("max", "-1"):
+                    quota = min(quota, int(words[0]) / int(words[1]))
+            except (OSError, ValueError, IndexError, ZeroDivisionError):
+                pass
             if place == root:
                 break
     return quota
@@ -139,7 +140,9 @@ def get_num_threads() -> int:
 
 def _openmp_runtimes() -> str:
     try:
-        paths = {line.split(maxsplit=5)[5] for line in Path("/proc/self/maps").read_text().splitlines() if "omp" in line}
+        paths = {
+            line.split(maxsplit=5)[5] for line in Path("/proc/self/maps").read_text().splitlines() if "omp" in line
+        }
     except (OSError, IndexError):
         return ""
     names = sorted(path for path in paths if os.path.basename(path).startswith(("libgomp", "libomp", "libiomp")))

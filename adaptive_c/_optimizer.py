@@ -46,13 +46,17 @@ class ParamGroup(MutableMapping[str, Any]):
             return self._options[name]
         if self._keys == ():
             return self._arrays[0]
-        return self._arrays if self._keys is None else MappingProxyType(dict(zip(self._keys, self._arrays, strict=True)))
+        return (
+            self._arrays if self._keys is None else MappingProxyType(dict(zip(self._keys, self._arrays, strict=True)))
+        )
 
     def __setitem__(self, name: str, value: Any) -> None:
         if name == "params":
             raise TypeError("params is read-only: an optimizer is bound to its arrays; construct a new one")
         if name not in self._options:
-            raise KeyError(f"{name!r} is not an option of {type(self._optimizer).__name__}; it has {', '.join(self._options)}")
+            raise KeyError(
+                f"{name!r} is not an option of {type(self._optimizer).__name__}; it has {', '.join(self._options)}"
+            )
         self._assign({**self._options, name: value}, f"param_groups[{self._index}]: ")
 
     def _assign(self, options: dict[str, Any], where: str) -> None:
@@ -177,18 +181,24 @@ class Optimizer:
     def _group(self, index: int, spec: Any, defaults: dict[str, Any]) -> ParamGroup:
         where = f"params[{index}]" if self._structured else "params"
         if not isinstance(spec, dict) or "params" not in spec:
-            raise ValueError(f"{where} must be a dict with 'params', as the other groups are, got {type(spec).__name__}")
+            raise ValueError(
+                f"{where} must be a dict with 'params', as the other groups are, got {type(spec).__name__}"
+            )
         params = spec["params"]
         if isinstance(params, (list, tuple, dict)) and not params:
             raise ValueError(f"{where} is empty: there is nothing to optimize")
         options = {name: value for name, value in spec.items() if name != "params"}
         if unknown := [name for name in options if name not in defaults]:
-            raise TypeError(f"{where} has the unknown option {unknown[0]!r}; {type(self).__name__} has {', '.join(defaults)}")
+            raise TypeError(
+                f"{where} has the unknown option {unknown[0]!r}; {type(self).__name__} has {', '.join(defaults)}"
+            )
         return ParamGroup(self, index, params, {**defaults, **options})
 
     def _allocate(self, index: int, group: ParamGroup) -> None:
         n, dtype = self._plan.size(index), self._plan.dtype(index)
-        group._slots = tuple(_zeros(n, "int8" if name == "prev" else dtype) if name else None for name in self._state(group))
+        group._slots = tuple(
+            _zeros(n, "int8" if name == "prev" else dtype) if name else None for name in self._state(group)
+        )
         group._per_array = {"step": np.zeros(len(group._arrays), "int64")}
         if self._rule == "nadam":
             group._per_array["mu_product"] = np.ones(len(group._arrays))

@@ -91,8 +91,10 @@ def check_options(options: dict[str, Any], dtype: np.dtype[Any], where: str = ""
     checked = {name: CHECKS[name](where + name, value) for name, value in options.items()}
     eps = checked.get("eps", 0.0)
     if eps > 0 and dtype.type(eps) == 0:
-        raise ValueError(f"{where}eps={eps!r} rounds to 0 in {dtype}; use 0, or at least {np.finfo(dtype).smallest_subnormal:.2g}")
+        raise ValueError(
+            f"{where}eps={eps!r} rounds to 0 in {dtype}; use 0, or at least {np.finfo(dtype).smallest_subnormal:.2g}"
+        )
     if checked.get("nesterov") and not (checked["momentum"] > 0 and checked.get("dampening", 0) == 0):
-        raise ValueError(f"{where}nesterov=True needs momentum > 0 and dampening 0, got momentum={checked['momentum']!r}"
-                         + (f" and dampening={checked['dampening']!r}" if "dampening" in checked else ""))  # fmt: skip
+        given = " and ".join(f"{name}={checked[name]!r}" for name in ("momentum", "dampening") if name in checked)
+        raise ValueError(f"{where}nesterov=True needs momentum > 0 and dampening 0, got {given}")
     return checked

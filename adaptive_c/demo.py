@@ -23,7 +23,9 @@ import adaptive_c as ac
 from ._config import core, isa
 
 matplotlib.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402  after the backend is chosen
+import itertools
+
+from matplotlib import pyplot as plt
 
 Array = np.ndarray[Any, Any]
 Data = tuple[Array, Array, Array, Array]
@@ -61,7 +63,7 @@ def initial(hidden: int | None, seed: int = 0) -> dict[str, Array]:
     rng = np.random.default_rng(seed)
     sizes = [64, 10] if hidden is None else [64, hidden, 10]
     params: dict[str, Array] = {}
-    for i, (n, m) in enumerate(zip(sizes, sizes[1:], strict=False)):
+    for i, (n, m) in enumerate(itertools.pairwise(sizes)):
         scale = np.sqrt(2 / n) if hidden is not None else 0.0
         params[f"w{i}"] = (rng.standard_normal((n, m)) * scale).astype("float32")
         params[f"b{i}"] = np.zeros(m, "float32")
@@ -167,12 +169,19 @@ def run(quick: bool = False, folder: str = ".") -> None:
     models = {"softmax regression": None, "two-layer perceptron": 64}
     figure, axes = plt.subplots(1, 2, figsize=(13, 5.5), layout="constrained")
     tables = []
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:3.0f}%"), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:3.0f}%"),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=console, transient=True) as progress:
         bar = progress.add_task("training", total=len(models) * len(OPTIMIZERS) * epochs)
         for (model, hidden), axis in zip(models.items(), axes, strict=True):
             size = sum(array.size for array in initial(hidden).values())
-            table = Table("optimizer", "final loss", "test accuracy", "us per step", title=f"{model}, {size:,} parameters")
+            table = Table(
+                "optimizer", "final loss", "test accuracy", "us per step", title=f"{model}, {size:,} parameters"
+            )
             for column in table.columns[1:]:
                 column.justify = "right"
             for i, name in enumerate(OPTIMIZERS):

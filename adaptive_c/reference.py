@@ -18,7 +18,7 @@ import numpy as np
 
 
 def power(x, n):
-    """x**n for an integer n >= 0 by binary powering: IEEE multiplications only, so every machine gives the same bits."""
+    """x**n for an integer n >= 0 by binary powering: IEEE multiplications, the same bits on every machine."""
     y = 1.0
     while n:
         if n & 1:

@@ -324,8 +324,8 @@ cdef class Plan:
             work = self.acquire_array(index, 0, grads, work)
         else:
             if not isinstance(grads, dict) or grads.keys() != keys.keys():
-                raise ValueError(f"{self.place(index, True)} must be a dict with the keys {', '.join(map(repr, keys))}, "
-                                 f"as the parameters are (None leaves one alone); got {describe(grads)}")
+                raise ValueError(f"{self.place(index, True)} must be a dict with the keys {', '.join(map(repr, keys))} "
+                                 f"of the parameters (None leaves one alone); got {describe(grads)}")
             for i, key in enumerate(keys):
                 work = self.acquire_array(index, i, grads[key], work)
         return work

@@ -102,11 +102,12 @@ cdef void sgd_plain(Py_ssize_t n, floating* p, const floating* g, const Step* k)
 cdef inline void sgd_loop(Py_ssize_t n, floating* p, const floating* g, floating* b, const Step* k,
                           bint first, bint nesterov) noexcept nogil:
     cdef Py_ssize_t i
-    cdef floating bi, lr = <floating> k.lr, mu = <floating> k.mu, c1 = <floating> k.c1
+    cdef floating pi, bi, lr = <floating> k.lr, mu = <floating> k.mu, c1 = <floating> k.c1
     for i in range(n):
+        pi = p[i]
         bi = g[i] if first else mu * b[i] + c1 * g[i]
-        p[i] = p[i] - lr * (g[i] + mu * bi if nesterov else bi)
         b[i] = bi
+        p[i] = pi - lr * (g[i] + mu * bi if nesterov else bi)
 
 cdef void sgd(Py_ssize_t n, floating* p, const floating* g, void** s, const Options* o, const Step* k) noexcept nogil:
     cdef floating* b = <floating*> s[0]
@@ -172,22 +173,23 @@ cdef void rmsprop_step(const Options* o, Step* k) noexcept nogil:
 cdef inline void rmsprop_loop(Py_ssize_t n, floating* p, const floating* g, floating* v, floating* b, floating* a,
                               const Step* k, bint momentum, bint centered) noexcept nogil:
     cdef Py_ssize_t i
-    cdef floating vi, bi, ai, lr = <floating> k.lr, mu = <floating> k.mu, b2 = <floating> k.b2, c2 = <floating> k.c2
+    cdef floating vi, wi, bi, ai, lr = <floating> k.lr, mu = <floating> k.mu, b2 = <floating> k.b2, c2 = <floating> k.c2
     cdef floating e_in = <floating> k.e_in, e_out = <floating> k.e_out
     for i in range(n):
         vi = b2 * v[i] + c2 * g[i] * g[i]
-        v[i] = vi
+        wi = vi
         if centered:
             ai = b2 * a[i] + c2 * g[i]
             a[i] = ai
-            vi = vi - ai * ai
-            vi = <floating> 0 if vi < 0 else vi
+            wi = vi - ai * ai
+            wi = <floating> 0 if wi < 0 else wi
         if momentum:
-            bi = mu * b[i] + g[i] / (root(vi + e_in) + e_out)
+            bi = mu * b[i] + g[i] / (root(wi + e_in) + e_out)
             b[i] = bi
             p[i] = p[i] - lr * bi
         else:
-            p[i] = p[i] - lr * g[i] / (root(vi + e_in) + e_out)
+            p[i] = p[i] - lr * g[i] / (root(wi + e_in) + e_out)
+        v[i] = vi
 
 cdef void rmsprop(Py_ssize_t n, floating* p, const floating* g, void** s, const Options* o,
                   const Step* k) noexcept nogil:
@@ -238,21 +240,22 @@ cdef void moments_step(const Options* o, long long t, Step* k) noexcept nogil:  
 cdef inline void adam_loop(Py_ssize_t n, floating* p, const floating* g, floating* m, floating* v, floating* x,
                            const Step* k, bint amsgrad, bint rectified) noexcept nogil:
     cdef Py_ssize_t i
-    cdef floating mi, vi, lr = <floating> k.lr, decay = <floating> k.decay
+    cdef floating mi, vi, xi, lr = <floating> k.lr, decay = <floating> k.decay
     cdef floating b1 = <floating> k.b1, c1 = <floating> k.c1, b2 = <floating> k.b2, c2 = <floating> k.c2
     cdef floating v_scale = <floating> k.v_scale, e_in = <floating> k.e_in, e_out = <floating> k.e_out
     for i in range(n):
         mi = b1 * m[i] + c1 * g[i]
         vi = b2 * v[i] + c2 * g[i] * g[i]
-        m[i] = mi
-        v[i] = vi
+        xi = vi
         if amsgrad:
-            vi = x[i] if vi <= x[i] else vi
-            x[i] = vi
+            xi = x[i] if vi <= x[i] else vi
+            x[i] = xi
         if rectified:
-            p[i] = p[i] * decay - lr * mi / (root(vi * v_scale + e_in) + e_out)
+            p[i] = p[i] * decay - lr * mi / (root(xi * v_scale + e_in) + e_out)
         else:
             p[i] = p[i] * decay - lr * mi
+        m[i] = mi
+        v[i] = vi
 
 cdef void adam(Py_ssize_t n, floating* p, const floating* g, void** s, const Options* o, const Step* k) noexcept nogil:
     cdef floating* m = <floating*> s[0]
@@ -339,11 +342,12 @@ cdef void lion_step(const Options* o, Step* k) noexcept nogil:
 cdef void lion(Py_ssize_t n, floating* p, const floating* g, void** s, const Options* o, const Step* k) noexcept nogil:
     cdef Py_ssize_t i
     cdef floating* m = <floating*> s[0]
-    cdef floating lr = <floating> k.lr, decay = <floating> k.decay
+    cdef floating mi, lr = <floating> k.lr, decay = <floating> k.decay
     cdef floating b1 = <floating> k.b1, c1 = <floating> k.c1, b2 = <floating> k.b2, c2 = <floating> k.c2
     for i in range(n):
-        p[i] = p[i] * decay - lr * sign(b1 * m[i] + c1 * g[i])
-        m[i] = b2 * m[i] + c2 * g[i]
+        mi = m[i]
+        m[i] = b2 * mi + c2 * g[i]
+        p[i] = p[i] * decay - lr * sign(b1 * mi + c1 * g[i])
 
 
 # Rprop -- Riedmiller & Braun 1993 (rprop+); Igel & Huesken 2003 (irprop-, rprop-).

@@ -1,5 +1,6 @@
 """Promise 2: the same bits everywhere, and the bits of the reference."""
 
+import itertools
 import json
 import os
 import subprocess
@@ -82,7 +83,7 @@ def run(name, options, cuts=None, n_threads=None, ranges=False, steps=3, size=20
             opt.step(whole)
             continue
         edges = [*range(0, size, 3 * CHUNK), size]
-        pieces = list(zip(edges, edges[1:], strict=False))
+        pieces = list(itertools.pairwise(edges))
         rng.shuffle(pieces)
         for i, (lo, hi) in enumerate(pieces):
             opt._plan.step(whole, lo=lo, hi=hi, count=i == len(pieces) - 1)

@@ -192,7 +192,7 @@ def test_repr_and_nbytes():
 def test_copies_are_refused_with_the_remedy():
     opt = ac.Adam(W.copy())
     for make in (pickle.dumps, copy.copy, copy.deepcopy):
-        with pytest.raises(TypeError, match="can't be pickled or copied.*build a new optimizer"):
+        with pytest.raises(TypeError, match=r"can't be pickled or copied.*build a new optimizer"):
             make(opt)
 
 
@@ -214,7 +214,11 @@ def test_flatten():
     assert isinstance(views, tuple)
     assert views[1].shape == ()
     assert ac.flatten([])[0].size == 0
-    for bad, message in [([w, b.astype("float32")], "dtype float32"), ([1.0], "not a numpy.ndarray"), (w, "must be a dict")]:
+    for bad, message in [
+        ([w, b.astype("float32")], "dtype float32"),
+        ([1.0], "not a numpy.ndarray"),
+        (w, "must be a dict"),
+    ]:
         with pytest.raises(TypeError, match=message):
             ac.flatten(bad)
     with pytest.raises(ValueError, match=r"shape \(6,\)"):
@@ -225,7 +229,16 @@ def test_ranges_are_multiples_of_the_chunk_or_the_end():
     n = 2 * CHUNK + 10
     opt = ac.SGD([{"params": np.ones(n)}, {"params": np.ones(5)}], lr=1.0)
     grads = [np.ones(n), np.ones(5)]
-    for group, lo, hi in [(0, 1, n), (0, 0, CHUNK + 1), (0, CHUNK, 0), (0, -CHUNK, n), (0, 0, n + 1), (1, 0, 3), (2, 0, 5), (-1, 0, 5)]:
+    for group, lo, hi in [
+        (0, 1, n),
+        (0, 0, CHUNK + 1),
+        (0, CHUNK, 0),
+        (0, -CHUNK, n),
+        (0, 0, n + 1),
+        (1, 0, 3),
+        (2, 0, 5),
+        (-1, 0, 5),
+    ]:
         with pytest.raises(ValueError, match=r"multiples of 4096 or the end|needs a group"):
             opt._plan.step(grads, group=group, lo=lo, hi=hi)
     opt._plan.step(grads, group=0, lo=CHUNK, hi=2 * CHUNK, count=False)

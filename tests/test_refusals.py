@@ -1,5 +1,6 @@
 """Everything is checked before the first write; messages name the array or argument, its value and the remedy."""
 
+import itertools
 import re
 
 import numpy as np
@@ -72,14 +73,23 @@ def test_bad_parameters(make, error, message):
 @pytest.mark.parametrize("pair", ["same", "overlapping", "across groups"])
 def test_parameters_that_share_memory(pair):
     x = ones(8)
-    params = {"same": [x, x], "overlapping": {"a": x[:5], "b": x[4:]}, "across groups": [{"params": x}, {"params": [x[2:3]]}]}
+    params = {
+        "same": [x, x],
+        "overlapping": {"a": x[:5], "b": x[4:]},
+        "across groups": [{"params": x}, {"params": [x[2:3]]}],
+    }
     with pytest.raises(ValueError, match=r"params.* and params.* share memory; pass each element once"):
         ac.SGD(params[pair])
     ac.SGD([x[:4], x[4:], x[4:4]])  # neighbours, and nothing at all, share none
 
 
 BAD_GRADS = [
-    ("float64", lambda p: ones(4, dtype="float64"), TypeError, "grads has dtype <f8, its parameter float32; convert it"),
+    (
+        "float64",
+        lambda p: ones(4, dtype="float64"),
+        TypeError,
+        "grads has dtype <f8, its parameter float32; convert it",
+    ),
     ("byteswapped", lambda p: ones(4, dtype=">f4"), TypeError, "grads has dtype >f4"),
     ("shape", lambda p: ones(2, 2), ValueError, r"grads has shape \(2, 2\), its parameter \(4,\)"),
     ("size", lambda p: ones(5), ValueError, r"grads has shape \(5,\), its parameter \(4,\)"),
@@ -122,12 +132,12 @@ def test_a_gradient_that_shares_memory_with_state_or_another_parameter():
 def test_overlap_is_found_exactly(cuts, start, size):
     memory = ones(60)
     cuts = sorted(cuts)
-    opt = ac.SGD([memory[a:b] for a, b in zip(cuts, cuts[1:], strict=False)] + [ones(size)])
+    opt = ac.SGD([memory[a:b] for a, b in itertools.pairwise(cuts)] + [ones(size)])
     inside = memory[start : start + size]
     if inside.size != size:
         return
     grads = [None] * (len(cuts) - 1) + [inside]
-    overlap = any(max(a, start) < min(b, start + size) for a, b in zip(cuts, cuts[1:], strict=False))
+    overlap = any(max(a, start) < min(b, start + size) for a, b in itertools.pairwise(cuts))
     if overlap:
         with pytest.raises(ValueError, match="shares memory"):
             opt.step(grads)
@@ -142,11 +152,19 @@ def test_overlap_is_found_exactly(cuts, start, size):
         ([ones(2)], ones(2), r"grads must be a list of 1 arrays.*got an array of shape \(2,\)"),
         ([ones(2)], {"a": ones(2)}, "grads must be a list"),
         ([ones(2)], None, "grads must be a list"),
-        ({"a": ones(2), "b": ones(2)}, {"a": ones(2)}, r"grads must be a dict with the keys 'a', 'b'.*None leaves one alone"),
+        (
+            {"a": ones(2), "b": ones(2)},
+            {"a": ones(2)},
+            r"grads must be a dict with the keys 'a', 'b'.*None leaves one alone",
+        ),
         ({"a": ones(2)}, {"a": ones(2), "c": None}, "got a dict with the keys 'a', 'c'"),
         ({"a": ones(2)}, {"c": ones(2)}, "grads must be a dict with the keys 'a'"),
         ({"a": ones(2)}, [ones(2)], "grads must be a dict"),
-        ([{"params": ones(2)}, {"params": ones(2)}], [ones(2)], "one entry for each of the 2 parameter groups, got a list of 1"),
+        (
+            [{"params": ones(2)}, {"params": ones(2)}],
+            [ones(2)],
+            "one entry for each of the 2 parameter groups, got a list of 1",
+        ),
         ([{"params": [ones(2)]}], [ones(2)], r"grads\[0\] must be a list of 1 arrays"),
     ],
 )

@@ -273,7 +273,11 @@ def cgroup(tmp_path, files, membership):
         ({"cpu.max": "max 100000\n"}, "0::/\n", float("inf")),
         ({"cpu.max": "150000 100000\n"}, "0::/\n", 1.5),
         ({"a/cpu.max": "100000 100000\n", "a/b/cpu.max": "400000 100000\n"}, "0::/a/b\n", 1.0),
-        ({"cpu/x/cpu.cfs_quota_us": "200000", "cpu/x/cpu.cfs_period_us": "100000"}, "4:cpu,cpuacct:/x\n1:name=s:/\n", 2.0),
+        (
+            {"cpu/x/cpu.cfs_quota_us": "200000", "cpu/x/cpu.cfs_period_us": "100000"},
+            "4:cpu,cpuacct:/x\n1:name=s:/\n",
+            2.0,
+        ),
         ({"cpu/x/cpu.cfs_quota_us": "-1", "cpu/x/cpu.cfs_period_us": "100000"}, "4:cpu:/x\n", float("inf")),
         ({"cpu.max": "nonsense"}, "0::/\n", float("inf")),
     ],

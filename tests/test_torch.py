@@ -60,7 +60,9 @@ class Both:
             self.ours, self.theirs = getattr(ac, name)(self.p, **options), getattr(torch.optim, name)(self.q, **options)
         else:
             self.ours = getattr(ac, name)([{"params": self.p[:2]}, {"params": self.p[2:], **groups}], **options)
-            self.theirs = getattr(torch.optim, name)([{"params": self.q[:2]}, {"params": self.q[2:], **groups}], **options)
+            self.theirs = getattr(torch.optim, name)(
+                [{"params": self.q[:2]}, {"params": self.q[2:], **groups}], **options
+            )
         self.grouped = groups is not None
 
     def step(self, leave=()):

@@ -1,0 +1,193 @@
+"""What was built and installed, what an import costs, and that nothing public is without its parts."""
+
+import ast
+import doctest
+import importlib
+import importlib.util
+import inspect
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import cases
+import numpy as np
+import pytest
+
+import adaptive_c as ac
+from adaptive_c import _config, reference
+
+ROOT = Path(__file__).resolve().parents[1]
+RULES = [name for name in ac.__all__ if isinstance(getattr(ac, name), type) and name != "Optimizer"]
+
+
+def python(*arguments, **env):
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, cwd="/",
+                          env={**os.environ, **env})  # fmt: skip
+
+
+def test_the_installed_package_is_tested_not_the_source_tree():
+    assert ROOT not in Path(ac.__file__).resolve().parents, f"{ac.__file__}: install it with pip install '.[test]'"
+    assert ROOT not in Path(_config.core.__file__).resolve().parents
+
+
+def test_built_with_openmp_unless_told_otherwise():
+    if os.environ.get("ADAPTIVE_C_NO_OPENMP"):
+        assert not _config.core.openmp()
+        assert ac.get_num_threads() == 1 or _config.core.threads()[1]
+    else:
+        assert _config.core.openmp(), _config.build_info()
+
+
+def test_the_best_supported_level_is_loaded():
+    if "ADAPTIVE_C_ISA" not in os.environ:
+        supported = importlib.import_module("adaptive_c._cpu").supported()
+        assert _config.isa == next(level for level in supported if level not in _config.build_info()["missing"])
+
+
+@pytest.mark.parametrize("level", _config.LEVELS)
+def test_isa_can_be_forced(level):
+    out = python("-c", "import adaptive_c as ac; ac.show_config()", ADAPTIVE_C_ISA=level)
+    if level in _config.unused_levels:
+        assert f"ADAPTIVE_C_ISA={level}: " in out.stderr
+    else:
+        assert f"instruction set  {level} (forced by ADAPTIVE_C_ISA)" in out.stdout
+
+
+def test_an_unknown_isa_is_a_clear_import_error():
+    out = python("-c", "import adaptive_c as ac; ac.SGD", ADAPTIVE_C_ISA="avx9")
+    assert "ImportError: ADAPTIVE_C_ISA='avx9' is unknown; use one of baseline, v3, v4, or unset it" in out.stderr
+
+
+def copied(tmp_path, *without):
+    """The installed package's files in a folder, but some; returns the environment that imports it from there."""
+    target = tmp_path / "adaptive_c"
+    shutil.copytree(Path(ac.__file__).parent, target, ignore=shutil.ignore_patterns("__pycache__", *without))
+    return {"PYTHONPATH": str(tmp_path)}
+
+
+def test_the_reference_works_without_extensions_and_an_optimizer_says_what_to_do(tmp_path):
+    env = copied(tmp_path, "*.so", "*.pyd")
+    script = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import adaptive_c; "
+    out = python(
+        "-c", script + "from adaptive_c import reference; print(reference.sgd(1.0, 2.0, {}, 1, lr=0.5))", **env
+    )
+    assert out.stdout == "0.0\n", out.stderr
+    out = python("-c", script + "adaptive_c.AdamW", **env)
+    assert "ImportError: adaptive_c's extension _cpu is missing or broken" in out.stderr
+    assert "pip install --force-reinstall" in out.stderr
+
+
+def test_a_missing_build_falls_back_and_show_config_says_so(tmp_path):
+    env = copied(tmp_path, f"_{_config.isa}.*so")
+    out = python("-c", "import adaptive_c as ac; ac.show_config()", **env)
+    if _config.isa == "baseline":
+        assert "ImportError" in out.stderr
+    else:
+        assert f"{_config.isa} is not used: adaptive_c's extension _{_config.isa} is missing or broken" in out.stdout
+
+
+def test_show_config(capsys):
+    ac.show_config()
+    out = capsys.readouterr().out
+    assert f"adaptive_c {ac.__version__}" in out
+    assert f"instruction set  {_config.isa}" in out
+    assert re.search(r"threads +\d+: ", out)
+    ac.set_num_threads(3)
+    ac.show_config()
+    ac.set_num_threads(None)
+    assert "threads          3: set_num_threads" in capsys.readouterr().out or not _config.core.openmp()
+
+
+def test_importing_takes_under_60_ms_beyond_numpys_own():
+    script = (
+        "import time, numpy\nt = time.perf_counter()\nimport adaptive_c\nadaptive_c.AdamW\n"
+        "print(time.perf_counter() - t, [m for m in sys.modules if m in ('torch', 'scipy', 'matplotlib', 'sklearn')])"
+    )
+    outs = [python("-c", "import sys;" + script).stdout.split(maxsplit=1) for _ in range(5)]
+    assert min(float(seconds) for seconds, _ in outs) < 0.060
+    assert outs[0][1].strip() == "[]"
+
+
+def disassembly(level):
+    path = Path(_config.core.__file__)
+    (built,) = path.parent.glob(f"_{level}.*so")
+    return subprocess.run(
+        ["objdump", "-d", "--no-show-raw-insn", built], capture_output=True, text=True, check=True
+    ).stdout
+
+
+@pytest.mark.skipif(not shutil.which("objdump") or _config.isa == "baseline", reason="needs objdump on x86-64")
+def test_wide_registers_only_where_they_belong():
+    assert not re.search(r"%[yz]mm", disassembly("baseline"))
+    assert not re.search(r"%[yz]mm", disassembly("cpu"))
+    assert re.search(r"vsqrtps .*%ymm", disassembly("v3"))
+    assert not re.search(r"%zmm", disassembly("v3"))
+    for level in ("baseline", "v3", "v4"):
+        assert not re.search(r"\bvf[n]?m(add|sub)\d+[ps][sd]\b", disassembly(level)), "a contracted product"
+        assert "ldmxcsr" not in disassembly(level)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_every_rule_has_all_its_parts(name):
+    cls = getattr(ac, name)
+    assert name.lower() in dir(reference)
+    assert any(case[1] == name for case in cases.CASES)
+    for word in ("Paper:", "Differs from:", ">>> "):
+        assert word in cls.__doc__, word
+    assert len(inspect.getsource(cls).splitlines()) <= 40
+    if (ROOT / "docs").is_dir():
+        text = (ROOT / "docs" / "update_rules.md").read_text()
+        section = text.partition(f"\n## {name}\n")[2].partition("\n## ")[0]
+        assert "**Paper:**" in section
+        assert "**Differs from:**" in section
+        assert f'("{name}"' in (ROOT / "benchmarks" / "compare.py").read_text()
+
+
+def test_every_option_of_every_rule_is_switched_on_in_a_case():
+    for name in RULES:
+        options = set(inspect.signature(getattr(ac, name)).parameters) - {"params", "shared"}
+        used = set().union(*(case[2] for case in cases.CASES if case[1] == name))
+        assert options - used <= {"eps", "rho", "betas", "momentum", "lr_decay"}, (name, options - used)
+
+
+def test_the_chunk_of_the_tests_is_the_cores():
+    opt = ac.SGD(np.zeros(cases.CHUNK + 1))
+    opt._plan.step(np.zeros(cases.CHUNK + 1), lo=cases.CHUNK)
+    with pytest.raises(ValueError, match=f"multiples of {cases.CHUNK}"):
+        opt._plan.step(np.zeros(cases.CHUNK + 1), lo=cases.CHUNK // 2)
+
+
+@pytest.mark.parametrize("module", ["adaptive_c", "adaptive_c.optimizers", "adaptive_c._flatten"])
+def test_the_examples_of_the_docstrings(module):
+    result = doctest.testmod(importlib.import_module(module), extraglobs={"np": np})
+    assert result.attempted
+    assert not result.failed
+
+
+@pytest.mark.skipif(not (ROOT / "README.md").is_file(), reason="not in a clone")
+def test_the_examples_of_the_readme(capsys):
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    assert blocks
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), {})
+
+
+@pytest.mark.skipif(not (ROOT / "setup.py").is_file(), reason="not in a clone")
+def test_the_project_stands_alone_and_has_no_open_ends():
+    assert len((ROOT / "setup.py").read_text().splitlines()) <= 110
+    for folder in ("adaptive_c", "src", "tests", "docs", "benchmarks"):
+        for path in (ROOT / folder).rglob("*"):
+            if path.suffix in (".py", ".pyx", ".pxi", ".md", ".pyi") and path != Path(__file__).resolve():
+                text = path.read_text()
+                assert "../shared" not in text, path
+                assert not re.search(r"\bTODO\b|\bFIXME\b", text), path
+
+
+def test_the_reference_imports_no_kernel():
+    tree = ast.parse(Path(inspect.getsourcefile(reference)).read_text())
+    names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    names |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    assert names == {"math", "numpy"}
