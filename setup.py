@@ -18,8 +18,8 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 # No contraction and no -ffast-math: every build gives the same bits, and sqrt still vectorises.  Jump threading turns
-# selections on one condition into branches, which don't.
-FLAGS = ["-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fno-thread-jumps"]
+# selections on one condition into branches, which don't.  Strict aliasing is off because numbers are read as bits.
+FLAGS = ["-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fno-thread-jumps", "-fno-strict-aliasing"]
 LEVELS = {"baseline": [], "v3": ["-march=x86-64-v3"], "v4": ["-march=x86-64-v4", "-mprefer-vector-width=256"]}
 OPENMP_PROGRAM = """
 #include <omp.h>
