@@ -19,7 +19,14 @@ from setuptools.command.build_ext import build_ext
 
 # No contraction and no -ffast-math: every build gives the same bits, and sqrt still vectorises.  Jump threading turns
 # selections on one condition into branches, which don't.  Strict aliasing is off because numbers are read as bits.
-FLAGS = ["-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fno-thread-jumps", "-fno-strict-aliasing"]
+FLAGS = [
+    "-O3",
+    "-ffp-contract=off",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-fno-thread-jumps",
+    "-fno-strict-aliasing",
+]
 LEVELS = {"baseline": [], "v3": ["-march=x86-64-v3"], "v4": ["-march=x86-64-v4", "-mprefer-vector-width=256"]}
 OPENMP_PROGRAM = """
 #include <omp.h>
@@ -62,6 +69,8 @@ class BuildExt(build_ext):
         """Why this level can't be built here, or nothing."""
         if level in ("cpu", "baseline"):
             return ""
+        if self.compiler.compiler_type == "msvc":
+            return "MSVC builds the baseline alone"
         if platform.machine().lower() not in ("x86_64", "amd64"):
             return f"not an x86-64 processor ({platform.machine()})"
         return self.refused("int main(void) { return 0; }", LEVELS[level], run=False)

@@ -22,15 +22,16 @@ settings = {
 
 def loops():
     """(file, line, function, how often it must be vectorised) of each loop over elements."""
-    for path in (Path("src/rules.pxi"), Path("src/stages.pxi"), Path("src/ceiling.pxi")):
+    for path in (Path("src/rules.pxi"), Path("src/stages.pxi"), Path("src/reduce.pxi"), Path("src/ceiling.pxi")):
         text = path.read_text()
         function, variants = "", 1
         for number, line in enumerate(text.splitlines(), 1):
             if match := re.match(r"cdef (inline )?\w+ (\w+)\(", line):
                 function = match[2]
-                variants = len(re.findall(rf"^ +{function}\(", text, re.M)) if match[1] else 1
+                variants = 2 if "floating" in line else 1
+                variants *= len(re.findall(rf"^ +{function}\(", text, re.M)) if match[1] else 1
             if re.match(r" +for i in range\(n\):", line):
-                yield str(path), number, function, 2 * variants
+                yield str(path), number, function, variants
 
 
 missed = 0
@@ -48,6 +49,8 @@ for level, flags in settings["LEVELS"].items():
         )
     for path, number, function, wanted in loops():
         found = notes.count((path, str(number), str(WIDTH[level])))
+        if (level, function) == ("baseline", "largest64"):  # SSE2 compares no 64-bit integers
+            continue
         if found < wanted:
             missed += 1
             print(f"{level}: {path}:{number} {function}: {found} of {wanted} loops use {WIDTH[level]}-byte vectors")

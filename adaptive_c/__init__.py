@@ -11,9 +11,11 @@ Names are loaded when they are first used, so that ``import adaptive_c.reference
 """
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+_IMPORTED_IN = os.getpid()
 
 _HOME = {
     "optimizers": ("SGD", "Momentum", "Adagrad", "RMSprop", "Adadelta", "Adam", "AdamW", "Adamax", "NAdam", "RAdam",

@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from . import __version__
+from . import _IMPORTED_IN, __version__
 
 LEVELS = ("v4", "v3", "baseline")
 _REBUILD = "rebuild it with: pip install --force-reinstall --no-cache-dir adaptive_c (from a clone: pip install .)"
@@ -21,7 +21,10 @@ def _load(level: str) -> Any:
     try:
         return importlib.import_module(f"adaptive_c._{level}")
     except ImportError as error:
-        raise ImportError(f"adaptive_c's extension _{level} is missing or broken ({error}); {_REBUILD}") from error
+        tree = Path(__file__).resolve().parents[1]
+        here = f"this is the source tree, {tree}: run Python in another folder, or pip install -e ."
+        remedy = here if (tree / "setup.py").exists() else _REBUILD
+        raise ImportError(f"adaptive_c's extension _{level} is missing or broken ({error}); {remedy}") from error
 
 
 @cache
@@ -29,7 +32,7 @@ def build_info() -> dict[str, Any]:
     """What setup.py decided."""
     try:
         info: dict[str, Any] = json.loads(Path(__file__).with_name("_build.json").read_text())
-    except OSError:
+    except (OSError, ValueError):
         info = {"compiler": "unknown", "flags": [], "openmp": "unknown", "missing": {}}
     return info
 
@@ -37,7 +40,7 @@ def build_info() -> dict[str, Any]:
 def _choose() -> tuple[Any, str, dict[str, str]]:
     """The core, its level, and why each better level is not used."""
     supported = _load("cpu").supported()
-    wanted = os.environ.get("ADAPTIVE_C_ISA")
+    wanted = os.environ.get("ADAPTIVE_C_ISA") or None
     reasons = {level: f"not built: {why}" for level, why in build_info()["missing"].items()}
     reasons |= {level: "this processor does not support it" for level in LEVELS if level not in supported}
     if wanted is not None:
@@ -106,7 +109,7 @@ def _machine_threads() -> tuple[int, str]:
 
 
 _machine, _why = _machine_threads()
-core.set_threads(machine=_machine)
+core.set_threads(machine=_machine, child=os.getpid() != _IMPORTED_IN)  # forked since the package was imported
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=lambda: core.set_threads(child=True))
 

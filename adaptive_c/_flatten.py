@@ -41,9 +41,9 @@ def flatten(
     >>> grad
     array([0., 0., 0., 0., 0., 0., 1., 1., 1.])
     """
-    if not isinstance(arrays, (dict, list, tuple)):
+    if not isinstance(arrays, (Mapping, list, tuple)):
         raise TypeError(f"arrays must be a dict, list or tuple of arrays, got {type(arrays).__name__}")
-    parts = list(arrays.values()) if isinstance(arrays, dict) else list(arrays)
+    parts = list(arrays.values()) if isinstance(arrays, Mapping) else list(arrays)
     for i, part in enumerate(parts):
         if not isinstance(part, np.ndarray) or isinstance(part, np.ma.MaskedArray):
             raise TypeError(f"array {i} is a {type(part).__name__}, not a numpy.ndarray; pass np.asarray(x)")
@@ -51,15 +51,17 @@ def flatten(
             raise TypeError(f"array {i} has dtype {part.dtype}, array 0 {parts[0].dtype}; convert one with x.astype")
     size = sum(part.size for part in parts)
     if like is None:
-        flat = np.concatenate([part.ravel() for part in parts]) if parts else np.empty(0)
-    elif like.shape != (size,):
-        raise ValueError(f"like must have shape ({size},), the total size of the arrays, got {like.shape}")
+        flat = np.concatenate([np.asarray(part).ravel() for part in parts]) if parts else np.empty(0)
+    elif not isinstance(like, np.ndarray) or like.shape != (size,):
+        raise ValueError(
+            f"like must be an array of shape ({size},), the total size of the arrays, got {np.shape(like)}"
+        )
     else:
         flat = np.zeros_like(like)
     views, start = [], 0
     for part in parts:
         views.append(flat[start : start + part.size].reshape(part.shape))
         start += part.size
-    if isinstance(arrays, dict):
+    if isinstance(arrays, Mapping):
         return flat, dict(zip(arrays, views, strict=True))
-    return flat, type(arrays)(views)
+    return flat, tuple(views) if isinstance(arrays, tuple) else views

@@ -1,13 +1,14 @@
 """What every optimizer is made of: parameters in a structure, options in groups, state, and one call of the plan."""
 
 from collections.abc import Iterator, Mapping, MutableMapping
+from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any, ClassVar, Never
 
 import numpy as np
 
 from ._config import checked_threads, core
-from ._options import check_options
+from ._options import SETTINGS, check_options, inward
 
 Array = np.ndarray[Any, Any]
 _TORCH_ONLY = {"foreach", "fused", "capturable", "differentiable"}
@@ -16,8 +17,11 @@ _TORCH_ONLY = {"foreach", "fused", "capturable", "differentiable"}
 class ParamGroup(MutableMapping[str, Any]):
     """Arrays that share options.  Assigning an option checks it at once; ``params`` is read-only."""
 
-    def __init__(self, optimizer: "Optimizer", index: int, params: Any, options: dict[str, Any]) -> None:
-        self._optimizer = optimizer
+    _plan: Any  # set once all groups are there; the optimizer itself is not kept: a cycle would hold its state alive
+
+    def __init__(self, cls: "type[Optimizer]", where: str, index: int, params: Any, options: dict[str, Any]) -> None:
+        self._cls = cls
+        self._where = where
         self._index = index
         self._keys: Any  # a dict's keys, None for a list, () for one bare array (or what the plan will refuse as such)
         if isinstance(params, dict):
@@ -28,45 +32,91 @@ class ParamGroup(MutableMapping[str, Any]):
             self._keys, self._arrays = (), (params,)
         self._options = options
         self._slots: tuple[Array | None, ...] = ()
+        self._ema: Array | None = None
         self._per_array: dict[str, Array] = {}
 
     def arrange(self, items: list[Any]) -> Any:
-        """One item for each array, in the structure of the parameters."""
+        """One item for each array, in the structure of the parameters; it can't be assigned to by mistake."""
         if self._keys == ():
             return items[0]
-        return items if self._keys is None else dict(zip(self._keys, items, strict=True))
+        return tuple(items) if self._keys is None else MappingProxyType(dict(zip(self._keys, items, strict=True)))
 
     def views(self, flat: Array) -> Any:
         """Views of a flat state array in the structure and shapes of the parameters."""
         ends = np.cumsum([0, *(a.size for a in self._arrays)])
         return self.arrange([flat[i : i + a.size].reshape(a.shape) for i, a in zip(ends, self._arrays, strict=False)])
 
+    def _match(self, arrays: Any, name: str) -> list[tuple[Array, Array, str]]:
+        """(parameter, its partner, the partner's name) for arrays in the structure of the parameters."""
+        if isinstance(self._keys, dict):
+            if not isinstance(arrays, Mapping) or arrays.keys() != self._keys.keys():
+                raise ValueError(
+                    f"{name} must be a dict with the keys of the parameters, {', '.join(map(repr, self._keys))}"
+                )
+            items = [(arrays[key], f"{name}[{key!r}]") for key in self._keys]
+        elif self._keys is None:
+            if not isinstance(arrays, (list, tuple)) or len(arrays) != len(self._arrays):
+                raise ValueError(f"{name} must be a list of {len(self._arrays)} arrays, as the parameters are")
+            items = [(array, f"{name}[{i}]") for i, array in enumerate(arrays)]
+        else:
+            items = [(arrays, name)]
+        for param, (array, label) in zip(self._arrays, items, strict=True):
+            if not isinstance(array, np.ndarray) or array.shape != param.shape:
+                got = f"shape {array.shape}" if isinstance(array, np.ndarray) else type(array).__name__
+                raise ValueError(f"{label} must be an array of its parameter's shape, {param.shape}, got {got}")
+        return [(param, array, label) for param, (array, label) in zip(self._arrays, items, strict=True)]
+
+    def _flat(self, arrays: Any, name: str) -> Array:
+        parts = [array.ravel() for _, array, _ in self._match(arrays, name)]
+        return np.concatenate(parts) if parts else np.empty(0)
+
+    def _bind_copies(self, uint16_as: str | None) -> None:
+        """Check copy_to and hand it to the plan."""
+        copies, kind = [], ""
+        name = f"{self._where}['copy_to']" if "[" in self._where else "copy_to"
+        for param, copy, label in self._match(self._options["copy_to"], name):
+            bfloat16 = copy.dtype.name == "bfloat16" or (copy.dtype == np.uint16 and uint16_as == "bfloat16")
+            kind_here = "bfloat16" if bfloat16 else copy.dtype.name
+            if kind_here not in ("float32", "bfloat16", "float16") or (kind and kind_here != kind):
+                hint = "; say uint16_as='bfloat16' if that is what it holds" if copy.dtype == np.uint16 else ""
+                raise TypeError(f"{label} has dtype {copy.dtype}; copies of a group are all float32, all bfloat16 or "
+                                f"all float16{hint}")  # fmt: skip
+            if param.dtype == np.float64 and kind_here != "float32":
+                raise TypeError(f"{label} is {kind_here}, which is refused for float64 parameters: they would be "
+                                "rounded twice; use float32")  # fmt: skip
+            flags = copy.flags
+            if not (flags.c_contiguous and flags.writeable and flags.aligned and copy.dtype.isnative):
+                raise ValueError(f"{label} must be C-contiguous, writable, aligned and in native byte order")
+            copies.append(copy)
+            kind = kind_here
+        self._plan.attach_copies(self._index, kind, tuple(copies))
+
     def __getitem__(self, name: str) -> Any:
-        if name != "params":
-            return self._options[name]
-        if self._keys == ():
-            return self._arrays[0]
-        return (
-            self._arrays if self._keys is None else MappingProxyType(dict(zip(self._keys, self._arrays, strict=True)))
-        )
+        return self.arrange(list(self._arrays)) if name == "params" else self._options[name]
 
     def __setitem__(self, name: str, value: Any) -> None:
         if name == "params":
             raise TypeError("params is read-only: an optimizer is bound to its arrays; construct a new one")
         if name not in self._options:
-            raise KeyError(
-                f"{name!r} is not an option of {type(self._optimizer).__name__}; it has {', '.join(self._options)}"
-            )
+            raise KeyError(f"{name!r} is not an option of {self._cls.__name__}; it has {', '.join(self._options)}")
         self._assign({**self._options, name: value}, f"param_groups[{self._index}]: ")
 
     def _assign(self, options: dict[str, Any], where: str) -> None:
-        optimizer = self._optimizer
-        options = check_options(options, np.dtype(optimizer._plan.dtype(self._index)), where)
-        for slot, name in zip(self._slots, optimizer._state(options), strict=False):
+        options = check_options(options, np.dtype(self._plan.dtype(self._index)), where)
+        for slot, name in zip(self._slots, self._cls._state(options), strict=False):
             if name and slot is None:
                 raise ValueError(f"{where}this would need new state ({name}) in the middle of a run; "
                                  "construct a new optimizer with it")  # fmt: skip
-        optimizer._plan.assign(self._index, {**optimizer._fixed, **options})
+        if self._options["copy_to"] is not options["copy_to"]:
+            raise ValueError(f"{where}copy_to can't be changed: an optimizer is bound to its arrays")
+        if self._slots and options["ema_decay"] is not None and self._ema is None:
+            raise ValueError(f"{where}ema_decay would need new state (the average) in the middle of a run; "
+                             "construct a new optimizer with it")  # fmt: skip
+        bounds = (None, None)
+        if options["bounds"] is not None:
+            bounds = inward(options["bounds"], np.dtype(self._plan.dtype(self._index)), where, self._flat)
+        self._plan.set_bounds(self._index, *bounds)
+        self._plan.assign(self._index, {**self._cls._fixed, **options})
         self._options = options
 
     def __delitem__(self, name: str) -> Never:
@@ -89,8 +139,8 @@ class State(Mapping[str, Any]):
         self._optimizer = optimizer
 
     def _find(self, group: ParamGroup, name: str) -> Any:
-        if name in group._per_array:  # a count, or NAdam's product: assign opt.t to change them
-            return group.arrange([row.reshape(()) for row in _read_only(group._per_array[name])[:, None]])
+        if name in group._per_array:  # a count, or NAdam's product
+            return group.arrange([row.reshape(()) for row in group._per_array[name][:, None]])
         for slot, slot_name in zip(group._slots, self._optimizer._slots, strict=True):
             if slot_name == name and slot is not None:
                 return group.views(slot)
@@ -115,17 +165,26 @@ class State(Mapping[str, Any]):
         return f"<state: {', '.join(self)}>"
 
 
-def _read_only(array: Array) -> Array:
-    view = array.view()
-    view.flags.writeable = False
-    return view
-
-
 def _zeros(n: int, dtype: Any) -> Array:
     """A flat array whose first element lies on a cache line, its pages not yet touched."""
     raw = np.zeros(n * np.dtype(dtype).itemsize + 64, np.uint8)
     start = -raw.ctypes.data % 64
     return raw[start : start + n * np.dtype(dtype).itemsize].view(dtype)
+
+
+class _Setting:
+    """An option of the optimizer as a whole: checked when it is assigned."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, optimizer: Any, owner: type) -> Any:
+        return self if optimizer is None else optimizer._settings[self._name]
+
+    def __set__(self, optimizer: "Optimizer", value: Any) -> None:
+        settings = {**optimizer._settings, self._name: SETTINGS[self._name](self._name, value)}
+        optimizer._plan.configure(settings)
+        optimizer._settings = settings
 
 
 class Optimizer:
@@ -140,6 +199,33 @@ class Optimizer:
     n_threads : int, optional
         Threads of a large step, used as given.  None: what ``set_num_threads`` says, else OMP_NUM_THREADS, else the
         smaller of CPU affinity and cgroup quota.
+    max_grad_norm : float, optional
+        Clip: gradients are multiplied by min(1, max_grad_norm/(norm + 1e-6)), norm being the 2-norm over all gradients
+        of all groups, unscaled.  The gradient is read once more for it, and not written.
+    max_grad_value : float, optional
+        Clamp every element of the gradient, unscaled and clipped, into [-max_grad_value, max_grad_value].
+    loss_scale : float
+        Gradients are divided by it as they are read.  ``step(grads, loss_scale=s)`` gives one for a single step.
+    on_nonfinite : "ignore", "skip" or "raise"
+        What to do with a step whose gradients hold a NaN or an infinity or, for a rule that squares them, a number
+        whose square overflows the dtype (it would make the second moment infinite for ever).  "skip" counts it in
+        skipped_steps, "raise" names the first such element; either leaves parameters, state, average, copies and counts
+        as they were.  A skipped step still zeroes the gradients if zero_grad asks for it.
+    zero_grad : bool
+        Zero the gradient behind the sweep.  Gradients must be writable then, and share no memory.
+    flush_denormals : bool
+        Run the threads of a step with denormal numbers taken as 0 (FTZ and DAZ), and restore the mode.  Changes bits.
+    ema_decay : float in [0, 1], optional; per group
+        Keep an average e of the parameters in `ema`: e starts as the parameters, e <- ema_decay e + (1 - ema_decay) p
+        after each step of an array.
+    bounds : (lo, hi), optional; per group
+        Box constraint: parameters are taken into it after each step.  Numbers, None, or arrays in the structure of the
+        group's parameters; rounded inward to their dtype.
+    copy_to : array or structure of arrays, optional; per group
+        float32, bfloat16 or float16 arrays in the structure of the group's parameters that receive the updated
+        parameters, rounded to nearest even; written at construction too.  For float64 parameters float32 only.
+    uint16_as : "bfloat16", optional
+        What uint16 arrays in copy_to hold (ml_dtypes.bfloat16 arrays need no such word).
 
     Attributes
     ----------
@@ -150,8 +236,14 @@ class Optimizer:
     t : int
         Applied steps: not those in which every gradient was None.  Each array has a count of its own, for its bias
         correction (``state["step"]``); assigning t sets them all, and t > 0 says that state is there to be used.
+    ema : structure of arrays
+        The averages, None for groups without.
+    grad_norm : float
+        The last step's norm, unscaled and unclipped; NaN before the first and without max_grad_norm.
+    skipped_steps : int
+        Steps left out by on_nonfinite="skip".
     nbytes : int
-        Bytes of state.
+        Bytes of state, averages included.
 
     Raises
     ------
@@ -163,16 +255,52 @@ class Optimizer:
     _slots: ClassVar[tuple[str, ...]] = ()
     _fixed: ClassVar[Mapping[str, Any]] = MappingProxyType({})  # options that the class settles
 
-    def __init__(self, params: Any, options: dict[str, Any], *, n_threads: int | None = None, **unknown: Any) -> None:
+    max_grad_norm = _Setting()
+    max_grad_value = _Setting()
+    on_nonfinite = _Setting()
+    loss_scale = _Setting()
+    zero_grad = _Setting()
+    flush_denormals = _Setting()
+
+    def __init__(
+        self,
+        params: Any,
+        options: dict[str, Any],
+        *,
+        n_threads: int | None = None,
+        max_grad_norm: float | None = None,
+        max_grad_value: float | None = None,
+        on_nonfinite: str = "ignore",
+        loss_scale: float = 1.0,
+        zero_grad: bool = False,
+        flush_denormals: bool = False,
+        ema_decay: float | None = None,
+        bounds: Any = None,
+        copy_to: Any = None,
+        uint16_as: str | None = None,
+        **unknown: Any,
+    ) -> None:
+        settings = {name: value for name, value in locals().items() if name in SETTINGS}
+        options = {**options, "ema_decay": ema_decay, "bounds": bounds, "copy_to": copy_to}
+        if uint16_as not in (None, "bfloat16"):
+            raise ValueError(f"uint16_as must be 'bfloat16' or None, got {uint16_as!r}")
+        self._uint16_as = uint16_as
+        self._own = tuple(options)[:-3]
         for name in unknown:
             raise TypeError(f"{type(self).__name__} has no argument {name!r}"
                             + ("; drop it: there is one implementation, always fused" if name in _TORCH_ONLY else
-                               f"; it has params, {', '.join(options)}, n_threads"))  # fmt: skip
+                               f"; it has params, {', '.join(options)}, n_threads, {', '.join(SETTINGS)}"))  # fmt: skip
         self._structured = isinstance(params, (list, tuple)) and any(isinstance(item, dict) for item in params)
-        self.param_groups = [
+        if isinstance(params, dict) and "params" in params and not isinstance(params["params"], np.ndarray):
+            raise ValueError("params looks like one group dict; groups come in a list: [{'params': ...}]")
+        self._groups = tuple(
             self._group(i, spec, options) for i, spec in enumerate(params if self._structured else [{"params": params}])
-        ]
+        )
         self._plan = core.Plan(self._rule, [(g._keys, g._arrays) for g in self.param_groups], self._structured)
+        for group in self._groups:
+            group._plan = self._plan
+        self._settings = {name: SETTINGS[name](name, value) for name, value in settings.items()}
+        self._plan.configure(self._settings)
         self.n_threads = n_threads
         for i, group in enumerate(self.param_groups):
             group._assign(group._options, f"params[{i}]: " if self._structured else "")
@@ -181,9 +309,8 @@ class Optimizer:
     def _group(self, index: int, spec: Any, defaults: dict[str, Any]) -> ParamGroup:
         where = f"params[{index}]" if self._structured else "params"
         if not isinstance(spec, dict) or "params" not in spec:
-            raise ValueError(
-                f"{where} must be a dict with 'params', as the other groups are, got {type(spec).__name__}"
-            )
+            got = f"the keys {', '.join(map(repr, spec))}" if isinstance(spec, dict) else f"a {type(spec).__name__}"
+            raise ValueError(f"{where} must be a dict with 'params', as every group is; got {got}")
         params = spec["params"]
         if isinstance(params, (list, tuple, dict)) and not params:
             raise ValueError(f"{where} is empty: there is nothing to optimize")
@@ -192,7 +319,7 @@ class Optimizer:
             raise TypeError(
                 f"{where} has the unknown option {unknown[0]!r}; {type(self).__name__} has {', '.join(defaults)}"
             )
-        return ParamGroup(self, index, params, {**defaults, **options})
+        return ParamGroup(type(self), where, index, params, {**defaults, **options})
 
     def _allocate(self, index: int, group: ParamGroup) -> None:
         n, dtype = self._plan.size(index), self._plan.dtype(index)
@@ -206,18 +333,29 @@ class Optimizer:
             group._slots[0][:] = initial  # type: ignore[index]
         self._plan.attach(index, group._slots, group._per_array["step"], group._per_array.get("mu_product"))
 
-    def _state(self, options: Mapping[str, Any]) -> tuple[str | None, ...]:
-        """The state arrays that these options need, None for a slot that they leave unused."""
-        return self._slots
+        if group["ema_decay"] is not None:
+            group._ema = _zeros(n, dtype)
+            group._ema[:] = np.concatenate([array.ravel() for array in group._arrays])
+            self._plan.attach_average(index, group._ema)
+        if group["copy_to"] is not None:
+            group._bind_copies(self._uint16_as)
 
-    def step(self, grads: Any) -> None:
+    @classmethod
+    def _state(cls, options: Mapping[str, Any]) -> tuple[str | None, ...]:
+        """The state arrays that these options need, None for a slot that they leave unused."""
+        return cls._slots
+
+    def step(self, grads: Any, *, loss_scale: float | None = None) -> None:
         """Update the parameters in place.
 
         Parameters
         ----------
         grads : the structure of params
             For each array its gradient, of the same shape and dtype and C-contiguous, or None to leave the array and
-            its state alone.  For a list of group dicts, a list with one such entry per group.  Read only.
+            its state alone.  For a list of group dicts, a list with one such entry per group.  Read only, but for
+            zero_grad.
+        loss_scale : float, optional
+            By what the gradients are divided in this step, in the place of the optimizer's own loss_scale.
 
         Raises
         ------
@@ -226,7 +364,67 @@ class Optimizer:
         RuntimeError
             Where another thread is inside a step of this optimizer.
         """
-        self._plan.step(grads)
+        if loss_scale is None:
+            self._plan.step(grads)
+        else:
+            self._plan.step(grads, SETTINGS["loss_scale"]("loss_scale", loss_scale))
+
+    @property
+    def ema(self) -> Any:
+        found = [None if group._ema is None else group.views(group._ema) for group in self.param_groups]
+        return found if self._structured else found[0]
+
+    @contextmanager
+    def averaged_parameters(self) -> Iterator[None]:
+        """Put the averages into the parameters, and the parameters back at the end, whatever happens between.
+
+        A step inside is refused.
+        """
+        if all(group._ema is None for group in self.param_groups):
+            raise ValueError("there is no average: construct the optimizer with ema_decay")
+        if self._plan.closed:
+            raise RuntimeError("the averages are in place already")
+        self._plan.closed = True
+        try:
+            self._swap_averages()
+            try:
+                yield
+            finally:
+                self._swap_averages()
+        finally:
+            self._plan.closed = False
+
+    def _swap_averages(self) -> None:
+        for group in self.param_groups:
+            ends = np.cumsum([0, *(a.size for a in group._arrays)])
+            for start, param in zip(ends, group._arrays, strict=False):
+                if group._ema is not None:
+                    flat = param.reshape(-1)
+                    for i in range(0, param.size, 1 << 16):  # by pieces, so that it takes no second copy
+                        p, e = flat[i : i + (1 << 16)], group._ema[start : start + param.size][i : i + (1 << 16)]
+                        p[...], e[...] = e.copy(), p.copy()
+
+    @property
+    def grad_norm(self) -> float:
+        norm: float = self._plan.grad_norm
+        return norm
+
+    @property
+    def skipped_steps(self) -> int:
+        n: int = self._plan.skipped_steps
+        return n
+
+    @property
+    def param_groups(self) -> tuple[ParamGroup, ...]:
+        return self._groups
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not name.startswith("_") and not hasattr(type(self), name):
+            raise AttributeError(
+                f"{type(self).__name__} has no attribute {name!r} to assign; the options of its groups are assigned "
+                "there: opt.param_groups[0]['lr'] = 0.1"
+            )
+        super().__setattr__(name, value)
 
     @property
     def state(self) -> State:
@@ -255,11 +453,11 @@ class Optimizer:
 
     @property
     def nbytes(self) -> int:
-        return sum(slot.nbytes for group in self.param_groups for slot in group._slots if slot is not None)
+        return sum(x.nbytes for group in self.param_groups for x in (*group._slots, group._ema) if x is not None)
 
     def __repr__(self) -> str:
         first = self.param_groups[0]
-        options = ", ".join(f"{name}={value!r}" for name, value in first._options.items())
+        options = ", ".join(f"{name}={value!r}" for name, value in first._options.items() if name in self._own)
         size = sum(self._plan.size(i) for i in range(len(self.param_groups)))
         more = f", {len(self.param_groups)} groups" if len(self.param_groups) > 1 else ""
         return f"{type(self).__name__}({options}, t={self.t}, {size} {self._plan.dtype(0)} elements{more})"
@@ -267,6 +465,6 @@ class Optimizer:
     def __reduce_ex__(self, protocol: Any) -> Never:
         raise TypeError(
             f"{type(self).__name__} can't be pickled or copied: the copy would update arrays that nobody else holds; "
-            "pickle the parameters, dict(opt.state) and opt.t, build a new optimizer over the loaded parameters, "
-            "write the state back into its arrays and assign t"
+            "save the parameters, the arrays of opt.state and opt.t, build a new optimizer over the loaded parameters, "
+            "assign t, and write the saved values into its state arrays"
         )

@@ -12,7 +12,10 @@ Check = Callable[[str, Any], Any]
 def _real(name: str, value: Any) -> float:
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.integer, np.floating)):
         raise TypeError(f"{name} must be a number, got {value!r}")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
 
 
 def number(low: float, high: float = math.inf, *, open_low: bool = False, open_high: bool = True) -> Check:
@@ -30,7 +33,7 @@ def number(low: float, high: float = math.inf, *, open_low: bool = False, open_h
 
 def pair(first: Check, second: Check) -> Check:
     def check(name: str, value: Any) -> tuple[float, float]:
-        if isinstance(value, (str, dict)) or not hasattr(value, "__len__") or len(value) != 2:
+        if not isinstance(value, (tuple, list, np.ndarray)) or len(value) != 2:
             raise TypeError(f"{name} must be a pair of numbers, got {value!r}")
         return first(f"{name}[0]", value[0]), second(f"{name}[1]", value[1])
 
@@ -45,7 +48,7 @@ def flag(name: str, value: Any) -> bool:
 
 def choice(*values: str) -> Check:
     def check(name: str, value: Any) -> str:
-        if value not in values:
+        if not isinstance(value, str) or value not in values:
             raise ValueError(f"{name} must be {' or '.join(map(repr, values))}, got {value!r}")
         return str(value)
 
@@ -59,7 +62,29 @@ def step_sizes(name: str, value: Any) -> tuple[float, float]:
     return low, high
 
 
+def optional(check: Check) -> Check:
+    return lambda name, value: None if value is None else check(name, value)
+
+
+def anything(name: str, value: Any) -> Any:  # checked where the arrays are known
+    return value
+
+
+# Options of the optimizer as a whole: keyword arguments of the base class, attributes of the optimizer.
+SETTINGS: dict[str, Check] = {
+    "max_grad_norm": optional(number(0, open_low=True)),
+    "max_grad_value": optional(number(0, open_low=True)),
+    "on_nonfinite": choice("ignore", "skip", "raise"),
+    "loss_scale": number(0, open_low=True),
+    "zero_grad": flag,
+    "flush_denormals": flag,
+}
+
+# Options of a group, the rules' and the base class's.
 CHECKS: dict[str, Check] = {
+    "ema_decay": optional(number(0, 1, open_high=False)),
+    "bounds": anything,
+    "copy_to": anything,
     "lr": number(0),
     "weight_decay": number(0),
     "eps": number(0),
@@ -86,10 +111,36 @@ CHECKS: dict[str, Check] = {
 }
 
 
+def inward(bounds: Any, dtype: np.dtype[Any], where: str, arrange: Callable[[Any, str], Any]) -> tuple[Any, Any]:
+    """The bounds of a group rounded inward to its dtype: two numbers, or two flat arrays made by `arrange`."""
+    if not isinstance(bounds, (tuple, list)) or len(bounds) != 2:
+        raise TypeError(f"{where}bounds must be a pair (lo, hi) of numbers, None or arrays, got {bounds!r}")
+    sides = []
+    for name, side, away in zip(("lo", "hi"), bounds, (-np.inf, np.inf), strict=True):
+        x = away if side is None else side
+        numeric = isinstance(x, (int, float, np.integer, np.floating)) and not isinstance(x, bool)
+        exact = np.float64(x) if numeric else arrange(x, f"{where}bounds {name}")
+        if np.isnan(exact).any():
+            raise ValueError(f"{where}bounds: {name} has a NaN")
+        with np.errstate(over="ignore"):
+            rounded = exact.astype(dtype)
+        outside = rounded < exact if name == "lo" else rounded > exact
+        sides.append(np.where(outside, np.nextafter(rounded, dtype.type(-away)), rounded).astype(dtype))
+    low, high = sides
+    if (low > high).any():
+        raise ValueError(f"{where}bounds must have lo <= hi, and a number of {dtype} between them, got {bounds!r}")
+    if low.ndim == high.ndim == 0:
+        return low[()], high[()]
+    low, high = np.broadcast_arrays(low, high)
+    return np.ascontiguousarray(low), np.ascontiguousarray(high)
+
+
 def check_options(options: dict[str, Any], dtype: np.dtype[Any], where: str = "") -> dict[str, Any]:
     """Every option of one group, normalised; `where` goes before the names in messages."""
     checked = {name: CHECKS[name](where + name, value) for name, value in options.items()}
     eps = checked.get("eps", 0.0)
+    if eps > float(np.finfo(dtype).max):
+        raise ValueError(f"{where}eps={eps!r} is infinite in {dtype}")
     if eps > 0 and dtype.type(eps) == 0:
         raise ValueError(
             f"{where}eps={eps!r} rounds to 0 in {dtype}; use 0, or at least {np.finfo(dtype).smallest_subnormal:.2g}"

@@ -43,7 +43,8 @@ class SGD(Optimizer):
                  weight_decay: float = 0.0, nesterov: bool = False, *, maximize: bool = False, **shared: Any) -> None:
         super().__init__(params, _options(locals()), **shared)
 
-    def _state(self, options: Mapping[str, Any]) -> tuple[str | None, ...]:
+    @classmethod
+    def _state(cls, options: Mapping[str, Any]) -> tuple[str | None, ...]:
         return ("momentum_buffer" if options["momentum"] else None,)
 
 
@@ -132,7 +133,8 @@ class RMSprop(Optimizer):
                  eps_mode: str = "outside", **shared: Any) -> None:
         super().__init__(params, _options(locals()), **shared)
 
-    def _state(self, options: Mapping[str, Any]) -> tuple[str | None, ...]:
+    @classmethod
+    def _state(cls, options: Mapping[str, Any]) -> tuple[str | None, ...]:
         return ("square_avg", "momentum_buffer" if options["momentum"] else None,
                 "grad_avg" if options["centered"] else None)
 
@@ -194,7 +196,8 @@ class Adam(Optimizer):
                  decoupled_weight_decay: bool = False, eps_mode: str = "outside", **shared: Any) -> None:
         super().__init__(params, _options(locals()), **shared)
 
-    def _state(self, options: Mapping[str, Any]) -> tuple[str | None, ...]:
+    @classmethod
+    def _state(cls, options: Mapping[str, Any]) -> tuple[str | None, ...]:
         return "exp_avg", "exp_avg_sq", "max_exp_avg_sq" if options["amsgrad"] else None
 
 

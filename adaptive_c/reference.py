@@ -6,8 +6,9 @@ empty dict is the state before the first step.  ``t`` = 1, 2, ... is the number 
 returned and the new state is left in ``s``; neither ``p`` nor ``g`` is written.
 
 Scalars are formed in double (Python's float) and meet ``p`` only as a finished constant, so that float32 arrays are
-computed in float32 with constants rounded once.  Options, their defaults and the names in ``s`` are PyTorch's where
-PyTorch has the rule.  The kernels give the same bits as these functions, evaluated in the same dtype.
+computed in float32 with constants rounded once (scalars and 0-d arrays: with numpy >= 2).  Options, their defaults and
+the names in ``s`` are PyTorch's where PyTorch has the rule.  The kernels give the same bits as these functions,
+evaluated in the same dtype.
 """
 
 import math
@@ -30,6 +31,8 @@ def power(x, n):
 
 def power_of_096(x):
     """0.96**x for x >= 0 without libm: an integer power times the Taylor series of exp on [0, 0.041], good to 1e-16."""
+    if x > 1e5:  # less than any double
+        return 0.0
     n = int(x)
     y = (x - n) * -0.040821994520255166  # ln 0.96
     s = 1.0
@@ -79,7 +82,7 @@ def sgd(p, g, s, t, *, lr=1e-3, momentum=0.0, dampening=0.0, weight_decay=0.0, n
     if momentum == 0:
         return p - lr * g
     b = s.get("momentum_buffer")
-    s["momentum_buffer"] = b = g if b is None else momentum * b + (1.0 - dampening) * g
+    s["momentum_buffer"] = b = +g if b is None else momentum * b + (1.0 - dampening) * g
     return p - lr * (g + momentum * b if nesterov else b)
 
 

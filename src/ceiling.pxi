@@ -32,7 +32,7 @@ cdef void touch(Py_ssize_t n, floating* p, const floating* g, floating* a, float
 
 cdef void touch_all(Py_ssize_t n, floating* p, const floating* g, floating* a, floating* b, floating* c,
                     signed char* q, int states, int n_threads) noexcept nogil:
-    cdef Py_ssize_t thread, start, part = (n // n_threads + 63) & ~63
+    cdef Py_ssize_t thread, start, part = ((n + n_threads - 1) // n_threads + 63) & ~63
     for thread in prange(n_threads, schedule="static", num_threads=n_threads):
         start = thread * part
         if start < n:
@@ -50,6 +50,8 @@ def ceiling(floating[::1] p, const floating[::1] g, tuple states, int n_threads=
     cdef floating* s[3]
     cdef signed char* q = NULL
     cdef int n = 0
+    if any(len(x) != p.shape[0] for x in (g, *states)):
+        raise ValueError("all arrays must be as long as p")
     if p.shape[0] == 0:
         return
     s[0] = s[1] = s[2] = &p[0]

@@ -1,5 +1,5 @@
 # The core: everything that is compiled once for each instruction set.  _baseline.pyx, _v3.pyx and _v4.pyx are this
-# file under three names; setup.py gives each its flags, adaptive_c/_isa.py loads one of them.
+# file under three names; setup.py gives each its flags, adaptive_c/_config.py loads one of them.
 #
 
 from cython cimport floating
@@ -8,5 +8,6 @@ from cython.parallel cimport prange
 include "rules.pxi"
 include "stages.pxi"
 include "sweep.pxi"
+include "reduce.pxi"
 include "plan.pxi"
 include "ceiling.pxi"

@@ -4,6 +4,7 @@
 from cpython.buffer cimport PyBUF_FULL_RO, PyBuffer_IsContiguous, PyBuffer_Release, PyObject_GetBuffer
 from libc.stdint cimport uintptr_t
 from libc.stdlib cimport calloc, free
+from libc.math cimport NAN, isinf
 from libc.string cimport memcmp
 
 import numpy
@@ -40,7 +41,7 @@ def set_threads(int default=-1, int machine=-1, child=None):
 
 cpdef int get_threads(int n_threads=0) noexcept nogil:
     """The number of threads that a large step takes now; n_threads: an optimizer's own choice, 0 for none."""
-    if forked:
+    if forked or not ADAPTIVE_C_OPENMP:
         return 1
     if n_threads or default_threads:
         return n_threads or default_threads
@@ -57,9 +58,14 @@ def openmp():
     return ADAPTIVE_C_OPENMP
 
 
+cdef enum OnNonfinite:
+    IGNORE, SKIP, RAISE
+
 cdef str rule_names = "sgd momentum adagrad rmsprop adadelta adam adamax nadam radam lion rprop supersab"
 cdef dict RULES = {name: i for i, name in enumerate(rule_names.split())}
 cdef dict EPS_MODES = {"outside": OUTSIDE, "inside": INSIDE, "hat": HAT}
+cdef dict ON_NONFINITE = {"ignore": IGNORE, "skip": SKIP, "raise": RAISE}
+cdef dict COPY_FORMATS = {"float32": FLOAT32, "bfloat16": BFLOAT16, "float16": FLOAT16}
 cdef dict VARIANTS = {"irprop-": IRPROP_MINUS, "rprop+": RPROP_PLUS, "rprop-": RPROP_MINUS}
 
 
@@ -98,6 +104,10 @@ cdef str describe(x):
     return f"{'an array of shape ' + str(x.shape) if type(x) is ndarray else type(x).__name__}"
 
 
+cdef str named(dtype):
+    return dtype.name if dtype.isnative else f"{dtype.str} (byte-swapped)"
+
+
 cdef bint is_native(const Py_buffer* view, char code) noexcept:
     """Is the element type `code` ("f" or "d") in native byte order?"""
     cdef const char* f = view.format
@@ -113,7 +123,7 @@ cdef class Plan:
     structured: the caller gave a list of groups, and gives gradients as a list with one entry per group.
     """
     cdef Space space
-    cdef Py_buffer* p_views      # held for the life of the plan, so that nobody can resize or free a parameter
+    cdef Py_buffer* p_views      # held for the life of the plan, so that no parameter is freed
     cdef Py_buffer* g_views      # held during a step
     cdef Py_ssize_t n_bound, n_acquired
     cdef uintptr_t* memory       # the bounds of all parameters and states: low, high, low, high ... ascending
@@ -122,7 +132,13 @@ cdef class Plan:
     cdef list keys, keep
     cdef bint structured
     cdef bint busy
+    cdef uint64_t apart          # a hash of gradient buffers that were found not to overlap
+    cdef double max_grad_norm, loss_scale
+    cdef OnNonfinite on_nonfinite
     cdef public int n_threads    # 0: not chosen
+    cdef public double grad_norm  # of the last step, unscaled and unclipped; NaN if none was taken
+    cdef public long long skipped_steps
+    cdef public bint closed      # averaged parameters are in place: no step now
     cdef public long long t      # applied steps
 
     def __cinit__(self, str rule, list groups, bint structured=False):
@@ -132,7 +148,9 @@ cdef class Plan:
         self.space.steps = <Step*> calloc(n + 1, sizeof(Step))
         self.p_views = <Py_buffer*> calloc(n + 1, sizeof(Py_buffer))
         self.g_views = <Py_buffer*> calloc(n + 1, sizeof(Py_buffer))
-        self.memory = <uintptr_t*> calloc(2 * (n + SLOTS * len(groups)) + 1, sizeof(uintptr_t))
+        self.memory = <uintptr_t*> calloc(2 * (2 * n + (SLOTS + 1) * len(groups)) + 1, sizeof(uintptr_t))
+        self.loss_scale = 1
+        self.grad_norm = NAN
         if (self.space.groups == NULL or self.space.arrays == NULL or self.space.steps == NULL or self.p_views == NULL
                 or self.g_views == NULL or self.memory == NULL):
             raise MemoryError()
@@ -148,6 +166,9 @@ cdef class Plan:
             self.space.groups[i].rule = <Rule> <int> RULES[rule]
             self.bind_group(i, groups[i][1])
         self.index_memory()
+        self.space.partial = <double*> calloc(self.space.n_chunks + 1, sizeof(double))
+        if self.space.partial == NULL:
+            raise MemoryError()
 
     def __dealloc__(self):
         cdef Py_ssize_t i
@@ -159,6 +180,7 @@ cdef class Plan:
         free(self.p_views)
         free(self.g_views)
         free(self.memory)
+        free(self.space.partial)
 
     cdef bind_group(self, Py_ssize_t index, tuple params):
         cdef Group* group = self.space.groups + index
@@ -178,8 +200,8 @@ cdef class Plan:
                 if i and (is_native(view, b"d") or is_native(view, b"f")):
                     raise TypeError(f"{self.name(index, i)} has dtype {param.dtype}, the arrays before it another; "
                                     "put arrays of different dtypes into parameter groups of their own")
-                raise TypeError(f"{self.name(index, i)} has dtype {param.dtype.str}; parameters are float32 or float64 "
-                                "in native byte order (keep and use x.astype('float32'))")
+                raise TypeError(f"{self.name(index, i)} has dtype {named(param.dtype)}; parameters are float32 or "
+                                "float64 in native byte order (keep and use x.astype('float32'))")
             if view.readonly:
                 raise ValueError(f"{self.name(index, i)} is read-only and can't be updated in place; pass a writable "
                                  "array (x.copy(), or x.flags.writeable = True if the memory is yours)")
@@ -212,6 +234,56 @@ cdef class Plan:
                 self.owners.append((address(x), address(x) + x.nbytes, index, -1))
         self.index_memory()
 
+    def attach_average(self, Py_ssize_t index, ema):
+        """Give a group the flat array of its average."""
+        if ema.size:
+            self.keep.append(ema)
+            self.space.groups[index].ema = <char*> address(ema)
+            self.owners.append((address(ema), address(ema) + ema.nbytes, index, -1))
+            self.index_memory()
+
+    def attach_copies(self, Py_ssize_t index, str kind, tuple copies):
+        """Give a group the arrays that receive its parameters, and write them."""
+        cdef Group* group = self.space.groups + index
+        cdef Array* a
+        cdef Py_ssize_t i
+        self.keep.append(copies)
+        for i, copy in enumerate(copies):
+            self.space.arrays[group.first + i].copy = <char*> address(copy)
+            if copy.size:
+                self.owners.append((address(copy), address(copy) + copy.nbytes, index, -2 - i))
+        self.index_memory()
+        group.copy_format = COPY_FORMATS[kind]
+        for i in range(group.first, group.last):
+            a = self.space.arrays + i
+            if group.wide:
+                copy_segment(group.copy_format, a.stop - a.start, a.copy, 0, <double*> a.p)
+            else:
+                copy_segment(group.copy_format, a.stop - a.start, a.copy, 0, <float*> a.p)
+
+    def set_bounds(self, Py_ssize_t index, low, high):
+        """Bounds of a group's parameters, of its dtype: two numbers, two flat arrays, or None and None."""
+        self.refuse_while_stepping()
+        cdef Group* group = self.space.groups + index
+        if low is None:
+            group.bounds = NO_BOUNDS
+        elif isinstance(low, ndarray):
+            self.keep.append((low, high))
+            group.lows, group.highs = <const char*> address(low), <const char*> address(high)
+            group.bounds = OWN_BOUNDS
+        else:
+            group.low, group.high, group.bounds = low, high, SAME_BOUNDS
+
+    def configure(self, dict settings):
+        """Take over the options of the optimizer as a whole, already checked."""
+        self.refuse_while_stepping()
+        self.max_grad_norm = settings["max_grad_norm"] or 0
+        self.space.max_grad_value = settings["max_grad_value"] or 0
+        self.on_nonfinite = ON_NONFINITE[settings["on_nonfinite"]]
+        self.loss_scale = settings["loss_scale"]
+        self.space.zero_grad = settings["zero_grad"]
+        self.space.flush_denormals = settings["flush_denormals"]
+
     cdef index_memory(self):
         cdef Py_ssize_t i
         self.owners.sort()
@@ -233,10 +305,13 @@ cdef class Plan:
 
     def assign(self, Py_ssize_t group, dict options):
         """Take over the options of one group, already checked."""
+        self.refuse_while_stepping()
         self.space.groups[group].options = as_options(options)
+        self.space.groups[group].ema_decay = options.get("ema_decay") or 0
 
     def set_t(self, long long t):
         """Set every array's count of applied steps.  Above 0 its state counts as written."""
+        self.refuse_while_stepping()
         cdef Group* group
         cdef Py_ssize_t i, j
         cdef long long step
@@ -247,6 +322,9 @@ cdef class Plan:
             if group.product != NULL:
                 for step in range(1, t + 1):
                     product *= nadam_mu(&group.options, step)
+                    if product < 1e-300:  # 1 - product has long been 1
+                        product = 0
+                        break
             for j in range(group.last - group.first):
                 group.t[j] = t
                 self.space.arrays[group.first + j].started = t > 0
@@ -256,26 +334,31 @@ cdef class Plan:
 
     # --- one step ------------------------------------------------------------------------------------------------
 
-    def step(self, grads, Py_ssize_t group=-1, Py_ssize_t lo=0, Py_ssize_t hi=-1, bint count=True):
+    def step(self, grads, double loss_scale=0, Py_ssize_t group=-1, Py_ssize_t lo=0, Py_ssize_t hi=-1,
+             bint count=True):
         """Step every group, or elements lo .. hi-1 of one group's parameter space.
 
+        loss_scale: by what gradients are divided in this call; 0 for the optimizer's own.
         lo and hi are multiples of CHUNK or the end (hi=-1).  The pieces of one step are calls with count=False but the
         last: they share a step number, and equal the whole step whatever their order.
         """
         cdef Py_ssize_t first = 0, last = self.space.n_chunks, work
         cdef int n_threads
-        if self.busy:
-            raise RuntimeError("another thread is inside step() of this optimizer; guard it with a lock, or give each "
-                               "thread an optimizer of its own")
+        self.refuse_while_stepping()
+        if self.closed:
+            raise RuntimeError("no step inside averaged_parameters(): the parameters are their average there")
         if group != -1 or lo != 0 or hi != -1:
             first, last = self.chunks(group, lo, hi)
         self.busy = True
         try:
             work = self.acquire(grads)
-            if work >= 0:
+            if self.space.zero_grad:
+                self.check_gradients_apart()
+            work = min(work, (last - first) * CHUNK)
+            n_threads = min(get_threads(self.n_threads), last - first) if work >= PARALLEL_FROM else 1
+            if work >= 0 and self.inspect(loss_scale or self.loss_scale, n_threads):
                 self.form_steps()
-                n_threads = get_threads(self.n_threads) if work >= PARALLEL_FROM else 1
-                if work >= UNLOCK_FROM:
+                if work >= PARALLEL_FROM:
                     with nogil:
                         sweep(&self.space, first, last, n_threads)
                 else:
@@ -307,8 +390,8 @@ cdef class Plan:
         if not isinstance(grads, (list, tuple)) or len(grads) != self.space.n_groups:
             raise ValueError(f"grads must be a list with one entry for each of the {self.space.n_groups} parameter "
                              f"groups, got {describe(grads)}")
-        for i in range(self.space.n_groups):
-            work = self.acquire_group(i, grads[i], work)
+        for i, group_grads in enumerate(tuple(grads)):
+            work = self.acquire_group(i, group_grads, work)
         return work
 
     cdef Py_ssize_t acquire_group(self, Py_ssize_t index, grads, Py_ssize_t work) except -2:
@@ -318,8 +401,8 @@ cdef class Plan:
             if not isinstance(grads, (list, tuple)) or len(grads) != n:
                 raise ValueError(f"{self.place(index, True)} must be a list of {n} arrays, as the parameters are (None "
                                  f"leaves one alone); got {describe(grads)}")
-            for i in range(n):
-                work = self.acquire_array(index, i, grads[i], work)
+            for i, grad in enumerate(tuple(grads)):  # nobody shortens it meanwhile
+                work = self.acquire_array(index, i, grad, work)
         elif keys == ():
             work = self.acquire_array(index, 0, grads, work)
         else:
@@ -340,16 +423,81 @@ cdef class Plan:
         self.view(grad, g, index, i, True)
         self.n_acquired += 1
         if not is_native(g, b"d" if group.wide else b"f"):
-            raise TypeError(f"{self.name(index, i, True)} has dtype {grad.dtype.str}, its parameter "
-                            f"{'float64' if group.wide else 'float32'}; convert it with x.astype")
+            wanted = "float64" if group.wide else "float32"
+            raise TypeError(f"{self.name(index, i, True)} has dtype {named(grad.dtype)}, its parameter {wanted}; "
+                            f"convert it: x.astype('{wanted}')")
         if g.ndim != p.ndim or (g.ndim and memcmp(g.shape, p.shape, g.ndim * sizeof(Py_ssize_t)) != 0):
             raise ValueError(f"{self.name(index, i, True)} has shape {grad.shape}, its parameter "
                              f"{tuple([p.shape[j] for j in range(p.ndim)])}")
         self.check_layout(g, index, i, True)
+        if self.space.zero_grad and g.readonly:
+            raise ValueError(f"{self.name(index, i, True)} is read-only and can't be zeroed; pass a writable array, or "
+                             "zero_grad=False")
         if g.len:
             self.check_apart(g, index, i)
         a.g = <const char*> g.buf
         return max(work, 0) + a.stop - a.start
+
+    cdef bint inspect(self, double loss_scale, int n_threads) except -1:
+        """Take the norm and look for what is not finite, as asked; set the factors.  False: skip this step."""
+        cdef Group* group
+        cdef Py_ssize_t i
+        cdef double squares = 0, coefficient = 1, most
+        cdef bint usable = True
+        if self.max_grad_norm:
+            for i in range(self.space.n_groups):
+                with nogil:
+                    self.space.groups[i].squares = reduce_group(&self.space, self.space.groups + i, True, n_threads)
+                squares += self.space.groups[i].squares
+            self.grad_norm = sqrt(squares) / loss_scale
+            coefficient = self.max_grad_norm / (self.grad_norm + 1e-6)
+            coefficient = 1 if coefficient > 1 else coefficient
+        for i in range(self.space.n_groups):
+            group = self.space.groups + i
+            group.factor = (-1 if group.options.maximize else 1) * coefficient / loss_scale
+            if self.on_nonfinite != IGNORE:
+                # the root of the sum of squares bounds every element; only where that is too much a second look is due
+                most = sqrt(group.squares) if self.max_grad_norm else NAN
+                if not self.fits(group, most, loss_scale):
+                    with nogil:
+                        most = reduce_group(&self.space, group, False, n_threads)
+                    if not self.fits(group, most, loss_scale):
+                        usable = False
+                        if self.on_nonfinite == RAISE:
+                            self.complain(i, loss_scale)
+        if not usable:
+            self.skipped_steps += 1
+            for i in range(self.space.n_arrays if self.space.zero_grad else 0):
+                if self.space.arrays[i].g != NULL:  # or what is accumulated into it would stay infinite
+                    memset(<char*> self.space.arrays[i].g, 0, self.p_views[i].len)
+        return usable
+
+    cdef bint fits(self, const Group* group, double g, double loss_scale) noexcept:
+        """Is a gradient's absolute value finite once unscaled, and its square where the rule squares it?"""
+        cdef double unscaled = g / loss_scale, used = g * (group.factor if group.factor >= 0 else -group.factor)
+        if not (unscaled - unscaled == 0 and (group.wide or not isinf(<float> unscaled))):
+            return False
+        if group.rule not in (ADAGRAD, RMSPROP, ADADELTA, ADAM, NADAM, RADAM) or used != used:
+            return True  # the factor is NaN where the norm is: another element is to blame
+        if self.space.max_grad_value and used > self.space.max_grad_value:
+            used = self.space.max_grad_value
+        used *= used
+        return used - used == 0 and (group.wide or not isinf(<float> used))
+
+    cdef complain(self, Py_ssize_t index, double loss_scale):
+        cdef Group* group = self.space.groups + index
+        cdef Array* a
+        cdef Py_ssize_t i, j
+        cdef double x
+        for i in range(group.last - group.first):
+            a = self.space.arrays + group.first + i
+            for j in range(a.stop - a.start if a.g != NULL else 0):
+                x = (<const double*> a.g)[j] if group.wide else (<const float*> a.g)[j]
+                if not self.fits(group, -x if x < 0 else x, loss_scale):
+                    shape = [self.p_views[group.first + i].shape[k] for k in range(self.p_views[group.first + i].ndim)]
+                    at = tuple([int(k) for k in numpy.unravel_index(j, shape)]) if shape else ()
+                    raise ValueError(f"{self.name(index, i, True)} is {x} at index {at}"
+                                     f"{'' if x - x != 0 else ', too large for a step'}; nothing was changed")
 
     cdef int form_steps(self) noexcept:
         """The constants of this step: formed once for neighbouring arrays that have taken the same steps."""
@@ -368,7 +516,7 @@ cdef class Plan:
                         or group.t[before - self.space.arrays - group.first] != group.t[j]
                         or (group.product != NULL
                             and group.product[before - self.space.arrays - group.first] != group.product[j])):
-                    form_step(group.rule, &group.options, group.t[j] + 1, not a.started,
+                    form_step(group.rule, &group.options, group.t[j] + 1, not a.started or group.t[j] == 0,
                               group.product[j] if group.product != NULL else 1, self.space.steps + n)
                     n += 1
                 a.step = n - 1
@@ -403,6 +551,12 @@ cdef class Plan:
 
     # --- checks --------------------------------------------------------------------------------------------------
 
+    cdef int refuse_while_stepping(self) except -1:
+        if self.busy:
+            raise RuntimeError("another thread is inside step() of this optimizer (in a forked child: was, when the "
+                               "process forked); guard it with a lock, or give each thread an optimizer of its own")
+        return 0
+
     cdef str place(self, Py_ssize_t group, bint grad):
         if self.structured:
             return f"grads[{group}]" if grad else f"params[{group}]['params']"
@@ -415,7 +569,9 @@ cdef class Plan:
 
     cdef str owner(self, Py_ssize_t i):
         _, _, group, array = self.owners[i]
-        return "this optimizer's state" if array < 0 else self.name(group, array)
+        if array <= -2:
+            return self.name(group, -2 - array).replace("params", "copy_to", 1)
+        return "this optimizer's state" if array == -1 else self.name(group, array)
 
     cdef int view(self, x, Py_buffer* view, Py_ssize_t group, Py_ssize_t i, bint grad) except -1:
         cdef str name, remedy = ""
@@ -427,11 +583,18 @@ cdef class Plan:
                 remedy = "pass x.detach().numpy(), which shares a CPU tensor's memory"
             elif isinstance(x, (int, float, complex, numpy.generic)):
                 remedy = "make it an array: np.asarray(x, dtype)"
+            elif isinstance(x, (list, tuple, dict)) and grad:
+                remedy = "gradients come in the structure of the parameters, here one array"
             elif isinstance(x, (list, tuple, dict)):
                 remedy = "parameters are one array, a list or dict of arrays, or a list of group dicts with 'params'"
+            elif hasattr(x, "__array__") or isinstance(x, (bytearray, memoryview)):
+                remedy = "pass np.asarray(x), if that shares its memory"
+            elif hasattr(x, "__iter__") and not isinstance(x, (str, bytes)):
+                remedy = "pass list(x)"
             else:
-                remedy = "pass np.asarray(x)"
-            raise TypeError(f"{name} is a {type(x).__module__}.{type(x).__qualname__}, not a numpy.ndarray; {remedy}")
+                remedy = "pass arrays"
+            kind = "" if type(x).__module__ == "builtins" else type(x).__module__ + "."
+            raise TypeError(f"{name} is a {kind}{type(x).__qualname__}, not a numpy.ndarray; {remedy}")
         try:
             return PyObject_GetBuffer(x, view, PyBUF_FULL_RO)
         except (ValueError, BufferError) as error:
@@ -443,6 +606,23 @@ cdef class Plan:
             raise ValueError(f"{self.name(group, i, grad)} is not C-contiguous; {remedy}")
         if <uintptr_t> view.buf % <uintptr_t> view.itemsize and view.len:
             raise ValueError(f"{self.name(group, i, grad)} is misaligned; {'' if grad else 'keep and use '}x.copy()")
+        return 0
+
+    cdef int check_gradients_apart(self) except -1:
+        """Gradients that will be zeroed may not share memory: one's zeros would be another's gradient."""
+        cdef uint64_t sign = 14695981039346656037ULL
+        cdef Py_ssize_t i
+        for i in range(self.n_acquired):  # looked at once for each set of buffers
+            sign = (sign ^ <uintptr_t> self.g_views[i].buf) * 1099511628211ULL
+            sign = (sign ^ <uint64_t> self.g_views[i].len) * 1099511628211ULL
+        if sign == self.apart:
+            return 0
+        spans = sorted([(<uintptr_t> self.g_views[i].buf, self.g_views[i].len) for i in range(self.n_acquired)])
+        for (low, size), (start, _) in zip(spans, spans[1:]):
+            if start < low + size:
+                raise ValueError("two gradients share memory, which zero_grad=True would zero under the other; "
+                                 "pass a copy of one")
+        self.apart = sign
         return 0
 
     cdef int check_apart(self, Py_buffer* g, Py_ssize_t group, Py_ssize_t i) except -1:

@@ -72,6 +72,8 @@ cdef double power(double x, long long n) noexcept nogil:
 
 cdef double power_of_096(double x) noexcept nogil:
     """0.96**x without libm: an integer power times the Taylor series of exp on [0, 0.041]."""
+    if x > 1e5:  # less than any double
+        return 0
     cdef long long n = <long long> x
     cdef double y = (x - n) * -0.040821994520255166, s = 1
     cdef int i

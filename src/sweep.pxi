@@ -18,17 +18,25 @@ cdef extern from *:
     const int ADAPTIVE_C_OPENMP
     int omp_get_max_threads() nogil
 
+from libc.string cimport memset
+
 cdef enum:
     CHUNK = 4096             # elements: 64 KiB of a float32 Adam step, within every core's second-level cache
     SLOTS = 3                # state arrays of the rule that has most
-    PARALLEL_FROM = 1 << 14  # elements: below, waking a second thread costs more than it saves
-    UNLOCK_FROM = 1 << 14    # elements: from here on a step runs without the GIL
+    PARALLEL_FROM = 1 << 14  # elements: from here on a step takes several threads, and runs without the GIL
+
+cdef enum CopyFormat:
+    NO_COPY, FLOAT32, BFLOAT16, FLOAT16
+
+cdef enum Bounds:
+    NO_BOUNDS, SAME_BOUNDS, OWN_BOUNDS
 
 cdef struct Array:
     char* p
     const char* g            # NULL: no gradient in this call
     Py_ssize_t start, stop   # its place in the group's parameter space
     Py_ssize_t step          # which of Space.steps holds its constants
+    char* copy               # the array that receives the updated parameters, or NULL
     bint started             # a step has written its state
 
 cdef struct Group:
@@ -42,74 +50,157 @@ cdef struct Group:
     Py_ssize_t state_itemsize[SLOTS]
     long long* t             # applied steps of each array
     double* product          # NAdam's product of mu of each array, else NULL
+    double squares           # the sum of its gradients' squares, where a norm is taken
+    double factor            # of the gradient: -1 to ascend, the clip coefficient, 1 / loss_scale
+    char* ema                # the average of the parameters, or NULL
+    double ema_decay
+    CopyFormat copy_format
+    Bounds bounds
+    double low, high
+    const char* lows
+    const char* highs
 
 cdef struct Space:
     Group* groups
     Array* arrays
     Step* steps
+    double* partial          # a reduction's result for each chunk
     Py_ssize_t n_groups, n_arrays, n_chunks
+    double max_grad_value    # 0: gradients are not clamped
+    bint zero_grad, flush_denormals
 
 
-cdef bint staged(const Group* group) noexcept nogil:
+cdef bint staged(const Space* space, const Group* group) noexcept nogil:
     """Does anything but the rule run?  Then what the stages hand on must stay in cache, and a segment in its chunk."""
-    return group.options.maximize or (group.options.weight_decay != 0 and not group.options.decoupled)
+    return (group.factor != 1 or space.max_grad_value != 0 or group.bounds != NO_BOUNDS or group.ema != NULL
+            or group.copy_format != NO_COPY or space.zero_grad
+            or (group.options.weight_decay != 0 and not group.options.decoupled))
 
 
-cdef void run_segment(const Group* group, const Array* a, const Step* k, floating* p, Py_ssize_t start,
+cdef void run_segment(const Space* space, const Group* group, const Array* a, floating* p, Py_ssize_t start,
                       Py_ssize_t n) noexcept nogil:
     """The stages over elements start .. start+n-1 of the parameter space, all of them in array a, which begins at p."""
-    cdef floating negated[CHUNK]
-    cdef floating decayed[CHUNK]
-    cdef const floating* g = <const floating*> a.g + (start - a.start)
+    cdef floating scaled[CHUNK]
+    cdef floating clamped[CHUNK]
+    cdef floating* decayed = scaled
+    cdef Py_ssize_t at = start - a.start
+    cdef const floating* g = <const floating*> a.g + at
     cdef void* s[SLOTS]
     cdef const Options* o = &group.options
     cdef int j
-    p += start - a.start
+    p += at
     for j in range(SLOTS):
         s[j] = group.state[j] + start * group.state_itemsize[j]
-    if o.maximize:
-        scale(n, negated, g, -1)
-        g = negated
+    if group.factor != 1:
+        scale(n, scaled, g, group.factor)
+        g = scaled
+        decayed = clamped
+    if space.max_grad_value != 0:
+        clamp_gradient(n, clamped, g, space.max_grad_value)
+        g = clamped
+        decayed = scaled
     if o.weight_decay != 0 and not o.decoupled:
         decay_gradient(n, decayed, g, p, o.weight_decay)
         g = decayed
-    apply_rule(group.rule, n, p, g, s, o, k)
+    apply_rule(group.rule, n, p, g, s, o, space.steps + a.step)
+    if group.bounds == SAME_BOUNDS:
+        bound(n, p, group.low, group.high)
+    elif group.bounds == OWN_BOUNDS:
+        bound_each(n, p, <const floating*> group.lows + start, <const floating*> group.highs + start)
+    if group.ema != NULL:
+        average(n, <floating*> group.ema + start, p, group.ema_decay)
+    if group.copy_format != NO_COPY:
+        copy_segment(group.copy_format, n, a.copy, at, p)
+    if space.zero_grad:
+        memset(<floating*> a.g + at, 0, n * sizeof(floating))
 
 
-cdef void run_group(const Space* space, const Group* group, Py_ssize_t start, Py_ssize_t end) noexcept nogil:
-    """Elements start .. end-1 of one group's parameter space, segment by segment."""
-    cdef const Array* a
-    cdef Py_ssize_t stop, low = group.first, high = group.last - 1, middle
-    cdef bint by_chunk = staged(group)
-    while low < high:  # the first array that ends behind `start`
+cdef void copy_segment(CopyFormat kind, Py_ssize_t n, char* copy, Py_ssize_t at, const floating* p) noexcept nogil:
+    if kind == FLOAT32:
+        to_float32(n, <float*> copy + at, p)
+    elif floating is float:  # the narrower ones are refused for float64: it would be rounded twice
+        if kind == BFLOAT16:
+            to_bfloat16(n, <uint16_t*> copy + at, p)
+        else:
+            to_float16(n, <uint16_t*> copy + at, p)
+
+
+cdef Py_ssize_t first_array(const Space* space, const Group* group, Py_ssize_t start) noexcept nogil:
+    """The first array of the group that ends behind `start`."""
+    cdef Py_ssize_t low = group.first, high = group.last - 1, middle
+    while low < high:
         middle = (low + high) // 2
         if space.arrays[middle].stop > start:
             high = middle
         else:
             low = middle + 1
+    return low
+
+
+cdef void run_group(const Space* space, const Group* group, Py_ssize_t start, Py_ssize_t end) noexcept nogil:
+    """Elements start .. end-1 of one group's parameter space, segment by segment."""
+    cdef const Array* a
+    cdef Py_ssize_t stop, index = first_array(space, group, start)
+    cdef bint by_chunk = staged(space, group)
     while start < end:
-        a = space.arrays + low
+        a = space.arrays + index
         stop = min(a.stop, end)
         if by_chunk:
             stop = min(stop, (start // CHUNK + 1) * CHUNK)
         if a.g != NULL and stop > start:
             if group.wide:
-                run_segment(group, a, space.steps + a.step, <double*> a.p, start, stop - start)
+                run_segment(space, group, a, <double*> a.p, start, stop - start)
             else:
-                run_segment(group, a, space.steps + a.step, <float*> a.p, start, stop - start)
+                run_segment(space, group, a, <float*> a.p, start, stop - start)
         start = stop
-        low += start == a.stop
+        index += start == a.stop
+
+
+cdef extern from *:
+    """
+    #if defined(__x86_64__) || defined(_M_X64)
+    #include <xmmintrin.h>
+    #define CAN_FLUSH 1
+    static inline uint64_t flush_denormals(void) {
+        unsigned int old = _mm_getcsr();
+        _mm_setcsr(old | 0x8040);  /* FTZ and DAZ */
+        return old;
+    }
+    static inline void restore_denormals(uint64_t old) { _mm_setcsr((unsigned int)old); }
+    #elif defined(__aarch64__) && defined(__GNUC__)
+    #define CAN_FLUSH 1
+    static inline uint64_t flush_denormals(void) {
+        uint64_t old;
+        __asm__ __volatile__("mrs %0, fpcr" : "=r"(old));
+        __asm__ __volatile__("msr fpcr, %0" : : "r"(old | (1 << 24)));
+        return old;
+    }
+    static inline void restore_denormals(uint64_t old) { __asm__ __volatile__("msr fpcr, %0" : : "r"(old)); }
+    #else
+    #define CAN_FLUSH 0
+    static inline uint64_t flush_denormals(void) { return 0; }
+    static inline void restore_denormals(uint64_t old) { (void)old; }
+    #endif
+    """
+    const bint CAN_FLUSH
+    uint64_t flush_denormals() nogil
+    void restore_denormals(uint64_t) nogil
 
 
 cdef void run_chunks(const Space* space, Py_ssize_t first, Py_ssize_t last) noexcept nogil:
     cdef const Group* group
     cdef Py_ssize_t i, start, end
+    cdef uint64_t mode = 0
+    if space.flush_denormals:
+        mode = flush_denormals()
     for i in range(space.n_groups):
         group = space.groups + i
         start = max((first - group.chunk) * CHUNK, 0)
         end = min((last - group.chunk) * CHUNK, group.size)
         if start < end:
             run_group(space, group, start, end)
+    if space.flush_denormals:
+        restore_denormals(mode)
 
 
 cdef void sweep(const Space* space, Py_ssize_t first, Py_ssize_t last, int n_threads) noexcept nogil:

@@ -165,8 +165,34 @@ def test_state_names_and_t():
     for bad, error in ((-1, ValueError), (1.5, TypeError), (True, TypeError)):
         with pytest.raises(error, match="t must be"):
             opt.t = bad
-    with pytest.raises(ValueError, match="read-only"):
-        opt.state["step"][...] = 3
+
+
+@pytest.mark.parametrize("name", ["SGD", "Adam", "NAdam", "Rprop", "SuperSAB"])
+def test_the_state_can_be_saved_and_put_back_by_hand(name):
+    """As the message that refuses pickling says: assign t, then write the saved values."""
+
+    def make():
+        p = [np.full(3, 2.0), np.full(2, 2.0), np.full(2, 2.0)]
+        return p, getattr(ac, name)(p, **({"momentum": 0.9, "dampening": 0.5} if name == "SGD" else {}))
+
+    def steps(p, opt, first, last):
+        for t in range(first, last):
+            opt.step([p[0] * 0.5, None if t % 2 else p[1] * 0.5, p[2] * 0.5 if t > 4 else None])
+
+    p, opt = make()
+    steps(p, opt, 0, 3)
+    saved = {key: [np.array(x) for x in values] for key, values in opt.state.items()}
+    q, other = make()
+    for a, b in zip(q, p, strict=True):
+        a[...] = b
+    other.t = opt.t
+    for key, values in saved.items():
+        for live, value in zip(other.state[key], values, strict=True):
+            live[...] = value
+    steps(p, opt, 3, 9)
+    steps(q, other, 3, 9)
+    for a, b in zip(q, p, strict=True):
+        assert_same_bits(a, b)
 
 
 def test_assigning_t_says_that_state_is_there():
@@ -179,6 +205,40 @@ def test_assigning_t_says_that_state_is_there():
     opt.t = 0  # and 0 that it is not
     opt.step(np.zeros(2))
     np.testing.assert_array_equal(p, [-2, -2])
+
+
+def test_mistakes_that_would_do_nothing_are_refused():
+    opt = ac.Adam([W.copy(), B.copy()])
+    with pytest.raises(AttributeError, match=r"opt.param_groups\[0\]\['lr'\]"):
+        opt.lr = 0.1
+    with pytest.raises(AttributeError):
+        opt.param_groups = []
+    with pytest.raises(TypeError):
+        opt.state["exp_avg"][0] = W  # would replace an entry of a temporary, not the state
+    with pytest.raises(AttributeError):
+        opt.param_groups.append({})
+
+
+def test_a_huge_momentum_decay_or_t_ends():
+    opt = ac.NAdam(np.ones(4), momentum_decay=1e19)
+    opt.step(np.ones(4))
+    opt.t = 10**15
+    opt.step(np.ones(4))
+    assert np.isfinite(opt.param_groups[0]["params"]).all()
+
+
+def test_state_is_freed_with_the_optimizer():
+    import gc
+    import weakref
+
+    gc.disable()
+    try:
+        opt = ac.Adam(W.copy())
+        plan = weakref.ref(opt)
+        del opt
+        assert plan() is None  # no cycle that waits for the garbage collector
+    finally:
+        gc.enable()
 
 
 def test_repr_and_nbytes():

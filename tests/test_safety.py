@@ -1,5 +1,6 @@
 """It doesn't hang, doesn't crash, doesn't allocate, and never leaves half a step."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -48,6 +49,15 @@ print("ok")
 @pytest.mark.parametrize("arguments", ["", "n_threads=2"])
 def test_a_forked_child_steps_serially(arguments):
     assert "ok" in child(FORK.format(before="", n=BIG, arguments=arguments, child="pass", expect=1))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_child_forked_between_import_and_first_use_is_serial():
+    script = (
+        "import os, adaptive_c as ac\npid = os.fork()\n"
+        "if pid == 0: os._exit(ac.get_num_threads())\nprint(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))"
+    )
+    assert child(script) == "1\n"
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
@@ -102,6 +112,27 @@ def test_two_threads_stepping_one_optimizer_get_an_error_never_a_corrupted_state
     assert opt.t == 60 - len(refused)
     assert (p == -opt.t).all()
     assert all("another thread is inside step()" in message for message in refused)
+
+
+def test_options_assigned_by_another_thread_wait_for_no_step_and_break_none():
+    params = [np.ones(100_000, "float32") for _ in range(20)]
+    grads = [np.ones_like(p) for p in params]
+    opt = ac.SGD(params, lr=0.0)
+    stop = threading.Event()
+
+    def toggle():
+        while not stop.is_set():
+            for value in (0.1, 0.0):
+                with contextlib.suppress(RuntimeError):  # a step is under way
+                    opt.param_groups[0]["weight_decay"] = value
+
+    thread = threading.Thread(target=toggle)
+    thread.start()
+    for _ in range(300):
+        opt.step(grads)
+    stop.set()
+    thread.join()
+    assert all((p == 1).all() for p in params)
 
 
 def test_many_threads_with_optimizers_of_their_own():
