@@ -27,7 +27,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.exit(
             1, f"adaptive-c demo needs {error.name}: pip install 'adaptive_c[demo]' (from a clone: '.[demo]')\n"
         )
-    run(quick=options.quick, folder=options.out)
+    try:
+        run(quick=options.quick, folder=options.out)
+    except OSError as error:
+        parser.exit(1, f"adaptive-c demo: can't write to --out {options.out}: {error}\n")
     return 0
 
 

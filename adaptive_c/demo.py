@@ -168,7 +168,9 @@ def run(quick: bool = False, folder: str = ".") -> None:
     epochs = 8 if quick else 40
     models = {"softmax regression": None, "two-layer perceptron": 64}
     figure, axes = plt.subplots(1, 2, figsize=(13, 5.5), layout="constrained")
-    tables = []
+    tables, colours = [], plt.get_cmap("turbo")
+    path = Path(folder, "adaptive-c-demo.png")
+    path.parent.mkdir(parents=True, exist_ok=True)  # before the work, so that it isn't lost
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -188,7 +190,9 @@ def run(quick: bool = False, folder: str = ".") -> None:
                 progress.update(bar, description=f"{model}, {name}")
                 losses, accuracy, step = train(name, hidden, data, epochs, lambda: progress.advance(bar))
                 table.add_row(name, f"{losses[-1]:.4f}", f"{accuracy:.1%}", f"{step * 1e6:.2f}")
-                axis.plot(range(1, epochs + 1), losses, label=name, linestyle="-" if i < 10 else "--", linewidth=1.5)
+                note = " (full batches)" if name in FULL_BATCH else ""
+                dashes = (0, (5, 1 + i % 4)) if i % 2 else "-"  # where two curves meet, both are seen
+                axis.plot(range(1, epochs + 1), losses, label=name + note, color=colours(i / 13), linestyle=dashes)
             axis.set(yscale="log", xlabel="epoch", title=f"{model}, {size:,} parameters")
             axis.grid(alpha=0.3)
             tables.append(table)
@@ -196,8 +200,6 @@ def run(quick: bool = False, folder: str = ".") -> None:
     axes[1].legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
     for table in tables:
         console.print(table)
-    path = Path(folder, "adaptive-c-demo.png")
-    path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
     plt.close(figure)
     console.print(f"loss curves: {path}")

@@ -1,8 +1,8 @@
 """The README's figures: this library against torch's fused AdamW, DeepSpeed's CPUAdam and the machine's ceiling.
 
-    pip install . torch rich
+    pip install . torch
     pip install --no-deps deepspeed && pip install hjson py-cpuinfo pydantic tqdm msgpack einops ninja psutil
-    python benchmarks/compare.py [sizes] [lists] [rules] [--rounds 15] [--json FILE]
+    python benchmarks/compare.py [sizes] [lists] [whole] [rules] [--rounds 15] [--json FILE]
 
 Each contender lives in a process of its own (several OpenMP runtimes in one process disturb each other) and holds its
 own arrays; the contenders of a row run in turn, round after round, and only ratios between medians of one row count.
@@ -69,7 +69,42 @@ def deepspeed(sizes):
     return DeepSpeedCPUAdam(p, lr=1e-6, weight_decay=0.01).step
 
 
-CONTENDERS = {"ours": ours, "torch": torch_fused, "deepspeed": deepspeed}
+def whole_step(sizes):
+    import adaptive_c as ac
+
+    (p,), (g,) = arrays(sizes)
+    opt = ac.AdamW(p, lr=1e-6, loss_scale=1024.0, max_grad_norm=1.0, ema_decay=0.999, zero_grad=True,
+                   copy_to=np.empty(p.shape, "uint16"), uint16_as="bfloat16")  # fmt: skip
+    return lambda: opt.step(g)
+
+
+def torch_whole_step(sizes):
+    import torch
+
+    p, g = (torch.from_numpy(part[0]) for part in arrays(sizes))
+    p.requires_grad, p.grad = True, g
+    opt = torch.optim.AdamW([p], lr=1e-6, fused=True)
+    average, copy = p.detach().clone(), torch.empty(p.shape, dtype=torch.bfloat16)
+
+    def step():
+        with torch.no_grad():
+            p.grad.mul_(1 / 1024)
+            torch.nn.utils.clip_grad_norm_([p], 1.0)
+            opt.step()
+            average.lerp_(p, 1e-3)
+            copy.copy_(p)
+            p.grad.zero_()
+
+    return step
+
+
+CONTENDERS = {
+    "ours": ours,
+    "torch": torch_fused,
+    "deepspeed": deepspeed,
+    "whole": whole_step,
+    "torch whole": torch_whole_step,
+}
 STEPS = {}  # what a contender's process can time
 
 
@@ -131,16 +166,18 @@ def measure(names, args, n, rounds):
 
 
 def show(label, n, medians):
-    ours = medians["ours"]
-    ratios = "  ".join(f"{name} {seconds / ours:6.2f}x" for name, seconds in medians.items() if name != "ours")
+    mine = "ours" if "ours" in medians else "whole"
+    ours = medians[mine]
+    ratios = "  ".join(f"{name} {seconds / ours:6.2f}x" for name, seconds in medians.items() if name != mine)
     print(f"{label:34} {ours * 1e6:10.2f} us {ours / n * 1e9:7.3f} ns/element  {ratios}", flush=True)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("rows", nargs="*", default=["sizes", "lists", "rules"])
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--json")
+    parser.add_argument("rows", nargs="*", default=["sizes", "lists", "whole", "rules"],
+                        help="sizes, lists, whole or rules; all of them unless named")  # fmt: skip
+    parser.add_argument("--rounds", type=int, default=15, help="rounds of each row (15)")
+    parser.add_argument("--json", help="a file for the medians, in seconds")
     options = parser.parse_args()
     results = []
 
@@ -155,6 +192,8 @@ def main():
             row(f"AdamW float32 {n}", ["ours", "torch", "deepspeed"], [[n]], n)
     if "lists" in options.rows:
         row("AdamW 10,000 x 1,000", ["ours", "torch"], [[1000] * 10000], 10**7)
+    if "whole" in options.rows:  # unscale, clip, AdamW, average, bfloat16 copy, zero
+        row("whole step float32 67108864", ["whole", "torch whole"], [[1 << 26]], 1 << 26)
     if "rules" in options.rows:
         for rule, arguments in RULES:
             label = " ".join([rule, *(f"{k}={v}" for k, v in arguments.items())])

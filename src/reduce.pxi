@@ -6,23 +6,24 @@
 cdef enum:
     LANES = 16
 
-cdef inline void square16(const floating* g, double* lanes) noexcept nogil:
-    cdef int j
-    for j in range(LANES):
-        lanes[j] += <double> g[j] * <double> g[j]
-
-
 cdef void add_squares(Py_ssize_t start, Py_ssize_t n, const floating* g, double* lanes) noexcept nogil:
     """Add the squares of elements start .. start+n-1 of the parameter space to their lanes."""
     cdef Py_ssize_t i = 0
+    cdef int j
     cdef double x
+    cdef double sums[LANES]  # in registers: through `lanes` each sum would wait for the last one's store
     while i < n and (start + i) % LANES:
         x = g[i]
         lanes[(start + i) % LANES] += x * x
         i += 1
+    for j in range(LANES):
+        sums[j] = lanes[j]
     while i + LANES <= n:
-        square16(g + i, lanes)
+        for j in range(LANES):
+            sums[j] += <double> g[i + j] * <double> g[i + j]
         i += LANES
+    for j in range(LANES):
+        lanes[j] = sums[j]
     while i < n:
         x = g[i]
         lanes[(start + i) % LANES] += x * x
