@@ -225,7 +225,7 @@ class Optimizer:
         float32, bfloat16 or float16 arrays in the structure of the group's parameters that receive the updated
         parameters, rounded to nearest even; written at construction too.  For float64 parameters float32 only.
     uint16_as : "bfloat16", optional
-        What uint16 arrays in copy_to hold (ml_dtypes.bfloat16 arrays need no such word).
+        What uint16 arrays in copy_to and among the gradients hold (ml_dtypes.bfloat16 arrays need no such word).
 
     Attributes
     ----------
@@ -301,6 +301,7 @@ class Optimizer:
             group._plan = self._plan
         self._settings = {name: SETTINGS[name](name, value) for name, value in settings.items()}
         self._plan.configure(self._settings)
+        self._plan.uint16_is_bfloat16 = uint16_as == "bfloat16"
         self.n_threads = n_threads
         for i, group in enumerate(self.param_groups):
             group._assign(group._options, f"params[{i}]: " if self._structured else "")
@@ -351,9 +352,10 @@ class Optimizer:
         Parameters
         ----------
         grads : the structure of params
-            For each array its gradient, of the same shape and dtype and C-contiguous, or None to leave the array and
-            its state alone.  For a list of group dicts, a list with one such entry per group.  Read only, but for
-            zero_grad.
+            For each array its gradient, of the same shape and C-contiguous, or None to leave the array and its state
+            alone.  Of the same dtype; for float32 parameters float16 and bfloat16 (ml_dtypes, or uint16 under
+            uint16_as="bfloat16") too, widened as they are read.  For a list of group dicts, a list with one such entry
+            per group.  Read only, but for zero_grad.
         loss_scale : float, optional
             By what the gradients are divided in this step, in the place of the optimizer's own loss_scale.
 

@@ -138,6 +138,7 @@ cdef class Plan:
     cdef public int n_threads    # 0: not chosen
     cdef public double grad_norm  # of the last step, unscaled and unclipped; NaN if none was taken
     cdef public long long skipped_steps
+    cdef public bint uint16_is_bfloat16
     cdef public bint closed      # averaged parameters are in place: no step now
     cdef public long long t      # applied steps
 
@@ -420,12 +421,21 @@ cdef class Plan:
         cdef Py_buffer* g = self.g_views + self.n_acquired
         if grad is None:
             return work
-        self.view(grad, g, index, i, True)
+        bfloat16 = self.view(grad, g, index, i, True)
         self.n_acquired += 1
-        if not is_native(g, b"d" if group.wide else b"f"):
+        a.g_format = NATIVE
+        if group.wide or is_native(g, b"f"):
+            pass
+        elif bfloat16 or (self.uint16_is_bfloat16 and is_native(g, b"H")):
+            a.g_format = BFLOAT16
+        elif is_native(g, b"e"):
+            a.g_format = FLOAT16
+        if a.g_format == NATIVE and not is_native(g, b"d" if group.wide else b"f"):
             wanted = "float64" if group.wide else "float32"
             raise TypeError(f"{self.name(index, i, True)} has dtype {named(grad.dtype)}, its parameter {wanted}; "
-                            f"convert it: x.astype('{wanted}')")
+                            f"convert it: x.astype('{wanted}')"
+                            + (", or say uint16_as='bfloat16' if that is what it holds"
+                               if grad.dtype.name == "uint16" and not group.wide else ""))
         if g.ndim != p.ndim or (g.ndim and memcmp(g.shape, p.shape, g.ndim * sizeof(Py_ssize_t)) != 0):
             raise ValueError(f"{self.name(index, i, True)} has shape {grad.shape}, its parameter "
                              f"{tuple([p.shape[j] for j in range(p.ndim)])}")
@@ -469,7 +479,8 @@ cdef class Plan:
             self.skipped_steps += 1
             for i in range(self.space.n_arrays if self.space.zero_grad else 0):
                 if self.space.arrays[i].g != NULL:  # or what is accumulated into it would stay infinite
-                    memset(<char*> self.space.arrays[i].g, 0, self.p_views[i].len)
+                    memset(<char*> self.space.arrays[i].g, 0,
+                           self.p_views[i].len // (2 if self.space.arrays[i].g_format != NATIVE else 1))
         return usable
 
     cdef bint fits(self, const Group* group, double g, double loss_scale) noexcept:
@@ -488,11 +499,15 @@ cdef class Plan:
         cdef Group* group = self.space.groups + index
         cdef Array* a
         cdef Py_ssize_t i, j
+        cdef float narrow
         cdef double x
         for i in range(group.last - group.first):
             a = self.space.arrays + group.first + i
             for j in range(a.stop - a.start if a.g != NULL else 0):
-                x = (<const double*> a.g)[j] if group.wide else (<const float*> a.g)[j]
+                narrow = (<const float*> a.g)[j] if a.g_format == NATIVE and not group.wide else 0
+                if a.g_format != NATIVE:
+                    widen(a.g_format, 1, &narrow, a.g, j)
+                x = (<const double*> a.g)[j] if group.wide else narrow
                 if not self.fits(group, -x if x < 0 else x, loss_scale):
                     shape = [self.p_views[group.first + i].shape[k] for k in range(self.p_views[group.first + i].ndim)]
                     at = tuple([int(k) for k in numpy.unravel_index(j, shape)]) if shape else ()
@@ -574,6 +589,7 @@ cdef class Plan:
         return "this optimizer's state" if array == -1 else self.name(group, array)
 
     cdef int view(self, x, Py_buffer* view, Py_ssize_t group, Py_ssize_t i, bint grad) except -1:
+        """Fill `view`; 1 where x is a bfloat16 array of ml_dtypes, seen as uint16, else 0."""
         cdef str name, remedy = ""
         if type(x) is not ndarray and (not isinstance(x, ndarray) or isinstance(x, MaskedArray)):
             name = self.name(group, i, grad)
@@ -598,6 +614,9 @@ cdef class Plan:
         try:
             return PyObject_GetBuffer(x, view, PyBUF_FULL_RO)
         except (ValueError, BufferError) as error:
+            if grad and x.dtype.name == "bfloat16":
+                PyObject_GetBuffer(x.view("uint16"), view, PyBUF_FULL_RO)
+                return 1
             raise TypeError(f"{self.name(group, i, grad)} has dtype {x.dtype}: {error}") from None
 
     cdef int check_layout(self, Py_buffer* view, Py_ssize_t group, Py_ssize_t i, bint grad) except -1:

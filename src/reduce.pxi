@@ -59,6 +59,8 @@ cdef void reduce_chunk(const Space* space, const Group* group, Py_ssize_t chunk,
     cdef Py_ssize_t start = (chunk - group.chunk) * CHUNK, end = min(start + CHUNK, group.size), stop
     cdef Py_ssize_t index = first_array(space, group, start)
     cdef const Array* a
+    cdef const char* g
+    cdef float wide[CHUNK]
     cdef double lanes[LANES]
     cdef uint64_t largest = 0
     cdef int j
@@ -68,14 +70,18 @@ cdef void reduce_chunk(const Space* space, const Group* group, Py_ssize_t chunk,
         a = space.arrays + index
         stop = min(a.stop, end)
         if a.g != NULL and stop > start:
+            g = a.g + (start - a.start) * gradient_itemsize(group, a)
+            if a.g_format != NATIVE:
+                widen(a.g_format, stop - start, wide, a.g, start - a.start)
+                g = <const char*> wide
             if squares and group.wide:
-                add_squares(start, stop - start, <const double*> a.g + (start - a.start), lanes)
+                add_squares(start, stop - start, <const double*> g, lanes)
             elif squares:
-                add_squares(start, stop - start, <const float*> a.g + (start - a.start), lanes)
+                add_squares(start, stop - start, <const float*> g, lanes)
             elif group.wide:
-                largest = max(largest, largest64(stop - start, <const uint64_t*> a.g + (start - a.start)))
+                largest = max(largest, largest64(stop - start, <const uint64_t*> g))
             else:
-                largest = max(largest, largest32(stop - start, <const int32_t*> a.g + (start - a.start)))
+                largest = max(largest, largest32(stop - start, <const int32_t*> g))
         start = stop
         index += 1
     space.partial[chunk] = as_number(largest, group.wide)

@@ -7,15 +7,35 @@ cdef extern from *:
     #include <stdint.h>
     #include <string.h>
     static inline uint32_t bits_of(float x) { uint32_t u; memcpy(&u, &x, 4); return u; }
+    static inline float float_of(uint32_t u) { float x; memcpy(&x, &u, 4); return x; }
     """
     ctypedef int int32_t
     ctypedef unsigned int uint32_t
     ctypedef unsigned short uint16_t
     ctypedef unsigned long long uint64_t
     uint32_t bits_of(float x) nogil
+    float float_of(uint32_t u) nogil
 
 
 # --- before the rule: out <- what it does to g -----------------------------------------------------------------------
+
+cdef void from_bfloat16(Py_ssize_t n, float* out, const uint16_t* g) noexcept nogil:
+    cdef Py_ssize_t i
+    for i in range(n):
+        out[i] = float_of(<uint32_t> g[i] << 16)
+
+
+cdef void from_float16(Py_ssize_t n, float* out, const uint16_t* g) noexcept nogil:
+    """Exact.  Below 2^-14 the fraction counts units of 2^-24."""
+    cdef Py_ssize_t i
+    cdef uint32_t a
+    cdef float x
+    for i in range(n):
+        a = g[i] & 0x7fff
+        x = float_of((a << 13) + (0x70000000 if a >= 0x7c00 else 0x38000000))
+        x = <float> <int> a * <float> 5.9604644775390625e-08 if a < 0x400 else x
+        out[i] = -x if g[i] & 0x8000 else x
+
 
 cdef void scale(Py_ssize_t n, floating* out, const floating* g, double factor) noexcept nogil:
     """out <- factor g: unscale, clip and maximize are one constant."""

@@ -25,8 +25,8 @@ cdef enum:
     SLOTS = 3                # state arrays of the rule that has most
     PARALLEL_FROM = 1 << 14  # elements: from here on a step takes several threads, and runs without the GIL
 
-cdef enum CopyFormat:
-    NO_COPY, FLOAT32, BFLOAT16, FLOAT16
+cdef enum Format:  # of a gradient, and of a copy of the parameters
+    NATIVE, FLOAT32, BFLOAT16, FLOAT16
 
 cdef enum Bounds:
     NO_BOUNDS, SAME_BOUNDS, OWN_BOUNDS
@@ -34,6 +34,7 @@ cdef enum Bounds:
 cdef struct Array:
     char* p
     const char* g            # NULL: no gradient in this call
+    Format g_format          # NATIVE: the parameters' own
     Py_ssize_t start, stop   # its place in the group's parameter space
     Py_ssize_t step          # which of Space.steps holds its constants
     char* copy               # the array that receives the updated parameters, or NULL
@@ -54,7 +55,7 @@ cdef struct Group:
     double factor            # of the gradient: -1 to ascend, the clip coefficient, 1 / loss_scale
     char* ema                # the average of the parameters, or NULL
     double ema_decay
-    CopyFormat copy_format
+    Format copy_format       # NATIVE: there is no copy
     Bounds bounds
     double low, high
     const char* lows
@@ -73,35 +74,37 @@ cdef struct Space:
 cdef bint staged(const Space* space, const Group* group) noexcept nogil:
     """Does anything but the rule run?  Then what the stages hand on must stay in cache, and a segment in its chunk."""
     return (group.factor != 1 or space.max_grad_value != 0 or group.bounds != NO_BOUNDS or group.ema != NULL
-            or group.copy_format != NO_COPY or space.zero_grad
+            or group.copy_format != NATIVE or space.zero_grad
             or (group.options.weight_decay != 0 and not group.options.decoupled))
 
 
 cdef void run_segment(const Space* space, const Group* group, const Array* a, floating* p, Py_ssize_t start,
                       Py_ssize_t n) noexcept nogil:
     """The stages over elements start .. start+n-1 of the parameter space, all of them in array a, which begins at p."""
-    cdef floating scaled[CHUNK]
-    cdef floating clamped[CHUNK]
-    cdef floating* decayed = scaled
+    cdef floating spare[2][CHUNK]  # a stage reads one and writes the other
+    cdef int turn = 0, j
     cdef Py_ssize_t at = start - a.start
     cdef const floating* g = <const floating*> a.g + at
     cdef void* s[SLOTS]
     cdef const Options* o = &group.options
-    cdef int j
     p += at
     for j in range(SLOTS):
         s[j] = group.state[j] + start * group.state_itemsize[j]
+    if a.g_format != NATIVE:
+        widen(a.g_format, n, spare[turn], a.g, at)
+        g = spare[turn]
+        turn = 1 - turn
     if group.factor != 1:
-        scale(n, scaled, g, group.factor)
-        g = scaled
-        decayed = clamped
+        scale(n, spare[turn], g, group.factor)
+        g = spare[turn]
+        turn = 1 - turn
     if space.max_grad_value != 0:
-        clamp_gradient(n, clamped, g, space.max_grad_value)
-        g = clamped
-        decayed = scaled
+        clamp_gradient(n, spare[turn], g, space.max_grad_value)
+        g = spare[turn]
+        turn = 1 - turn
     if o.weight_decay != 0 and not o.decoupled:
-        decay_gradient(n, decayed, g, p, o.weight_decay)
-        g = decayed
+        decay_gradient(n, spare[turn], g, p, o.weight_decay)
+        g = spare[turn]
     apply_rule(group.rule, n, p, g, s, o, space.steps + a.step)
     if group.bounds == SAME_BOUNDS:
         bound(n, p, group.low, group.high)
@@ -109,13 +112,25 @@ cdef void run_segment(const Space* space, const Group* group, const Array* a, fl
         bound_each(n, p, <const floating*> group.lows + start, <const floating*> group.highs + start)
     if group.ema != NULL:
         average(n, <floating*> group.ema + start, p, group.ema_decay)
-    if group.copy_format != NO_COPY:
+    if group.copy_format != NATIVE:
         copy_segment(group.copy_format, n, a.copy, at, p)
     if space.zero_grad:
-        memset(<floating*> a.g + at, 0, n * sizeof(floating))
+        memset(<char*> a.g + at * gradient_itemsize(group, a), 0, n * gradient_itemsize(group, a))
 
 
-cdef void copy_segment(CopyFormat kind, Py_ssize_t n, char* copy, Py_ssize_t at, const floating* p) noexcept nogil:
+cdef Py_ssize_t gradient_itemsize(const Group* group, const Array* a) noexcept nogil:
+    return 2 if a.g_format != NATIVE else (8 if group.wide else 4)
+
+
+cdef void widen(Format kind, Py_ssize_t n, floating* out, const char* g, Py_ssize_t at) noexcept nogil:
+    if floating is float:  # float64 parameters take no narrow gradients
+        if kind == BFLOAT16:
+            from_bfloat16(n, out, <const uint16_t*> g + at)
+        else:
+            from_float16(n, out, <const uint16_t*> g + at)
+
+
+cdef void copy_segment(Format kind, Py_ssize_t n, char* copy, Py_ssize_t at, const floating* p) noexcept nogil:
     if kind == FLOAT32:
         to_float32(n, <float*> copy + at, p)
     elif floating is float:  # the narrower ones are refused for float64: it would be rounded twice
@@ -145,7 +160,7 @@ cdef void run_group(const Space* space, const Group* group, Py_ssize_t start, Py
     while start < end:
         a = space.arrays + index
         stop = min(a.stop, end)
-        if by_chunk:
+        if by_chunk or a.g_format != NATIVE:
             stop = min(stop, (start // CHUNK + 1) * CHUNK)
         if a.g != NULL and stop > start:
             if group.wide:

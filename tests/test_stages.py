@@ -384,3 +384,68 @@ def test_stages_that_are_off_leave_no_operation_behind():
     p = np.array([-0.0, 1.0], "float32")
     ac.SGD(p, lr=1.0, loss_scale=1.0).step(np.array([0.0, 0.0], "float32"))
     assert np.signbit(p[0])
+
+
+# --- narrow gradients ------------------------------------------------------------------------------------------------
+
+
+def narrow(g, kind):
+    """A gradient in a narrow format, and the same widened to float32 by other means."""
+    if kind == "float16":
+        with np.errstate(over="ignore"):
+            h = g.astype("float16")
+        return h, h.astype("float32")
+    h = to_bfloat16(g)
+    wide = (h.astype("uint32") << 16).view("float32")
+    if kind == "uint16":
+        return h, wide
+    return h.view(pytest.importorskip("ml_dtypes").bfloat16), wide
+
+
+@pytest.mark.parametrize("kind", ["float16", "uint16", "ml_dtypes"])
+@pytest.mark.parametrize(("name", "options"), PAIRS, ids=IDS)
+def test_narrow_gradients_equal_the_same_widened(name, options, kind):
+    rng = np.random.default_rng(3)
+    size = 2 * CHUNK + 77
+    p = rng.normal(size=size).astype("float32")
+    want = p.copy()
+    shared = {"uint16_as": "bfloat16", "max_grad_norm": 3.0, "on_nonfinite": "raise", "n_threads": 2}
+    one = build(name, p, options, zero_grad=True, **shared)
+    cuts = [5, CHUNK + 1]
+    many = build(name, [x.copy() for x in np.split(want, cuts)], options, **shared)
+    wide_opt = build(name, want, options, **shared)
+    for g in gradients(rng, size, "float32", 3):
+        h, wide = narrow(g, kind)
+        wide_opt.step(wide)
+        many.step([h[:5].copy(), wide[5 : CHUNK + 1].copy(), h[CHUNK + 1 :].copy()])  # formats may differ in a list
+        one.step(h)
+        assert not h.view("uint16").any()
+        assert one.grad_norm == many.grad_norm == wide_opt.grad_norm
+        assert_same_bits(p, want)
+        assert_same_bits(np.concatenate(many.param_groups[0]["params"]), want)
+
+
+@pytest.mark.parametrize("kind", ["float16", "uint16"])
+def test_every_narrow_number_is_widened_exactly(kind):
+    every = np.arange(1 << 16, dtype="uint32").astype("uint16")
+    g = every.view("float16") if kind == "float16" else every
+    wide = g.astype("float32") if kind == "float16" else (every.astype("uint32") << 16).view("float32")
+    for flush in (False, True):
+        p = np.zeros(1 << 16, "float32")
+        ac.SGD(p, lr=1.0, maximize=True, uint16_as="bfloat16", flush_denormals=flush and kind == "float16").step(g)
+        with np.errstate(invalid="ignore"):  # signalling NaNs
+            assert_same_bits(p + 0.0, (wide * np.float32(-1)) * np.float32(-1) + 0.0)
+
+
+def test_narrow_gradients_are_refused_where_they_do_not_fit():
+    with pytest.raises(TypeError, match=r"grads has dtype uint16, its parameter float32.*uint16_as='bfloat16'"):
+        ac.SGD(np.ones(2, "float32")).step(np.ones(2, "uint16"))
+    with pytest.raises(TypeError, match="grads has dtype float16, its parameter float64"):
+        ac.SGD(np.ones(2)).step(np.ones(2, "float16"))
+    with pytest.raises(ValueError, match=r"grads is nan at index \(1,\)"):
+        ac.SGD(np.ones(2, "float32"), on_nonfinite="raise").step(np.array([1, np.nan], "float16"))
+    g = np.array([1, np.inf], "float16")
+    opt = ac.SGD(np.ones(2, "float32"), on_nonfinite="skip", zero_grad=True)
+    opt.step(g)
+    assert opt.skipped_steps == 1
+    assert not g.any()
