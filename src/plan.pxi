@@ -335,7 +335,7 @@ cdef class Plan:
 
     # --- one step ------------------------------------------------------------------------------------------------
 
-    def step(self, grads, double loss_scale=0, Py_ssize_t group=-1, Py_ssize_t lo=0, Py_ssize_t hi=-1,
+    def step(self, grads, double loss_scale=0.0, Py_ssize_t group=-1, Py_ssize_t lo=0, Py_ssize_t hi=-1,
              bint count=True):
         """Step every group, or elements lo .. hi-1 of one group's parameter space.
 
