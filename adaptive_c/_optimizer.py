@@ -61,13 +61,13 @@ class ParamGroup(MutableMapping[str, Any]):
         else:
             items = [(arrays, name)]
         for param, (array, label) in zip(self._arrays, items, strict=True):
-            if not isinstance(array, np.ndarray) or array.shape != param.shape:
-                got = f"shape {array.shape}" if isinstance(array, np.ndarray) else type(array).__name__
+            if type(array) not in (np.ndarray, np.memmap) or array.shape != param.shape:
+                got = f"shape {array.shape}" if type(array) in (np.ndarray, np.memmap) else type(array).__name__
                 raise ValueError(f"{label} must be an array of its parameter's shape, {param.shape}, got {got}")
         return [(param, array, label) for param, (array, label) in zip(self._arrays, items, strict=True)]
 
     def _flat(self, arrays: Any, name: str) -> Array:
-        parts = [array.ravel() for _, array, _ in self._match(arrays, name)]
+        parts = [np.asarray(array).ravel() for _, array, _ in self._match(arrays, name)]
         return np.concatenate(parts) if parts else np.empty(0)
 
     def _bind_copies(self, uint16_as: str | None) -> None:
@@ -109,14 +109,17 @@ class ParamGroup(MutableMapping[str, Any]):
                                  "construct a new optimizer with it")  # fmt: skip
         if self._options["copy_to"] is not options["copy_to"]:
             raise ValueError(f"{where}copy_to can't be changed: an optimizer is bound to its arrays")
-        if self._slots and options["ema_decay"] is not None and self._ema is None:
-            raise ValueError(f"{where}ema_decay would need new state (the average) in the middle of a run; "
-                             "construct a new optimizer with it")  # fmt: skip
-        bounds = (None, None)
-        if options["bounds"] is not None:
-            bounds = inward(options["bounds"], np.dtype(self._plan.dtype(self._index)), where, self._flat)
-        self._plan.set_bounds(self._index, *bounds)
-        self._plan.assign(self._index, {**self._cls._fixed, **options})
+        if self._slots and (options["ema_decay"] is None) != (self._ema is None):
+            raise ValueError(
+                f"{where}ema_decay can't come or go in the middle of a run; 1.0 keeps an average as it is, and a new "
+                "optimizer can start one"
+            )
+        bounds = None  # leave them
+        if not self._slots or options["bounds"] is not self._options["bounds"]:
+            bounds = (None, None)
+            if options["bounds"] is not None:
+                bounds = inward(options["bounds"], np.dtype(self._plan.dtype(self._index)), where, self._flat)
+        self._plan.assign(self._index, {**self._cls._fixed, **options}, bounds)
         self._options = options
 
     def __delitem__(self, name: str) -> Never:
@@ -208,7 +211,8 @@ class Optimizer:
         Gradients are divided by it as they are read.  ``step(grads, loss_scale=s)`` gives one for a single step.
     on_nonfinite : "ignore", "skip" or "raise"
         What to do with a step whose gradients hold a NaN or an infinity or, for a rule that squares them, a number
-        whose square overflows the dtype (it would make the second moment infinite for ever).  "skip" counts it in
+        whose square overflows the dtype (it would make the second moment infinite for ever; Adagrad's sum of many
+        squares may still).  "skip" counts it in
         skipped_steps, "raise" names the first such element; either leaves parameters, state, average, copies and counts
         as they were.  A skipped step still zeroes the gradients if zero_grad asks for it.
     zero_grad : bool
@@ -305,7 +309,9 @@ class Optimizer:
         self.n_threads = n_threads
         for i, group in enumerate(self.param_groups):
             group._assign(group._options, f"params[{i}]: " if self._structured else "")
+        for i, group in enumerate(self.param_groups):
             self._allocate(i, group)
+        self._plan.write_copies()
 
     def _group(self, index: int, spec: Any, defaults: dict[str, Any]) -> ParamGroup:
         where = f"params[{index}]" if self._structured else "params"
@@ -336,7 +342,7 @@ class Optimizer:
 
         if group["ema_decay"] is not None:
             group._ema = _zeros(n, dtype)
-            group._ema[:] = np.concatenate([array.ravel() for array in group._arrays])
+            group._ema[:] = np.concatenate([np.asarray(array).ravel() for array in group._arrays])
             self._plan.attach_average(index, group._ema)
         if group["copy_to"] is not None:
             group._bind_copies(self._uint16_as)
@@ -384,27 +390,11 @@ class Optimizer:
         """
         if all(group._ema is None for group in self.param_groups):
             raise ValueError("there is no average: construct the optimizer with ema_decay")
-        if self._plan.closed:
-            raise RuntimeError("the averages are in place already")
-        self._plan.closed = True
+        self._plan.swap_averages(True)
         try:
-            self._swap_averages()
-            try:
-                yield
-            finally:
-                self._swap_averages()
+            yield
         finally:
-            self._plan.closed = False
-
-    def _swap_averages(self) -> None:
-        for group in self.param_groups:
-            ends = np.cumsum([0, *(a.size for a in group._arrays)])
-            for start, param in zip(ends, group._arrays, strict=False):
-                if group._ema is not None:
-                    flat = param.reshape(-1)
-                    for i in range(0, param.size, 1 << 16):  # by pieces, so that it takes no second copy
-                        p, e = flat[i : i + (1 << 16)], group._ema[start : start + param.size][i : i + (1 << 16)]
-                        p[...], e[...] = e.copy(), p.copy()
+            self._plan.swap_averages(False)
 
     @property
     def grad_norm(self) -> float:

@@ -119,7 +119,9 @@ def inward(bounds: Any, dtype: np.dtype[Any], where: str, arrange: Callable[[Any
     for name, side, away in zip(("lo", "hi"), bounds, (-np.inf, np.inf), strict=True):
         x = away if side is None else side
         numeric = isinstance(x, (int, float, np.integer, np.floating)) and not isinstance(x, bool)
-        exact = np.float64(x) if numeric else arrange(x, f"{where}bounds {name}")
+        exact = np.float64(_real(f"{where}bounds {name}", x)) if numeric else arrange(x, f"{where}bounds {name}")
+        if exact.dtype.kind not in "fiu":
+            raise TypeError(f"{where}bounds: {name} must be numbers, got dtype {exact.dtype}")
         if np.isnan(exact).any():
             raise ValueError(f"{where}bounds: {name} has a NaN")
         with np.errstate(over="ignore"):
@@ -127,7 +129,7 @@ def inward(bounds: Any, dtype: np.dtype[Any], where: str, arrange: Callable[[Any
         outside = rounded < exact if name == "lo" else rounded > exact
         sides.append(np.where(outside, np.nextafter(rounded, dtype.type(-away)), rounded).astype(dtype))
     low, high = sides
-    if (low > high).any():
+    if (low > high).any() or (low == np.inf).any() or (high == -np.inf).any():
         raise ValueError(f"{where}bounds must have lo <= hi, and a number of {dtype} between them, got {bounds!r}")
     if low.ndim == high.ndim == 0:
         return low[()], high[()]

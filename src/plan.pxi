@@ -5,7 +5,7 @@ from cpython.buffer cimport PyBUF_FULL_RO, PyBuffer_IsContiguous, PyBuffer_Relea
 from libc.stdint cimport uintptr_t
 from libc.stdlib cimport calloc, free
 from libc.math cimport NAN, isinf
-from libc.string cimport memcmp
+from libc.string cimport memcmp, memcpy
 
 import numpy
 
@@ -116,6 +116,17 @@ cdef bint is_native(const Py_buffer* view, char code) noexcept:
     return f[0] == code and f[1] == 0
 
 
+cdef void swap(char* a, char* b, Py_ssize_t size) noexcept:
+    cdef char spare[4096]
+    cdef Py_ssize_t n
+    while size > 0:
+        n = min(size, 4096)
+        memcpy(spare, a, n)
+        memcpy(a, b, n)
+        memcpy(b, spare, n)
+        a, b, size = a + n, b + n, size - n
+
+
 cdef class Plan:
     """Plan(rule, groups, structured=False): parameters and state, bound for stepping.
 
@@ -130,6 +141,7 @@ cdef class Plan:
     cdef Py_ssize_t n_memory
     cdef list owners             # the same with whose it is: (low, high, group, array or -1 for state)
     cdef list keys, keep
+    cdef dict bounds             # of each group: held while the sweep may read them
     cdef bint structured
     cdef bint busy
     cdef uint64_t apart          # a hash of gradient buffers that were found not to overlap
@@ -139,7 +151,7 @@ cdef class Plan:
     cdef public double grad_norm  # of the last step, unscaled and unclipped; NaN if none was taken
     cdef public long long skipped_steps
     cdef public bint uint16_is_bfloat16
-    cdef public bint closed      # averaged parameters are in place: no step now
+    cdef readonly bint closed      # averaged parameters are in place: no step now
     cdef public long long t      # applied steps
 
     def __cinit__(self, str rule, list groups, bint structured=False):
@@ -162,7 +174,7 @@ cdef class Plan:
             raise RuntimeError("a plan is bound once")
         self.structured = structured
         self.keys = [keys for keys, _ in groups]
-        self.keep, self.owners = [], []
+        self.keep, self.owners, self.bounds = [], [], {}
         for i in range(len(groups)):
             self.space.groups[i].rule = <Rule> <int> RULES[rule]
             self.bind_group(i, groups[i][1])
@@ -244,9 +256,8 @@ cdef class Plan:
             self.index_memory()
 
     def attach_copies(self, Py_ssize_t index, str kind, tuple copies):
-        """Give a group the arrays that receive its parameters, and write them."""
+        """Give a group the arrays that receive its parameters."""
         cdef Group* group = self.space.groups + index
-        cdef Array* a
         cdef Py_ssize_t i
         self.keep.append(copies)
         for i, copy in enumerate(copies):
@@ -255,29 +266,46 @@ cdef class Plan:
                 self.owners.append((address(copy), address(copy) + copy.nbytes, index, -2 - i))
         self.index_memory()
         group.copy_format = COPY_FORMATS[kind]
-        for i in range(group.first, group.last):
-            a = self.space.arrays + i
-            if group.wide:
-                copy_segment(group.copy_format, a.stop - a.start, a.copy, 0, <double*> a.p)
-            else:
-                copy_segment(group.copy_format, a.stop - a.start, a.copy, 0, <float*> a.p)
 
-    def set_bounds(self, Py_ssize_t index, low, high):
-        """Bounds of a group's parameters, of its dtype: two numbers, two flat arrays, or None and None."""
+    def write_copies(self):
+        """Write the copies of every group: once nothing can be refused any more."""
+        cdef Group* group
+        cdef Array* a
+        cdef Py_ssize_t i, j
+        for i in range(self.space.n_groups):
+            group = self.space.groups + i
+            for j in range(group.first, group.last if group.copy_format != NATIVE else group.first):
+                a = self.space.arrays + j
+                if group.wide:
+                    copy_segment(group.copy_format, a.stop - a.start, a.copy, 0, <double*> a.p)
+                else:
+                    copy_segment(group.copy_format, a.stop - a.start, a.copy, 0, <float*> a.p)
+
+    def swap_averages(self, bint entering):
+        """Exchange parameters and averages, in one go that nothing interrupts; no step until they are back."""
+        cdef Group* group
+        cdef Py_ssize_t i, j, size
         self.refuse_while_stepping()
-        cdef Group* group = self.space.groups + index
-        if low is None:
-            group.bounds = NO_BOUNDS
-        elif isinstance(low, ndarray):
-            self.keep.append((low, high))
-            group.lows, group.highs = <const char*> address(low), <const char*> address(high)
-            group.bounds = OWN_BOUNDS
-        else:
-            group.low, group.high, group.bounds = low, high, SAME_BOUNDS
+        if entering and self.closed:
+            raise RuntimeError("the averages are in place already")
+        self.closed = entering
+        for i in range(self.space.n_groups):
+            group = self.space.groups + i
+            size = 8 if group.wide else 4
+            for j in range(group.first, group.last if group.ema != NULL else group.first):
+                swap(self.space.arrays[j].p, group.ema + self.space.arrays[j].start * size,
+                     (self.space.arrays[j].stop - self.space.arrays[j].start) * size)
 
     def configure(self, dict settings):
         """Take over the options of the optimizer as a whole, already checked."""
+        cdef Py_ssize_t i
+        cdef double limit = settings["max_grad_value"] or 0
         self.refuse_while_stepping()
+        if settings["flush_denormals"] and not CAN_FLUSH:
+            raise ValueError("flush_denormals=True is not supported on this processor")
+        for i in range(self.space.n_groups):
+            if limit and not self.space.groups[i].wide and <float> limit == 0:
+                raise ValueError(f"max_grad_value={limit!r} rounds to 0 in float32")
         self.max_grad_norm = settings["max_grad_norm"] or 0
         self.space.max_grad_value = settings["max_grad_value"] or 0
         self.on_nonfinite = ON_NONFINITE[settings["on_nonfinite"]]
@@ -304,11 +332,26 @@ cdef class Plan:
 
     # --- options and counts --------------------------------------------------------------------------------------
 
-    def assign(self, Py_ssize_t group, dict options):
-        """Take over the options of one group, already checked."""
+    def assign(self, Py_ssize_t index, dict options, tuple bounds=None):
+        """Take over the options of one group, already checked.
+
+        bounds: None leaves them as they are; two numbers of the group's dtype, two flat arrays, or None and None.
+        """
+        cdef Group* group = self.space.groups + index
+        cdef Options o = as_options(options)
         self.refuse_while_stepping()
-        self.space.groups[group].options = as_options(options)
-        self.space.groups[group].ema_decay = options.get("ema_decay") or 0
+        group.options = o
+        group.ema_decay = options.get("ema_decay") or 0
+        if bounds is None:
+            return
+        self.bounds[index] = low, high = bounds
+        if low is None:
+            group.bounds = NO_BOUNDS
+        elif isinstance(low, ndarray):
+            group.lows, group.highs = <const char*> address(low), <const char*> address(high)
+            group.bounds = OWN_BOUNDS
+        else:
+            group.low, group.high, group.bounds = low, high, SAME_BOUNDS
 
     def set_t(self, long long t):
         """Set every array's count of applied steps.  Above 0 its state counts as written."""
@@ -349,6 +392,8 @@ cdef class Plan:
         if self.closed:
             raise RuntimeError("no step inside averaged_parameters(): the parameters are their average there")
         if group != -1 or lo != 0 or hi != -1:
+            if self.space.zero_grad and (self.max_grad_norm or self.on_nonfinite != IGNORE):
+                raise ValueError("a range can't be stepped with zero_grad and a norm or check, which need all of them")
             first, last = self.chunks(group, lo, hi)
         self.busy = True
         try:
@@ -357,7 +402,7 @@ cdef class Plan:
                 self.check_gradients_apart()
             work = min(work, (last - first) * CHUNK)
             n_threads = min(get_threads(self.n_threads), last - first) if work >= PARALLEL_FROM else 1
-            if work >= 0 and self.inspect(loss_scale or self.loss_scale, n_threads):
+            if work >= 0 and self.inspect(loss_scale or self.loss_scale, n_threads, count):
                 self.form_steps()
                 if work >= PARALLEL_FROM:
                     with nogil:
@@ -448,12 +493,13 @@ cdef class Plan:
         a.g = <const char*> g.buf
         return max(work, 0) + a.stop - a.start
 
-    cdef bint inspect(self, double loss_scale, int n_threads) except -1:
+    cdef bint inspect(self, double loss_scale, int n_threads, bint count) except -1:
         """Take the norm and look for what is not finite, as asked; set the factors.  False: skip this step."""
         cdef Group* group
         cdef Py_ssize_t i
         cdef double squares = 0, coefficient = 1, most
         cdef bint usable = True
+        self.grad_norm = NAN
         if self.max_grad_norm:
             for i in range(self.space.n_groups):
                 with nogil:
@@ -465,9 +511,13 @@ cdef class Plan:
         for i in range(self.space.n_groups):
             group = self.space.groups + i
             group.factor = (-1 if group.options.maximize else 1) * coefficient / loss_scale
+            if isinf(group.factor) or (not group.wide and group.factor != 0
+                                       and (<float> group.factor == 0 or isinf(<float> group.factor))):
+                raise ValueError(f"loss_scale={loss_scale!r} makes gradients times {group.factor!r}, which "
+                                 f"{'float64' if group.wide else 'float32'} can't hold; nothing was changed")
             if self.on_nonfinite != IGNORE:
                 # the root of the sum of squares bounds every element; only where that is too much a second look is due
-                most = sqrt(group.squares) if self.max_grad_norm else NAN
+                most = sqrt(group.squares) * (1 + 1e-6) if self.max_grad_norm else NAN
                 if not self.fits(group, most, loss_scale):
                     with nogil:
                         most = reduce_group(&self.space, group, False, n_threads)
@@ -475,8 +525,12 @@ cdef class Plan:
                         usable = False
                         if self.on_nonfinite == RAISE:
                             self.complain(i, loss_scale)
+        if self.on_nonfinite != IGNORE and self.max_grad_norm and not self.grad_norm - self.grad_norm == 0:
+            usable = False  # finite float64 gradients, but too large to be clipped
+            if self.on_nonfinite == RAISE:
+                raise ValueError("the norm of the gradients overflows; nothing was changed")
         if not usable:
-            self.skipped_steps += 1
+            self.skipped_steps += count
             for i in range(self.space.n_arrays if self.space.zero_grad else 0):
                 if self.space.arrays[i].g != NULL:  # or what is accumulated into it would stay infinite
                     memset(<char*> self.space.arrays[i].g, 0,
@@ -484,16 +538,26 @@ cdef class Plan:
         return usable
 
     cdef bint fits(self, const Group* group, double g, double loss_scale) noexcept:
-        """Is a gradient's absolute value finite once unscaled, and its square where the rule squares it?"""
-        cdef double unscaled = g / loss_scale, used = g * (group.factor if group.factor >= 0 else -group.factor)
-        if not (unscaled - unscaled == 0 and (group.wide or not isinf(<float> unscaled))):
+        """Is a gradient's absolute value finite once unscaled, and its square where the rule squares it?
+
+        In the group's type, operation by operation as the sweep has them.
+        """
+        cdef double limit = self.space.max_grad_value, x
+        cdef double factor = group.factor if group.factor >= 0 else -group.factor
+        cdef float y
+        x = g / loss_scale
+        if not (x - x == 0 and (group.wide or not isinf(<float> x))):
             return False
-        if group.rule not in (ADAGRAD, RMSPROP, ADADELTA, ADAM, NADAM, RADAM) or used != used:
+        if group.rule not in (ADAGRAD, RMSPROP, ADADELTA, ADAM, NADAM, RADAM) or factor != factor:
             return True  # the factor is NaN where the norm is: another element is to blame
-        if self.space.max_grad_value and used > self.space.max_grad_value:
-            used = self.space.max_grad_value
-        used *= used
-        return used - used == 0 and (group.wide or not isinf(<float> used))
+        if group.wide:
+            x = factor * g
+            x = limit if limit and x > limit else x
+            return not isinf(x * x)
+        y = <float> factor * <float> g
+        y = <float> limit if limit and y > <float> limit else y
+        y = y * y
+        return not isinf(y)
 
     cdef complain(self, Py_ssize_t index, double loss_scale):
         cdef Group* group = self.space.groups + index
@@ -585,7 +649,8 @@ cdef class Plan:
     cdef str owner(self, Py_ssize_t i):
         _, _, group, array = self.owners[i]
         if array <= -2:
-            return self.name(group, -2 - array).replace("params", "copy_to", 1)
+            return self.name(group, -2 - array).replace("['params']" if self.structured else "params",
+                                                        "['copy_to']" if self.structured else "copy_to", 1)
         return "this optimizer's state" if array == -1 else self.name(group, array)
 
     cdef int view(self, x, Py_buffer* view, Py_ssize_t group, Py_ssize_t i, bint grad) except -1:

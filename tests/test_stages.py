@@ -218,8 +218,9 @@ def test_the_average_of_some_groups_and_its_decay_changed():
     opt.param_groups[0]["ema_decay"] = 0.0
     opt.step([np.ones(3), np.ones(2)])
     np.testing.assert_array_equal(opt.ema[0], a)
-    with pytest.raises(ValueError, match="ema_decay would need new state"):
-        opt.param_groups[1]["ema_decay"] = 0.5
+    for group, value in ((1, 0.5), (0, None)):
+        with pytest.raises(ValueError, match="ema_decay can't come or go"):
+            opt.param_groups[group]["ema_decay"] = value
     with pytest.raises(ValueError, match=r"ema_decay must be in \[0, 1\], got 1.5"):
         ac.SGD(a, ema_decay=1.5)
 
@@ -317,7 +318,8 @@ def test_bounds(dtype):
     ("bounds", "message"),
     [((1, 0), "lo <= hi"), ((0.1, 0.1), "lo <= hi, and a number of float32 between"), (1.0, "must be a pair"),
      ((float("nan"), 1), "lo has a NaN"), ((0, np.ones(3)), r"bounds hi must be an array of its parameter's shape, \(2,\)"),
-     ((np.array([0.0, 2.0]), np.array([1.0, 1.0])), "lo <= hi")],
+     ((np.array([0.0, 2.0]), np.array([1.0, 1.0])), "lo <= hi"), ((1e39, None), "a number of float32 between"),
+     ((np.array(["a", "b"]), 1), "must be numbers"), ((10**400, None), "lo <= hi")],
 )  # fmt: skip
 def test_bad_bounds(bounds, message):
     p = np.zeros(2, "float32")
@@ -384,6 +386,108 @@ def test_stages_that_are_off_leave_no_operation_behind():
     p = np.array([-0.0, 1.0], "float32")
     ac.SGD(p, lr=1.0, loss_scale=1.0).step(np.array([0.0, 0.0], "float32"))
     assert np.signbit(p[0])
+
+
+def test_nothing_is_written_when_a_later_group_is_refused():
+    copy = np.full(3, 7.0, "float32")
+    for bad in ({"lr": -1.0}, {"copy_to": np.ones(4)}, {"copy_to": copy}):
+        with pytest.raises(ValueError, match=r"lr must be|copy_to"):
+            ac.SGD([{"params": np.ones(3), "copy_to": copy}, {"params": np.ones(3), **bad}])
+        assert (copy == 7).all()
+
+
+def test_the_square_is_checked_as_the_sweep_forms_it():
+    """fl32(fl32(1/7) g)^2 overflows where (g/7)^2 in double does not."""
+    g = np.array([1.291272e20], "float32")
+    opt = ac.Adagrad(np.ones(1, "float32"), on_nonfinite="skip", loss_scale=7.0)
+    opt.step(g)
+    assert opt.skipped_steps == 1
+    assert opt.state["sum"][0] == 0
+
+
+def test_a_norm_that_overflows_and_factors_that_no_float_holds():
+    g = np.array([1e200, 1.0])
+    opt = ac.AdamW(np.ones(2), on_nonfinite="skip", max_grad_norm=1.0)
+    opt.step(g)
+    assert (opt.skipped_steps, opt.t, opt.grad_norm) == (1, 0, np.inf)
+    opt.on_nonfinite = "raise"
+    with pytest.raises(ValueError, match="the norm of the gradients overflows"):
+        opt.step(g)
+    with pytest.raises(ValueError, match="the norm of the gradients overflows"):
+        ac.SGD(np.ones(2), on_nonfinite="raise", max_grad_norm=1.0).step(g)
+    for dtype, scale in (("float32", 1e-39), ("float32", 1e60), ("float64", 1e-309)):
+        p = np.ones(2, dtype)
+        with pytest.raises(ValueError, match=r"loss_scale=.* can't hold; nothing was changed"):
+            ac.SGD(p).step(np.zeros(2, dtype), loss_scale=scale)
+        assert (p == 1).all()
+    with pytest.raises(ValueError, match="max_grad_value=1e-50 rounds to 0 in float32"):
+        ac.SGD(np.ones(2, "float32"), max_grad_value=1e-50)
+
+
+def test_the_norm_is_nan_where_none_is_taken():
+    opt = ac.SGD(np.ones(2), max_grad_norm=1.0)
+    opt.step(np.ones(2))
+    opt.max_grad_norm = None
+    opt.step(np.ones(2))
+    assert np.isnan(opt.grad_norm)
+
+
+def test_bounds_are_the_ones_assigned_and_are_formed_once():
+    lo = np.zeros(3)
+    p = np.ones(3)
+    opt = ac.SGD(p, lr=1.0, bounds=(lo, 5.0))
+    lo[:] = 9  # the caller's array is the caller's
+    opt.param_groups[0]["lr"] = 2.0
+    opt.step(np.ones(3))
+    np.testing.assert_array_equal(p, 0)
+
+
+def test_ranges_with_a_norm():
+    n = 2 * CHUNK
+    p, q, g = np.ones(n), np.ones(n), np.ones(n)
+    whole, pieces = (ac.AdamW(x, max_grad_norm=1.0, on_nonfinite="skip") for x in (p, q))
+    whole.step(g)
+    pieces._plan.step(g, lo=CHUNK, count=False)
+    pieces._plan.step(g, hi=CHUNK)
+    assert_same_bits(q, p)
+    g[-1] = np.nan
+    pieces._plan.step(g, hi=CHUNK, count=False)
+    pieces._plan.step(g, lo=CHUNK)
+    assert pieces.skipped_steps == 1
+    assert_same_bits(q, p)
+    pieces.zero_grad = True
+    with pytest.raises(ValueError, match="a range can't be stepped with zero_grad"):
+        pieces._plan.step(g, hi=CHUNK)
+
+
+def test_averages_are_not_swapped_under_a_running_step():
+    import threading
+
+    p = np.zeros(1 << 22, "float32")
+    g = np.ones_like(p)
+    opt = ac.SGD(p, lr=1.0, ema_decay=0.5)
+    stop, refused = threading.Event(), [0]
+
+    def swap():
+        while not stop.is_set():
+            try:
+                with opt.averaged_parameters():
+                    pass
+            except RuntimeError:
+                refused[0] += 1
+
+    thread = threading.Thread(target=swap)
+    thread.start()
+    for _ in range(60):
+        try:
+            opt.step(g)
+        except RuntimeError:
+            refused[0] += 1
+    stop.set()
+    thread.join()
+    assert (p == p[0]).all()
+    assert (opt.ema == opt.ema[0]).all()
+    assert p[0] == -opt.t
 
 
 # --- narrow gradients ------------------------------------------------------------------------------------------------
