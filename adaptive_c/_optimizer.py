@@ -12,6 +12,15 @@ from ._options import SETTINGS, check_options, inward
 
 Array = np.ndarray[Any, Any]
 _TORCH_ONLY = {"foreach", "fused", "capturable", "differentiable"}
+_BLOCK = 256  # elements of 8-bit state that share a scale
+_SHARED = ("ema_decay", "bounds", "copy_to", "state_dtype", "master", "rounding")  # options of every group
+_FIXED = ("copy_to", "state_dtype", "master", "rounding")  # those that can't change
+# How narrow state is rounded.  What is not listed has a sign.  A maximum that never falls is rounded to nearest: noise
+# would push it up.  (Adamax's exp_inf falls, by less than nearest can see.)
+_CODINGS = {
+    **dict.fromkeys(("exp_avg_sq", "exp_inf", "sum", "square_avg", "acc_delta"), "unsigned"),
+    "max_exp_avg_sq": "maximum",
+}
 
 
 class ParamGroup(MutableMapping[str, Any]):
@@ -32,6 +41,8 @@ class ParamGroup(MutableMapping[str, Any]):
             self._keys, self._arrays = (), (params,)
         self._options = options
         self._slots: tuple[Array | None, ...] = ()
+        self._scales: tuple[Array | None, ...] = ()
+        self._master: Array | None = None
         self._ema: Array | None = None
         self._per_array: dict[str, Array] = {}
 
@@ -102,13 +113,17 @@ class ParamGroup(MutableMapping[str, Any]):
         self._assign({**self._options, name: value}, f"param_groups[{self._index}]: ")
 
     def _assign(self, options: dict[str, Any], where: str) -> None:
-        options = check_options(options, np.dtype(self._plan.dtype(self._index)), where)
+        dtype = self._plan.dtype(self._index)
+        options = check_options(options, np.dtype("float64" if dtype == "float64" else "float32"), where)
         for slot, name in zip(self._slots, self._cls._state(options), strict=False):
             if name and slot is None:
                 raise ValueError(f"{where}this would need new state ({name}) in the middle of a run; "
                                  "construct a new optimizer with it")  # fmt: skip
-        if self._options["copy_to"] is not options["copy_to"]:
-            raise ValueError(f"{where}copy_to can't be changed: an optimizer is bound to its arrays")
+        if not self._slots:
+            self._check_formats(options, dtype, where)
+        for name in _FIXED:
+            if self._options[name] is not options[name]:
+                raise ValueError(f"{where}{name} can't be changed: an optimizer is bound to its arrays")
         if self._slots and (options["ema_decay"] is None) != (self._ema is None):
             raise ValueError(
                 f"{where}ema_decay can't come or go in the middle of a run; 1.0 keeps an average as it is, and a new "
@@ -118,9 +133,30 @@ class ParamGroup(MutableMapping[str, Any]):
         if not self._slots or options["bounds"] is not self._options["bounds"]:
             bounds = (None, None)
             if options["bounds"] is not None:
-                bounds = inward(options["bounds"], np.dtype(self._plan.dtype(self._index)), where, self._flat)
+                bounds = inward(options["bounds"], dtype, where, self._flat)
         self._plan.assign(self._index, {**self._cls._fixed, **options}, bounds)
         self._options = options
+
+    def _check_formats(self, options: dict[str, Any], dtype: str, where: str) -> None:
+        master, rounding, state = options["master"], options["rounding"], options["state_dtype"]
+        if dtype in ("float16", "bfloat16"):
+            if (master is None) == (rounding is None):
+                raise ValueError(
+                    f"{where}the parameters are {dtype}, where small updates vanish when they are rounded to nearest; "
+                    "say either rounding='stochastic', or master='float32' for a float32 copy to work on"
+                )
+        elif master or rounding:
+            given = f"master={master!r}" if master else f"rounding={rounding!r}"
+            raise ValueError(f"{where}{given} is for float16 and bfloat16 parameters; these are {dtype}: drop it")
+        if state and dtype == "float64":
+            raise ValueError(f"{where}state_dtype={state!r} is refused for float64 parameters: their results could not "
+                             "be more exact than their state; use float32 parameters, or drop it")  # fmt: skip
+        if state in ("bfloat16", "uint8") and self._cls._rule in ("rprop", "supersab"):
+            raise ValueError(f"{where}state_dtype={state!r} is refused for {self._cls.__name__}: rounding noise would "
+                             "drown the small factors by which its rates change; drop it")  # fmt: skip
+        if state in ("bfloat16", "uint8") and options.get("centered"):
+            raise ValueError(f"{where}state_dtype={state!r} is refused with centered=True: rounding noise would drive "
+                             "square_avg - grad_avg^2 to 0; drop one of them")  # fmt: skip
 
     def __delitem__(self, name: str) -> Never:
         raise TypeError(f"{name!r} can't be removed from a parameter group")
@@ -136,7 +172,10 @@ class ParamGroup(MutableMapping[str, Any]):
 
 
 class State(Mapping[str, Any]):
-    """The live state by name, each in the structure of the parameters: views, made when asked for."""
+    """The live state by name, each in the structure of the parameters: views, made when asked for.
+
+    The scales of 8-bit state, one for each block of 256 elements, are one flat array for a group.
+    """
 
     def __init__(self, optimizer: "Optimizer") -> None:
         self._optimizer = optimizer
@@ -144,9 +183,13 @@ class State(Mapping[str, Any]):
     def _find(self, group: ParamGroup, name: str) -> Any:
         if name in group._per_array:  # a count, or NAdam's product
             return group.arrange([row.reshape(()) for row in group._per_array[name][:, None]])
-        for slot, slot_name in zip(group._slots, self._optimizer._slots, strict=True):
+        if name == "master" and group._master is not None:
+            return group.views(group._master)
+        for slot, scales, slot_name in zip(group._slots, group._scales, self._optimizer._slots, strict=True):
             if slot_name == name and slot is not None:
                 return group.views(slot)
+            if f"{slot_name}_scale" == name:
+                return scales
         return None
 
     def __getitem__(self, name: str) -> Any:
@@ -157,8 +200,13 @@ class State(Mapping[str, Any]):
 
     def __iter__(self) -> Iterator[str]:
         groups = self._optimizer.param_groups
-        slots = (any(group._slots[i] is not None for group in groups) for i in range(len(self._optimizer._slots)))
-        yield from (name for name, used in zip(self._optimizer._slots, slots, strict=True) if used)
+        for i, name in enumerate(self._optimizer._slots):
+            if any(group._slots[i] is not None for group in groups):
+                yield name
+            if any(group._scales[i] is not None for group in groups):
+                yield f"{name}_scale"
+        if any(group._master is not None for group in groups):
+            yield "master"
         yield from groups[0]._per_array
 
     def __len__(self) -> int:
@@ -281,15 +329,20 @@ class Optimizer:
         ema_decay: float | None = None,
         bounds: Any = None,
         copy_to: Any = None,
+        state_dtype: str | None = None,
+        master: str | None = None,
+        rounding: str | None = None,
         uint16_as: str | None = None,
+        seed: int = 0,
         **unknown: Any,
     ) -> None:
         settings = {name: value for name, value in locals().items() if name in SETTINGS}
-        options = {**options, "ema_decay": ema_decay, "bounds": bounds, "copy_to": copy_to}
+        shared = locals()
+        self._own = tuple(options)
+        options = {**options, **{name: shared[name] for name in _SHARED}}
         if uint16_as not in (None, "bfloat16"):
             raise ValueError(f"uint16_as must be 'bfloat16' or None, got {uint16_as!r}")
         self._uint16_as = uint16_as
-        self._own = tuple(options)[:-3]
         for name in unknown:
             raise TypeError(f"{type(self).__name__} has no argument {name!r}"
                             + ("; drop it: there is one implementation, always fused" if name in _TORCH_ONLY else
@@ -300,18 +353,22 @@ class Optimizer:
         self._groups = tuple(
             self._group(i, spec, options) for i, spec in enumerate(params if self._structured else [{"params": params}])
         )
-        self._plan = core.Plan(self._rule, [(g._keys, g._arrays) for g in self.param_groups], self._structured)
+        self._plan = core.Plan(
+            self._rule,
+            [(g._keys, g._arrays) for g in self.param_groups],
+            self._structured,
+            uint16_as == "bfloat16",
+        )
         for group in self._groups:
             group._plan = self._plan
         self._settings = {name: SETTINGS[name](name, value) for name, value in settings.items()}
         self._plan.configure(self._settings)
-        self._plan.uint16_is_bfloat16 = uint16_as == "bfloat16"
         self.n_threads = n_threads
         for i, group in enumerate(self.param_groups):
             group._assign(group._options, f"params[{i}]: " if self._structured else "")
         for i, group in enumerate(self.param_groups):
             self._allocate(i, group)
-        self._plan.write_copies()
+        self._plan.start()
 
     def _group(self, index: int, spec: Any, defaults: dict[str, Any]) -> ParamGroup:
         where = f"params[{index}]" if self._structured else "params"
@@ -329,21 +386,36 @@ class Optimizer:
         return ParamGroup(type(self), where, index, params, {**defaults, **options})
 
     def _allocate(self, index: int, group: ParamGroup) -> None:
-        n, dtype = self._plan.size(index), self._plan.dtype(index)
-        group._slots = tuple(
-            _zeros(n, "int8" if name == "prev" else dtype) if name else None for name in self._state(group)
-        )
+        n = self._plan.size(index)
+        native = "float64" if self._plan.dtype(index) == "float64" else "float32"
+        kind = "native" if group["state_dtype"] in (None, "float32") else group["state_dtype"]
+        dtype = {"native": native, "bfloat16": "uint16", "uint8": "uint8"}[kind]
+        names = self._state(group)
+        group._slots = tuple(_zeros(n, "int8" if name == "prev" else dtype) if name else None for name in names)
+        group._scales = tuple(_zeros(-(-n // _BLOCK), "float32") if name and kind == "uint8" else None for name in names)
         group._per_array = {"step": np.zeros(len(group._arrays), "int64")}
         if self._rule == "nadam":
             group._per_array["mu_product"] = np.ones(len(group._arrays))
-        if initial := group.get("initial_accumulator_value"):
-            group._slots[0][:] = initial  # type: ignore[index]
-        self._plan.attach(index, group._slots, group._per_array["step"], group._per_array.get("mu_product"))
-
+        if group["master"]:
+            group._master = _zeros(n, "float32")
         if group["ema_decay"] is not None:
-            group._ema = _zeros(n, dtype)
-            group._ema[:] = np.concatenate([np.asarray(array).ravel() for array in group._arrays])
-            self._plan.attach_average(index, group._ema)
+            group._ema = _zeros(n, native)
+        slots = zip(group._slots, group._scales, strict=True)
+        self._plan.attach(
+            index,
+            tuple((slot, scales) if scales is not None else slot for slot, scales in slots),
+            kind,
+            tuple(_CODINGS.get(name or "", "signed") for name in names),
+            group._per_array["step"],
+            group._per_array.get("mu_product"),
+            group._master,
+            group._ema,
+        )
+        if initial := group.get("initial_accumulator_value"):
+            if kind == "native":
+                group._slots[0][:] = initial  # type: ignore[index]
+            for i in range(0, n if kind != "native" else 0, 1 << 20):
+                self._plan.encode(index, 0, np.full(min(n - i, 1 << 20), initial, "float32"), i)
         if group["copy_to"] is not None:
             group._bind_copies(self._uint16_as)
 
@@ -351,6 +423,31 @@ class Optimizer:
     def _state(cls, options: Mapping[str, Any]) -> tuple[str | None, ...]:
         """The state arrays that these options need, None for a slot that they leave unused."""
         return cls._slots
+
+    def decoded_state(self, name: str) -> Any:
+        """Copies of a state by its name, decoded: float32 (float64 for float64 parameters), in the structure of params.
+
+        Raises
+        ------
+        KeyError
+            For a name that ``state`` does not have, or that is no such array: a scale, a count.
+        """
+        if name not in self._slots or name not in list(self.state):
+            raise KeyError(f"{name!r}; there are {', '.join(n for n in self._slots if n in list(self.state))}")
+        found = [self._decoded(i, self._slots.index(name)) for i in range(len(self._groups))]
+        return found if self._structured else found[0]
+
+    def _decoded(self, index: int, slot: int) -> Any:
+        group = self._groups[index]
+        stored = group._slots[slot]
+        if stored is None:
+            return None
+        if group["state_dtype"] in ("bfloat16", "uint8"):
+            flat = np.empty(stored.size, "float32")
+            self._plan.decode(index, slot, flat)
+        else:
+            flat = stored.astype("float32" if stored.dtype == np.int8 else stored.dtype)
+        return group.views(flat)
 
     def step(self, grads: Any, *, loss_scale: float | None = None) -> None:
         """Update the parameters in place.
@@ -445,7 +542,8 @@ class Optimizer:
 
     @property
     def nbytes(self) -> int:
-        return sum(x.nbytes for group in self.param_groups for x in (*group._slots, group._ema) if x is not None)
+        held = [(*group._slots, *group._scales, group._master, group._ema) for group in self.param_groups]
+        return sum(x.nbytes for arrays in held for x in arrays if x is not None)
 
     def __repr__(self) -> str:
         first = self.param_groups[0]

@@ -70,6 +70,14 @@ def anything(name: str, value: Any) -> Any:  # checked where the arrays are know
     return value
 
 
+def whole(name: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise TypeError(f"{name} must be an integer, got {value!r}")
+    if not 0 <= value < 1 << 64:
+        raise ValueError(f"{name} must be in [0, 2**64), got {value}")
+    return int(value)
+
+
 # Options of the optimizer as a whole: keyword arguments of the base class, attributes of the optimizer.
 SETTINGS: dict[str, Check] = {
     "max_grad_norm": optional(number(0, open_low=True)),
@@ -78,6 +86,7 @@ SETTINGS: dict[str, Check] = {
     "loss_scale": number(0, open_low=True),
     "zero_grad": flag,
     "flush_denormals": flag,
+    "seed": whole,
 }
 
 # Options of a group, the rules' and the base class's.
@@ -85,6 +94,9 @@ CHECKS: dict[str, Check] = {
     "ema_decay": optional(number(0, 1, open_high=False)),
     "bounds": anything,
     "copy_to": anything,
+    "state_dtype": optional(choice("float32", "bfloat16", "uint8")),
+    "master": optional(choice("float32")),
+    "rounding": optional(choice("stochastic")),
     "lr": number(0),
     "weight_decay": number(0),
     "eps": number(0),
@@ -111,7 +123,20 @@ CHECKS: dict[str, Check] = {
 }
 
 
-def inward(bounds: Any, dtype: np.dtype[Any], where: str, arrange: Callable[[Any, str], Any]) -> tuple[Any, Any]:
+def _rounded(exact: Any, dtype: str, inside: float) -> Any:
+    """Numbers rounded to dtype in the direction of `inside`, -inf or inf; float32 where dtype is narrower."""
+    kind = np.dtype("float32" if dtype == "bfloat16" else dtype)
+    with np.errstate(over="ignore"):
+        x = np.asarray(exact.astype(kind))
+    x = np.where(x > exact if inside < 0 else x < exact, np.nextafter(x, kind.type(inside)), x)
+    if dtype == "bfloat16":  # the first half of float32's bits
+        head = x.view("uint32") & np.uint32(0xFFFF0000)
+        cut = head.view("float32")
+        x = np.where(cut > x if inside < 0 else cut < x, (head + np.uint32(0x10000)).view("float32"), cut)
+    return x.astype("float32") if kind.itemsize < 4 else x
+
+
+def inward(bounds: Any, dtype: str, where: str, arrange: Callable[[Any, str], Any]) -> tuple[Any, Any]:
     """The bounds of a group rounded inward to its dtype: two numbers, or two flat arrays made by `arrange`."""
     if not isinstance(bounds, (tuple, list)) or len(bounds) != 2:
         raise TypeError(f"{where}bounds must be a pair (lo, hi) of numbers, None or arrays, got {bounds!r}")
@@ -124,10 +149,7 @@ def inward(bounds: Any, dtype: np.dtype[Any], where: str, arrange: Callable[[Any
             raise TypeError(f"{where}bounds: {name} must be numbers, got dtype {exact.dtype}")
         if np.isnan(exact).any():
             raise ValueError(f"{where}bounds: {name} has a NaN")
-        with np.errstate(over="ignore"):
-            rounded = exact.astype(dtype)
-        outside = rounded < exact if name == "lo" else rounded > exact
-        sides.append(np.where(outside, np.nextafter(rounded, dtype.type(-away)), rounded).astype(dtype))
+        sides.append(_rounded(exact, dtype, -away))
     low, high = sides
     if (low > high).any() or (low == np.inf).any() or (high == -np.inf).any():
         raise ValueError(f"{where}bounds must have lo <= hi, and a number of {dtype} between them, got {bounds!r}")

@@ -138,7 +138,6 @@ class RMSprop(Optimizer):
         return ("square_avg", "momentum_buffer" if options["momentum"] else None,
                 "grad_avg" if options["centered"] else None)
 
-
 class Adadelta(Optimizer):
     """Steps in the units of the parameters: the root of the mean squared step over that of the squared gradient.
 

@@ -1,6 +1,7 @@
 # The plan binds parameters and state once, so that a step only acquires the gradients, forms the constants, sweeps and
 # counts.  Everything is checked before the first write.
 
+from cpython.bytearray cimport PyByteArray_AS_STRING
 from cpython.buffer cimport PyBUF_FULL_RO, PyBuffer_IsContiguous, PyBuffer_Release, PyObject_GetBuffer
 from libc.stdint cimport uintptr_t
 from libc.stdlib cimport calloc, free
@@ -65,7 +66,7 @@ cdef str rule_names = "sgd momentum adagrad rmsprop adadelta adam adamax nadam r
 cdef dict RULES = {name: i for i, name in enumerate(rule_names.split())}
 cdef dict EPS_MODES = {"outside": OUTSIDE, "inside": INSIDE, "hat": HAT}
 cdef dict ON_NONFINITE = {"ignore": IGNORE, "skip": SKIP, "raise": RAISE}
-cdef dict COPY_FORMATS = {"float32": FLOAT32, "bfloat16": BFLOAT16, "float16": FLOAT16}
+cdef dict FORMATS = {"float32": FLOAT32, "bfloat16": BFLOAT16, "float16": FLOAT16}
 cdef dict VARIANTS = {"irprop-": IRPROP_MINUS, "rprop+": RPROP_PLUS, "rprop-": RPROP_MINUS}
 
 
@@ -127,11 +128,22 @@ cdef void swap(char* a, char* b, Py_ssize_t size) noexcept:
         a, b, size = a + n, b + n, size - n
 
 
+cdef void start_segment(const Group* group, const Array* a, Py_ssize_t at, Py_ssize_t n, const floating* p) noexcept:
+    """Elements at .. at+n-1 of array a, whose values are p, into what begins as they are."""
+    if group.master != NULL:
+        to_float32(n, group.master + a.start + at, p)
+    if group.ema != NULL:
+        memcpy(<floating*> group.ema + a.start + at, p, n * sizeof(floating))
+    if group.copy_format != NATIVE:
+        copy_segment(group.copy_format, n, a.copy, at, p)
+
+
 cdef class Plan:
-    """Plan(rule, groups, structured=False): parameters and state, bound for stepping.
+    """Plan(rule, groups, structured=False, uint16_is_bfloat16=False): parameters and state, bound for stepping.
 
     groups is a list of pairs (keys, arrays): the keys of a dict of parameters, None for a list, () for one bare array.
     structured: the caller gave a list of groups, and gives gradients as a list with one entry per group.
+    uint16_is_bfloat16: so are uint16 parameters and gradients taken.
     """
     cdef Space space
     cdef Py_buffer* p_views      # held for the life of the plan, so that no parameter is freed
@@ -150,11 +162,12 @@ cdef class Plan:
     cdef public int n_threads    # 0: not chosen
     cdef public double grad_norm  # of the last step, unscaled and unclipped; NaN if none was taken
     cdef public long long skipped_steps
-    cdef public bint uint16_is_bfloat16
+    cdef bint uint16_is_bfloat16
     cdef readonly bint closed      # averaged parameters are in place: no step now
+    cdef list aside                # narrow parameters as they were, while their averages are in place
     cdef public long long t      # applied steps
 
-    def __cinit__(self, str rule, list groups, bint structured=False):
+    def __cinit__(self, str rule, list groups, bint structured=False, bint uint16_is_bfloat16=False):
         cdef Py_ssize_t n = sum([len(arrays) for _, arrays in groups])
         self.space.groups = <Group*> calloc(len(groups) + 1, sizeof(Group))
         self.space.arrays = <Array*> calloc(n + 1, sizeof(Array))
@@ -168,11 +181,12 @@ cdef class Plan:
                 or self.g_views == NULL or self.memory == NULL):
             raise MemoryError()
 
-    def __init__(self, str rule, list groups, bint structured=False):
+    def __init__(self, str rule, list groups, bint structured=False, bint uint16_is_bfloat16=False):
         cdef Py_ssize_t i
         if self.n_bound:
             raise RuntimeError("a plan is bound once")
         self.structured = structured
+        self.uint16_is_bfloat16 = uint16_is_bfloat16
         self.keys = [keys for keys, _ in groups]
         self.keep, self.owners, self.bounds = [], [], {}
         for i in range(len(groups)):
@@ -205,16 +219,17 @@ cdef class Plan:
         group.chunk = self.space.n_chunks
         for i, param in enumerate(params):
             view = self.p_views + self.n_bound
-            self.view(param, view, index, i, False)
+            kind = self.format(view, self.view(param, view, index, i))
             self.n_bound += 1
-            if i == 0:
-                group.wide = is_native(view, b"d")
-            if not is_native(view, b"d" if group.wide else b"f"):
-                if i and (is_native(view, b"d") or is_native(view, b"f")):
-                    raise TypeError(f"{self.name(index, i)} has dtype {param.dtype}, the arrays before it another; "
-                                    "put arrays of different dtypes into parameter groups of their own")
-                raise TypeError(f"{self.name(index, i)} has dtype {named(param.dtype)}; parameters are float32 or "
-                                "float64 in native byte order (keep and use x.astype('float32'))")
+            if kind == "":
+                raise TypeError(f"{self.name(index, i)} has dtype {named(param.dtype)}; parameters are float32, "
+                                "float64, float16 or bfloat16 in native byte order (keep and use x.astype('float32'))"
+                                + self.hint(view))
+            if i and kind != self.dtype(index):
+                raise TypeError(f"{self.name(index, i)} has dtype {param.dtype}, the arrays before it another; "
+                                "put arrays of different dtypes into parameter groups of their own")
+            group.wide = kind == "float64"
+            group.format = FORMATS[kind] if kind in ("float16", "bfloat16") else NATIVE
             if view.readonly:
                 raise ValueError(f"{self.name(index, i)} is read-only and can't be updated in place; pass a writable "
                                  "array (x.copy(), or x.flags.writeable = True if the memory is yours)")
@@ -229,31 +244,40 @@ cdef class Plan:
         self.space.n_arrays = group.last
         self.space.n_chunks += (group.size + CHUNK - 1) // CHUNK
 
-    def attach(self, Py_ssize_t index, tuple state, t, product):
-        """Give a group its state.
+    def attach(self, Py_ssize_t index, tuple state, str kind, tuple codings, t, product, master, ema):
+        """Give a group its state, flat arrays in the order of the parameter space.
 
-        state: for each of the rule's slots a flat array in the order of the parameter space, or None.  t: the applied
-        steps of each array, int64.  product: NAdam's product of each array, float64, or None.
+        state: for each of the rule's slots an array, or None, or for "uint8" a pair of codes and scales.  kind: its
+        format, "native", "bfloat16" or "uint8".  codings: for each slot "signed", "unsigned" or "maximum".  t: the
+        applied steps of each array, int64.  product: NAdam's product of each array, float64, or None.  master: the
+        float32 copy of narrow parameters, or None.  ema: their average, or None.
         """
         cdef Group* group = self.space.groups + index
         cdef Py_ssize_t i
-        self.keep.append((state, t, product))
         group.t = <long long*> address(t)
         group.product = <double*> address(product) if product is not None else NULL
-        for i, x in enumerate(state):
-            if x is not None and x.size:
-                group.state[i] = <char*> address(x)
-                group.state_itemsize[i] = x.itemsize
-                self.owners.append((address(x), address(x) + x.nbytes, index, -1))
+        group.state_format = {"native": NATIVE, "bfloat16": BFLOAT16, "uint8": UINT8}[kind]
+        self.keep.append((t, product))
+        for i, (x, coding) in enumerate(zip(state, codings)):
+            if x is None or not group.size:
+                continue
+            group.signed[i], group.nearest[i] = coding == "signed", coding == "maximum"
+            if group.state_format == UINT8:
+                x, scales = x
+                group.scales[i] = <float*> self.own(index, scales)
+                scales.fill(2.0 ** ((SIGNED_LOWEST if group.signed[i] else UNSIGNED_LOWEST) - 127))
+            group.state[i] = self.own(index, x)
+            group.state_itemsize[i] = x.itemsize
+        if master is not None and group.size:
+            group.master = <float*> self.own(index, master)
+        if ema is not None and group.size:
+            group.ema = self.own(index, ema)
         self.index_memory()
 
-    def attach_average(self, Py_ssize_t index, ema):
-        """Give a group the flat array of its average."""
-        if ema.size:
-            self.keep.append(ema)
-            self.space.groups[index].ema = <char*> address(ema)
-            self.owners.append((address(ema), address(ema) + ema.nbytes, index, -1))
-            self.index_memory()
+    cdef char* own(self, Py_ssize_t index, array) except? NULL:
+        self.keep.append(array)
+        self.owners.append((address(array), address(array) + array.nbytes, index, -1))
+        return <char*> address(array)
 
     def attach_copies(self, Py_ssize_t index, str kind, tuple copies):
         """Give a group the arrays that receive its parameters."""
@@ -265,36 +289,77 @@ cdef class Plan:
             if copy.size:
                 self.owners.append((address(copy), address(copy) + copy.nbytes, index, -2 - i))
         self.index_memory()
-        group.copy_format = COPY_FORMATS[kind]
+        group.copy_format = FORMATS[kind]
 
-    def write_copies(self):
-        """Write the copies of every group: once nothing can be refused any more."""
+    def start(self):
+        """Write what begins as the parameters, master, average and copies: once nothing can be refused any more."""
         cdef Group* group
         cdef Array* a
-        cdef Py_ssize_t i, j
+        cdef Py_ssize_t i, j, at, n
+        cdef float widened[TILE]
         for i in range(self.space.n_groups):
             group = self.space.groups + i
-            for j in range(group.first, group.last if group.copy_format != NATIVE else group.first):
+            for j in range(group.first, group.last):
                 a = self.space.arrays + j
-                if group.wide:
-                    copy_segment(group.copy_format, a.stop - a.start, a.copy, 0, <double*> a.p)
-                else:
-                    copy_segment(group.copy_format, a.stop - a.start, a.copy, 0, <float*> a.p)
+                for at in range(0, a.stop - a.start, TILE):
+                    n = min(a.stop - a.start - at, TILE)
+                    if group.wide:
+                        start_segment(group, a, at, n, <double*> a.p + at)
+                    elif group.format == NATIVE:
+                        start_segment(group, a, at, n, <float*> a.p + at)
+                    else:
+                        widen(group.format, n, widened, a.p, at)
+                        start_segment(group, a, at, n, widened)
+
+    def decode(self, Py_ssize_t index, int slot, out, Py_ssize_t start=0):
+        """A group's narrow state from element `start`, a multiple of 256, on into a flat float32 array."""
+        cdef Py_ssize_t n = out.size
+        cdef float* x = <float*> address(out)
+        if n:
+            decode_state(self.space.groups + index, slot, start, n, x)
+
+    def encode(self, Py_ssize_t index, int slot, values, Py_ssize_t start=0):
+        """The inverse, rounded to nearest; `values` are whole blocks of 256, or reach to the end."""
+        cdef Py_ssize_t n = values.size
+        cdef float* x = <float*> address(values)
+        if n:
+            encode_state(self.space.groups + index, slot, start, n, x, True, 0)
 
     def swap_averages(self, bint entering):
-        """Exchange parameters and averages, in one go that nothing interrupts; no step until they are back."""
+        """Exchange parameters and averages, in one go that nothing interrupts; no step until they are back.
+
+        Narrow parameters are put aside meanwhile: an average is not narrow.
+        """
         cdef Group* group
-        cdef Py_ssize_t i, j, size
+        cdef Array* a
+        cdef Py_ssize_t i, j, n, size
         self.refuse_while_stepping()
         if entering and self.closed:
             raise RuntimeError("the averages are in place already")
+        if entering:
+            self.aside = [bytearray(2 * (self.space.arrays[j].stop - self.space.arrays[j].start))
+                          for i in range(self.space.n_groups)
+                          if self.space.groups[i].format != NATIVE and self.space.groups[i].ema != NULL
+                          for j in range(self.space.groups[i].first, self.space.groups[i].last)]
+        aside = iter(self.aside)
         self.closed = entering
         for i in range(self.space.n_groups):
             group = self.space.groups + i
             size = 8 if group.wide else 4
             for j in range(group.first, group.last if group.ema != NULL else group.first):
-                swap(self.space.arrays[j].p, group.ema + self.space.arrays[j].start * size,
-                     (self.space.arrays[j].stop - self.space.arrays[j].start) * size)
+                a = self.space.arrays + j
+                n = a.stop - a.start
+                if group.format == NATIVE:
+                    swap(a.p, group.ema + a.start * size, n * size)
+                    continue
+                saved = next(aside)
+                if entering:
+                    memcpy(PyByteArray_AS_STRING(saved), a.p, 2 * n)
+                    copy_segment(group.format, n, a.p, 0, <float*> group.ema + a.start)
+                else:
+                    memcpy(a.p, PyByteArray_AS_STRING(saved), 2 * n)
+        if not entering:
+            self.aside = None
 
     def configure(self, dict settings):
         """Take over the options of the optimizer as a whole, already checked."""
@@ -312,6 +377,7 @@ cdef class Plan:
         self.loss_scale = settings["loss_scale"]
         self.space.zero_grad = settings["zero_grad"]
         self.space.flush_denormals = settings["flush_denormals"]
+        self.space.seed = settings["seed"]
 
     cdef index_memory(self):
         cdef Py_ssize_t i
@@ -328,7 +394,11 @@ cdef class Plan:
         return self.space.groups[group].size
 
     def dtype(self, Py_ssize_t group):
-        return "float64" if self.space.groups[group].wide else "float32"
+        """Of its parameters: "float64", "float32", "float16" or "bfloat16"."""
+        cdef Group* g = self.space.groups + group
+        if g.format == NATIVE:
+            return "float64" if g.wide else "float32"
+        return "bfloat16" if g.format == BFLOAT16 else "float16"
 
     # --- options and counts --------------------------------------------------------------------------------------
 
@@ -404,6 +474,7 @@ cdef class Plan:
             n_threads = min(get_threads(self.n_threads), last - first) if work >= PARALLEL_FROM else 1
             if work >= 0 and self.inspect(loss_scale or self.loss_scale, n_threads, count):
                 self.form_steps()
+                self.space.t = self.t + 1
                 if work >= PARALLEL_FROM:
                     with nogil:
                         sweep(&self.space, first, last, n_threads)
@@ -469,18 +540,15 @@ cdef class Plan:
         bfloat16 = self.view(grad, g, index, i, True)
         self.n_acquired += 1
         a.g_format = NATIVE
-        if group.wide or is_native(g, b"f"):
-            pass
-        elif bfloat16 or (self.uint16_is_bfloat16 and is_native(g, b"H")):
-            a.g_format = BFLOAT16
-        elif is_native(g, b"e"):
-            a.g_format = FLOAT16
-        if a.g_format == NATIVE and not is_native(g, b"d" if group.wide else b"f"):
-            wanted = "float64" if group.wide else "float32"
-            raise TypeError(f"{self.name(index, i, True)} has dtype {named(grad.dtype)}, its parameter {wanted}; "
-                            f"convert it: x.astype('{wanted}')"
-                            + (", or say uint16_as='bfloat16' if that is what it holds"
-                               if grad.dtype.name == "uint16" and not group.wide else ""))
+        if not is_native(g, b"d" if group.wide else b"f"):
+            kind = "" if group.wide else self.format(g, bfloat16)
+            if kind not in FORMATS:
+                wanted = "float64" if group.wide else "float32"
+                raise TypeError(f"{self.name(index, i, True)} has dtype {named(grad.dtype)}, its parameter "
+                                f"{self.dtype(index)}; convert it: x.astype('{wanted}')"
+                                + ("" if group.wide else self.hint(g)))
+            a.g_format = FORMATS[kind]
+            group.narrow_grads = True
         if g.ndim != p.ndim or (g.ndim and memcmp(g.shape, p.shape, g.ndim * sizeof(Py_ssize_t)) != 0):
             raise ValueError(f"{self.name(index, i, True)} has shape {grad.shape}, its parameter "
                              f"{tuple([p.shape[j] for j in range(p.ndim)])}")
@@ -531,10 +599,8 @@ cdef class Plan:
                 raise ValueError("the norm of the gradients overflows; nothing was changed")
         if not usable:
             self.skipped_steps += count
-            for i in range(self.space.n_arrays if self.space.zero_grad else 0):
-                if self.space.arrays[i].g != NULL:  # or what is accumulated into it would stay infinite
-                    memset(<char*> self.space.arrays[i].g, 0,
-                           self.p_views[i].len // (2 if self.space.arrays[i].g_format != NATIVE else 1))
+            for i in range(self.n_acquired if self.space.zero_grad else 0):
+                memset(self.g_views[i].buf, 0, self.g_views[i].len)  # or what is accumulated would stay infinite
         return usable
 
     cdef bint fits(self, const Group* group, double g, double loss_scale) noexcept:
@@ -626,6 +692,8 @@ cdef class Plan:
         self.n_acquired = 0
         for i in range(self.space.n_arrays):
             self.space.arrays[i].g = NULL
+        for i in range(self.space.n_groups):
+            self.space.groups[i].narrow_grads = False
         return 0
 
     # --- checks --------------------------------------------------------------------------------------------------
@@ -653,7 +721,17 @@ cdef class Plan:
                                                         "['copy_to']" if self.structured else "copy_to", 1)
         return "this optimizer's state" if array == -1 else self.name(group, array)
 
-    cdef int view(self, x, Py_buffer* view, Py_ssize_t group, Py_ssize_t i, bint grad) except -1:
+    cdef str format(self, Py_buffer* view, bint bfloat16):
+        """The name of a number format that parameters may have, or nothing; bfloat16: `view` said so."""
+        if bfloat16 or (self.uint16_is_bfloat16 and is_native(view, b"H")):
+            return "bfloat16"
+        return ("float32" if is_native(view, b"f") else "float64" if is_native(view, b"d")
+                else "float16" if is_native(view, b"e") else "")
+
+    cdef str hint(self, Py_buffer* view):
+        return ", or say uint16_as='bfloat16' if that is what it holds" if is_native(view, b"H") else ""
+
+    cdef int view(self, x, Py_buffer* view, Py_ssize_t group, Py_ssize_t i, bint grad=False) except -1:
         """Fill `view`; 1 where x is a bfloat16 array of ml_dtypes, seen as uint16, else 0."""
         cdef str name, remedy = ""
         if type(x) is not ndarray and (not isinstance(x, ndarray) or isinstance(x, MaskedArray)):
@@ -679,7 +757,7 @@ cdef class Plan:
         try:
             return PyObject_GetBuffer(x, view, PyBUF_FULL_RO)
         except (ValueError, BufferError) as error:
-            if grad and x.dtype.name == "bfloat16":
+            if x.dtype.name == "bfloat16":
                 PyObject_GetBuffer(x.view("uint16"), view, PyBUF_FULL_RO)
                 return 1
             raise TypeError(f"{self.name(group, i, grad)} has dtype {x.dtype}: {error}") from None

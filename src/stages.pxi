@@ -10,6 +10,7 @@ cdef extern from *:
     static inline float float_of(uint32_t u) { float x; memcpy(&x, &u, 4); return x; }
     """
     ctypedef int int32_t
+    ctypedef unsigned char uint8_t
     ctypedef unsigned int uint32_t
     ctypedef unsigned short uint16_t
     ctypedef unsigned long long uint64_t
@@ -128,3 +129,155 @@ cdef void to_float16(Py_ssize_t n, uint16_t* out, const float* p) noexcept nogil
         r = 0x7c00 if a >= 0x477ff000 else r
         r = 0x7e00 if a > 0x7f800000 else r
         out[i] = <uint16_t> (r | ((u >> 16) & 0x8000))
+
+
+# --- stochastic rounding ---------------------------------------------------------------------------------------------
+#
+# A number between two neighbours of a narrow format goes to the upper one with the chance of its distance from the
+# lower one, so that the mean is right and small changes add up.  The chance is a word of 32 bits for each element: one
+# hash for its block of BLOCK elements of the parameter space, XORed with a fixed table.  `noise` points to the table's
+# entry of the first element.  With `halves` in its place and word 0 the same loops round to nearest.
+
+cdef enum:
+    BLOCK = 256
+
+cdef uint32_t noises[BLOCK]
+cdef uint32_t halves[BLOCK]
+
+
+cdef uint64_t mix(uint64_t x) noexcept nogil:
+    """The finaliser of SplitMix64 (Steele, Lea & Flood 2014)."""
+    x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ULL
+    x = (x ^ (x >> 27)) * 0x94d049bb133111ebULL
+    return x ^ (x >> 31)
+
+
+cdef void fill_noises() noexcept:
+    """The first 8 bits of the 256 words are all different, so that a block's roundings balance better than by chance."""
+    cdef int i
+    for i in range(BLOCK):
+        noises[i] = <uint32_t> ((i * 167 + 13) % 256 << 24) | <uint32_t> (mix(i + 1) >> 40)
+        halves[i] = 0x80000000u
+
+
+fill_noises()
+
+
+cdef uint64_t noise_key(uint64_t seed, uint64_t t, uint64_t group, uint64_t quantity) noexcept nogil:
+    """What the words of step t have in common for one stored quantity: 0 the parameters, 1 + slot a state array."""
+    return mix(mix(mix(seed + 0x9e3779b97f4a7c15ULL) + t) + 16 * group + quantity)
+
+
+cdef uint32_t noise_word(uint64_t key, uint64_t block) noexcept nogil:
+    return <uint32_t> (mix(key + block * 0x9e3779b97f4a7c15ULL) >> 32)
+
+
+cdef void round_bfloat16(Py_ssize_t n, uint16_t* out, const float* x, const uint32_t* noise,
+                         uint32_t word) noexcept nogil:
+    """A NaN stays one."""
+    cdef Py_ssize_t i
+    cdef uint32_t u, nan
+    for i in range(n):
+        u = bits_of(x[i])
+        nan = (u >> 16) | 0x40
+        out[i] = <uint16_t> (nan if (u & 0x7fffffff) > 0x7f800000 else (u + ((word ^ noise[i]) >> 16)) >> 16)
+
+
+cdef void round_float16(Py_ssize_t n, uint16_t* out, const float* x, const uint32_t* noise,
+                        uint32_t word) noexcept nogil:
+    """A NaN stays one; what rounding to nearest would make infinite becomes infinite, nothing else.
+
+    Below 2^-14, float16's smallest normal number, the fraction counts units of 2^-24.
+    """
+    cdef Py_ssize_t i
+    cdef uint32_t u, w
+    cdef int32_t a, r, low, small
+    cdef float units
+    for i in range(n):
+        u = bits_of(x[i])
+        w = word ^ noise[i]
+        a = u & 0x7fffffff
+        r = (a - 0x38000000 + <int32_t> (w >> 19)) >> 13
+        r = 0x7bff if r > 0x7bff else r
+        low = 0x38800000 if a > 0x38800000 else a
+        units = float_of(low) * <float> 16777216
+        small = <int32_t> (units + <float> <int32_t> (w >> 8) * <float> 5.9604644775390625e-08)
+        r = r if a >= 0x38800000 else small
+        r = 0x7c00 if a >= 0x477ff000 else r
+        r = 0x7e00 if a > 0x7f800000 else r
+        out[i] = <uint16_t> (r | ((u >> 16) & 0x8000))
+
+
+# --- 8 bits ----------------------------------------------------------------------------------------------------------
+#
+# A block of BLOCK elements shares a scale, a power of two.  A code is a small floating-point number without a sign:
+#
+#   c = 0: zero        c > 0: scale 2^(c // 8) (1 + c % 8 / 8)
+#
+# with c < 256 for what is never negative, and for the rest c < 128 and the sign in bit 7.  Shifted into place, a code
+# is a float's exponent and the head of its fraction, so decoding is one integer addition of the scale's bits.  Infinity
+# and NaN fit in too: they take the scale so high that the rest of their block goes down to the smallest code.
+
+cdef enum:
+    SIGNED_RANGE = 15       # binades above the scale
+    UNSIGNED_RANGE = 31
+    SIGNED_LOWEST = 21      # the exponent field of the smallest scale: 2^-106, so that 2^20/scale is a number
+    UNSIGNED_LOWEST = 1     # 2^-126
+
+
+cdef void decode_signed(Py_ssize_t n, float* out, const uint8_t* code, uint32_t scale) noexcept nogil:
+    cdef Py_ssize_t i
+    cdef uint32_t c
+    for i in range(n):
+        c = code[i] & 0x7f
+        c = (c << 20) + scale if c > 0 else 0
+        out[i] = float_of(c | (<uint32_t> (code[i] & 0x80) << 24))
+
+
+cdef void decode_unsigned(Py_ssize_t n, float* out, const uint8_t* code, uint32_t scale) noexcept nogil:
+    cdef Py_ssize_t i
+    cdef uint32_t c
+    for i in range(n):
+        c = code[i]
+        out[i] = float_of((c << 20) + scale if c > 0 else 0)
+
+
+cdef int32_t round_codes(Py_ssize_t n, int32_t* rounded, const float* x, const uint32_t* noise,
+                         uint32_t word) noexcept nogil:
+    """|x| rounded to exponent and three bits of the fraction, as a code that needs no scale; returns the largest."""
+    cdef Py_ssize_t i
+    cdef int32_t a, largest = 0
+    for i in range(n):
+        a = bits_of(x[i]) & 0x7fffffff
+        a = 0x7fc00000 if a > 0x7fc00000 else a
+        a = (a + <int32_t> ((word ^ noise[i]) >> 12)) >> 20
+        rounded[i] = a
+        largest = a if a > largest else largest
+    return largest
+
+
+cdef void encode_unsigned(Py_ssize_t n, uint8_t* code, const float* x, const int32_t* rounded,
+                          int32_t bottom) noexcept nogil:
+    """What is below the smallest code goes up to it: a second moment of 0 would make a step without bound."""
+    cdef Py_ssize_t i
+    cdef int32_t c
+    for i in range(n):
+        c = rounded[i] - bottom
+        c = 1 if c < 1 else c
+        code[i] = <uint8_t> (0 if bits_of(x[i]) == 0 else c)
+
+
+cdef void encode_signed(Py_ssize_t n, uint8_t* code, const float* x, const int32_t* rounded, int32_t bottom,
+                        const uint32_t* noise, uint32_t word) noexcept nogil:
+    """What is below the smallest code goes to it or to 0, by chance: a first moment must stay unbiased."""
+    cdef Py_ssize_t i
+    cdef int32_t a, c, low, smallest = (bottom + 1) << 20
+    cdef uint32_t u
+    cdef float to_noise = <float> 1048576 / float_of(smallest)
+    for i in range(n):
+        u = bits_of(x[i])
+        a = u & 0x7fffffff
+        low = smallest if a > smallest else a
+        c = 1 if <int32_t> ((word ^ noise[i]) >> 12) < <int32_t> (float_of(low) * to_noise) else 0
+        c = rounded[i] - bottom if a >= smallest else c
+        code[i] = <uint8_t> (c | <int32_t> ((u >> 24) & 0x80))

@@ -3,7 +3,8 @@
 # A group's arrays, concatenated in order, are its parameter space 0 .. n-1.  It is cut into chunks at multiples of
 # CHUNK, never at array starts; a chunk is one segment of each array that reaches into it.  Each state quantity is one
 # allocation in this order.  Chunks of all groups are numbered through, so that one `prange` covers a whole step.  A
-# plain step, which hands nothing from stage to stage, takes an array's neighbouring chunks as one long segment.
+# plain step, which hands nothing from stage to stage, takes an array's neighbouring chunks as one long segment; any
+# other goes through a chunk in tiles, whose buffers stay in the first-level cache.
 
 cdef extern from *:
     """
@@ -22,11 +23,12 @@ from libc.string cimport memset
 
 cdef enum:
     CHUNK = 4096             # elements: 64 KiB of a float32 Adam step, within every core's second-level cache
+    TILE = 1024              # elements, whole blocks of them
     SLOTS = 3                # state arrays of the rule that has most
     PARALLEL_FROM = 1 << 14  # elements: from here on a step takes several threads, and runs without the GIL
 
-cdef enum Format:  # of a gradient, and of a copy of the parameters
-    NATIVE, FLOAT32, BFLOAT16, FLOAT16
+cdef enum Format:  # NATIVE: as the rule computes, in float64 or float32
+    NATIVE, FLOAT32, BFLOAT16, FLOAT16, UINT8
 
 cdef enum Bounds:
     NO_BOUNDS, SAME_BOUNDS, OWN_BOUNDS
@@ -34,7 +36,7 @@ cdef enum Bounds:
 cdef struct Array:
     char* p
     const char* g            # NULL: no gradient in this call
-    Format g_format          # NATIVE: the parameters' own
+    Format g_format
     Py_ssize_t start, stop   # its place in the group's parameter space
     Py_ssize_t step          # which of Space.steps holds its constants
     char* copy               # the array that receives the updated parameters, or NULL
@@ -43,14 +45,21 @@ cdef struct Array:
 cdef struct Group:
     Rule rule
     Options options
-    bint wide                # float64
+    bint wide                # computed in float64
+    Format format            # of the parameters
+    float* master            # their float32 copy, which the rule works on; NULL: narrow ones are rounded stochastically
     Py_ssize_t size          # elements
     Py_ssize_t first, last   # its arrays are Space.arrays[first:last]
     Py_ssize_t chunk         # the number of its first chunk
     char* state[SLOTS]
     Py_ssize_t state_itemsize[SLOTS]
+    Format state_format
+    float* scales[SLOTS]     # of UINT8 state, one for each block
+    bint signed[SLOTS]       # UINT8 state that may be negative
+    bint nearest[SLOTS]      # narrow state that isn't rounded stochastically
     long long* t             # applied steps of each array
     double* product          # NAdam's product of mu of each array, else NULL
+    bint narrow_grads        # some gradient of this call is float16 or bfloat16
     double squares           # the sum of its gradients' squares, where a norm is taken
     double factor            # of the gradient: -1 to ascend, the clip coefficient, 1 / loss_scale
     char* ema                # the average of the parameters, or NULL
@@ -69,27 +78,27 @@ cdef struct Space:
     Py_ssize_t n_groups, n_arrays, n_chunks
     double max_grad_value    # 0: gradients are not clamped
     bint zero_grad, flush_denormals
+    uint64_t seed, t         # of the noise
 
 
 cdef bint staged(const Space* space, const Group* group) noexcept nogil:
     """Does anything but the rule run?  Then what the stages hand on must stay in cache, and a segment in its chunk."""
     return (group.factor != 1 or space.max_grad_value != 0 or group.bounds != NO_BOUNDS or group.ema != NULL
-            or group.copy_format != NATIVE or space.zero_grad
-            or (group.options.weight_decay != 0 and not group.options.decoupled))
+            or group.copy_format != NATIVE or space.zero_grad or group.format != NATIVE or group.state_format != NATIVE
+            or group.narrow_grads or (group.options.weight_decay != 0 and not group.options.decoupled))
 
 
-cdef void run_segment(const Space* space, const Group* group, const Array* a, floating* p, Py_ssize_t start,
+cdef void run_segment(const Space* space, const Group* group, const Array* a, floating* p, void** s, Py_ssize_t start,
                       Py_ssize_t n) noexcept nogil:
-    """The stages over elements start .. start+n-1 of the parameter space, all of them in array a, which begins at p."""
-    cdef floating spare[2][CHUNK]  # a stage reads one and writes the other
-    cdef int turn = 0, j
+    """The stages over elements start .. start+n-1 of the parameter space, all of them in array a.
+
+    p, s: the parameters and the state of these elements as the rule takes them.
+    """
+    cdef floating spare[2][TILE]  # a stage reads one and writes the other
+    cdef int turn = 0
     cdef Py_ssize_t at = start - a.start
     cdef const floating* g = <const floating*> a.g + at
-    cdef void* s[SLOTS]
     cdef const Options* o = &group.options
-    p += at
-    for j in range(SLOTS):
-        s[j] = group.state[j] + start * group.state_itemsize[j]
     if a.g_format != NATIVE:
         widen(a.g_format, n, spare[turn], a.g, at)
         g = spare[turn]
@@ -110,12 +119,88 @@ cdef void run_segment(const Space* space, const Group* group, const Array* a, fl
         bound(n, p, group.low, group.high)
     elif group.bounds == OWN_BOUNDS:
         bound_each(n, p, <const floating*> group.lows + start, <const floating*> group.highs + start)
+    if group.format != NATIVE:
+        store_parameters(space, group, a, n, p, start)
     if group.ema != NULL:
         average(n, <floating*> group.ema + start, p, group.ema_decay)
     if group.copy_format != NATIVE:
         copy_segment(group.copy_format, n, a.copy, at, p)
     if space.zero_grad:
         memset(<char*> a.g + at * gradient_itemsize(group, a), 0, n * gradient_itemsize(group, a))
+
+
+cdef void store_parameters(const Space* space, const Group* group, const Array* a, Py_ssize_t n, floating* p,
+                           Py_ssize_t start) noexcept nogil:
+    """Round p into the narrow array a; without a master copy, p becomes what was stored."""
+    cdef char* out = a.p + 2 * (start - a.start)
+    cdef uint64_t key
+    cdef Py_ssize_t size, done = 0
+    if floating is float:
+        if group.master != NULL:
+            copy_segment(group.format, n, out, 0, p)
+            return
+        key = noise_key(space.seed, space.t, group - space.groups, 0)
+        while done < n:
+            size = min(n - done, BLOCK - (start + done) % BLOCK)
+            round_block(group.format, size, out + 2 * done, p + done, noises + (start + done) % BLOCK,
+                        noise_word(key, (start + done) // BLOCK))
+            done += size
+        if group.ema != NULL or group.copy_format != NATIVE:
+            widen(group.format, n, p, out, 0)
+
+
+cdef void round_block(Format kind, Py_ssize_t n, char* out, const float* x, const uint32_t* noise,
+                      uint32_t word) noexcept nogil:
+    if kind == BFLOAT16:
+        round_bfloat16(n, <uint16_t*> out, x, noise, word)
+    else:
+        round_float16(n, <uint16_t*> out, x, noise, word)
+
+
+cdef void decode_state(const Group* group, int slot, Py_ssize_t start, Py_ssize_t n, float* out) noexcept nogil:
+    """State of elements start .. start+n-1, start on a block; for UINT8 block by block."""
+    cdef Py_ssize_t i, size, block
+    cdef const uint8_t* code = <const uint8_t*> group.state[slot] + start
+    cdef const float* scales = group.scales[slot]
+    if group.state_format == BFLOAT16:
+        from_bfloat16(n, out, <const uint16_t*> group.state[slot] + start)
+        return
+    for block in range(start // BLOCK, (start + n - 1) // BLOCK + 1):
+        i = block * BLOCK - start
+        size = min(n - i, BLOCK)
+        if group.signed[slot]:
+            decode_signed(size, out + i, code + i, bits_of(scales[block]))
+        else:
+            decode_unsigned(size, out + i, code + i, bits_of(scales[block]))
+
+
+cdef void encode_state(const Group* group, int slot, Py_ssize_t start, Py_ssize_t n, const float* x, bint nearest,
+                       uint64_t key) noexcept nogil:
+    """The inverse; what was decoded comes out as it was, but for numbers that a new scale leaves too small."""
+    cdef Py_ssize_t i, size, block
+    cdef uint8_t* code
+    cdef uint32_t word
+    cdef int32_t rounded[BLOCK]
+    cdef int32_t top, bottom
+    cdef const uint32_t* noise = noises
+    if nearest:
+        noise = halves
+    for block in range(start // BLOCK, (start + n - 1) // BLOCK + 1):
+        i = block * BLOCK - start
+        size = min(n - i, BLOCK)
+        word = 0 if nearest else noise_word(key, block)
+        if group.state_format == BFLOAT16:
+            round_bfloat16(size, <uint16_t*> group.state[slot] + start + i, x + i, noise, word)
+            continue
+        code = <uint8_t*> group.state[slot] + start + i
+        top = round_codes(size, rounded, x + i, noise, word) >> 3
+        if group.signed[slot]:
+            bottom = max(top - SIGNED_RANGE, <int32_t> SIGNED_LOWEST)
+            encode_signed(size, code, x + i, rounded, bottom << 3, noise, word)
+        else:
+            bottom = max(top - UNSIGNED_RANGE, <int32_t> UNSIGNED_LOWEST)
+            encode_unsigned(size, code, x + i, rounded, bottom << 3)
+        group.scales[slot][block] = float_of(<uint32_t> bottom << 23)
 
 
 cdef Py_ssize_t gradient_itemsize(const Group* group, const Array* a) noexcept nogil:
@@ -152,23 +237,55 @@ cdef Py_ssize_t first_array(const Space* space, const Group* group, Py_ssize_t s
     return low
 
 
-cdef void run_group(const Space* space, const Group* group, Py_ssize_t start, Py_ssize_t end) noexcept nogil:
-    """Elements start .. end-1 of one group's parameter space, segment by segment."""
+cdef void run_tile(const Space* space, const Group* group, Py_ssize_t start, Py_ssize_t end,
+                   Py_ssize_t* index) noexcept nogil:
+    """Elements start .. end-1 of one group's parameter space, array by array; index: of the array that holds `start`.
+
+    At most TILE of them, where anything is handed from stage to stage.
+    """
+    cdef float decoded[SLOTS][TILE]
+    cdef float widened[TILE]
+    cdef void* s[SLOTS]
     cdef const Array* a
-    cdef Py_ssize_t stop, index = first_array(space, group, start)
-    cdef bint by_chunk = staged(space, group)
-    while start < end:
-        a = space.arrays + index
+    cdef bint open = False  # narrow state is decoded for the first array that has a gradient
+    cdef Py_ssize_t stop, at = start
+    cdef int j
+    while at < end:
+        a = space.arrays + index[0]
         stop = min(a.stop, end)
-        if by_chunk or a.g_format != NATIVE:
-            stop = min(stop, (start // CHUNK + 1) * CHUNK)
-        if a.g != NULL and stop > start:
-            if group.wide:
-                run_segment(space, group, a, <double*> a.p, start, stop - start)
+        if a.g != NULL and stop > at:
+            if group.state_format == NATIVE:
+                for j in range(SLOTS):
+                    s[j] = group.state[j] + at * group.state_itemsize[j]
             else:
-                run_segment(space, group, a, <float*> a.p, start, stop - start)
-        start = stop
-        index += start == a.stop
+                for j in range(SLOTS):
+                    if group.state[j] != NULL and not open:
+                        decode_state(group, j, start, end - start, decoded[j])
+                    s[j] = decoded[j] + (at - start)
+                open = True
+            if group.wide:
+                run_segment(space, group, a, <double*> a.p + (at - a.start), s, at, stop - at)
+            elif group.format == NATIVE:
+                run_segment(space, group, a, <float*> a.p + (at - a.start), s, at, stop - at)
+            elif group.master != NULL:
+                run_segment(space, group, a, group.master + at, s, at, stop - at)
+            else:
+                widen(group.format, stop - at, widened, a.p, at - a.start)
+                run_segment(space, group, a, widened, s, at, stop - at)
+        at = stop
+        index[0] += at == a.stop
+    for j in range(SLOTS if open else 0):
+        if group.state[j] != NULL:
+            encode_state(group, j, start, end - start, decoded[j], group.nearest[j],
+                         noise_key(space.seed, space.t, group - space.groups, 1 + j))
+
+
+cdef void run_group(const Space* space, const Group* group, Py_ssize_t start, Py_ssize_t end) noexcept nogil:
+    """Elements start .. end-1 of one group's parameter space, start on a chunk."""
+    cdef Py_ssize_t index = first_array(space, group, start), size = TILE if staged(space, group) else end - start
+    while start < end:
+        run_tile(space, group, start, min(start + size, end), &index)
+        start += size
 
 
 cdef extern from *:
