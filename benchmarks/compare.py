@@ -2,7 +2,8 @@
 
     pip install . torch
     pip install --no-deps deepspeed && pip install hjson py-cpuinfo pydantic tqdm msgpack einops ninja psutil
-    python benchmarks/compare.py [sizes] [lists] [whole] [rules] [--rounds 15] [--json FILE]
+    pip install --no-deps bitsandbytes
+    python benchmarks/compare.py [sizes] [lists] [whole] [formats] [rules] [--rounds 15] [--json FILE]
 
 Each contender lives in a process of its own (several OpenMP runtimes in one process disturb each other) and holds its
 own arrays; the contenders of a row run in turn, round after round, and only ratios between medians of one row count.
@@ -98,12 +99,51 @@ def torch_whole_step(sizes):
     return step
 
 
+def narrow(parameters="float32", state=None):
+    """AdamW with narrow numbers; parameters and gradients are of one format."""
+
+    def build(sizes):
+        import adaptive_c as ac
+
+        (p,), (g,) = arrays(sizes)
+        if parameters == "bfloat16":
+            p, g = ((x.view("uint32") >> 16).astype("uint16") for x in (p, g))
+        rounding = None if parameters == "float32" else "stochastic"
+        opt = ac.AdamW(p, lr=1e-6, state_dtype=state, rounding=rounding, uint16_as="bfloat16")
+        return lambda: opt.step(g)
+
+    return build
+
+
+def torch_bfloat16(sizes):
+    import torch
+
+    p, g = (torch.from_numpy(part[0]).bfloat16() for part in arrays(sizes))
+    p.requires_grad, p.grad = True, g
+    return torch.optim.AdamW([p], lr=1e-6, fused=True).step
+
+
+def bitsandbytes(sizes):
+    import torch
+    from bitsandbytes.optim import AdamW8bit
+
+    p, g = (torch.from_numpy(part[0]) for part in arrays(sizes))
+    p = torch.nn.Parameter(p)
+    p.grad = g
+    return AdamW8bit([p], lr=1e-6, weight_decay=0.01).step
+
+
 CONTENDERS = {
     "ours": ours,
     "torch": torch_fused,
     "deepspeed": deepspeed,
     "whole": whole_step,
     "torch whole": torch_whole_step,
+    "uint8": narrow(state="uint8"),
+    "bfloat16": narrow(state="bfloat16"),
+    "all bfloat16": narrow("bfloat16", "bfloat16"),
+    "torch bfloat16": torch_bfloat16,
+    "bitsandbytes": bitsandbytes,
 }
 STEPS = {}  # what a contender's process can time
 
@@ -166,7 +206,7 @@ def measure(names, args, n, rounds):
 
 
 def show(label, n, medians):
-    mine = "ours" if "ours" in medians else "whole"
+    mine = next(iter(medians))
     ours = medians[mine]
     ratios = "  ".join(f"{name} {seconds / ours:6.2f}x" for name, seconds in medians.items() if name != mine)
     print(f"{label:34} {ours * 1e6:10.2f} us {ours / n * 1e9:7.3f} ns/element  {ratios}", flush=True)
@@ -174,8 +214,8 @@ def show(label, n, medians):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("rows", nargs="*", default=["sizes", "lists", "whole", "rules"],
-                        help="sizes, lists, whole or rules; all of them unless named")  # fmt: skip
+    parser.add_argument("rows", nargs="*", default=["sizes", "lists", "whole", "formats", "rules"],
+                        help="sizes, lists, whole, formats or rules; all of them unless named")  # fmt: skip
     parser.add_argument("--rounds", type=int, default=15, help="rounds of each row (15)")
     parser.add_argument("--json", help="a file for the medians, in seconds")
     options = parser.parse_args()
@@ -194,6 +234,13 @@ def main():
         row("AdamW 10,000 x 1,000", ["ours", "torch"], [[1000] * 10000], 10**7)
     if "whole" in options.rows:  # unscale, clip, AdamW, average, bfloat16 copy, zero
         row("whole step float32 67108864", ["whole", "torch whole"], [[1 << 26]], 1 << 26)
+    if "formats" in options.rows:
+        n = 1 << 26
+        row("AdamW uint8 state", ["uint8", "torch"], [[n]], n)
+        row("AdamW bfloat16 state", ["bfloat16", "torch"], [[n]], n)
+        row("AdamW all bfloat16", ["all bfloat16", "torch", "torch bfloat16"], [[n]], n)
+        row(f"AdamW uint8 state {n >> 2}", ["uint8", "torch"], [[n >> 2]], n >> 2)
+        row("AdamW uint8 state, bitsandbytes", ["uint8", "bitsandbytes"], [[n >> 2]], n >> 2)
     if "rules" in options.rows:
         for rule, arguments in RULES:
             label = " ".join([rule, *(f"{k}={v}" for k, v in arguments.items())])

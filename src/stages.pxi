@@ -11,6 +11,7 @@ cdef extern from *:
     """
     ctypedef int int32_t
     ctypedef unsigned char uint8_t
+    ctypedef short int16_t
     ctypedef unsigned int uint32_t
     ctypedef unsigned short uint16_t
     ctypedef unsigned long long uint64_t
@@ -134,15 +135,24 @@ cdef void to_float16(Py_ssize_t n, uint16_t* out, const float* p) noexcept nogil
 # --- stochastic rounding ---------------------------------------------------------------------------------------------
 #
 # A number between two neighbours of a narrow format goes to the upper one with the chance of its distance from the
-# lower one, so that the mean is right and small changes add up.  The chance is a word of 32 bits for each element: one
-# hash for its block of BLOCK elements of the parameter space, XORed with a fixed table.  `noise` points to the table's
-# entry of the first element.  With `halves` in its place and word 0 the same loops round to nearest.
+# lower one, so that the mean is right and small changes add up.  The chance is a word for each element: one hash for
+# its block of BLOCK elements of the parameter space, XORed with a fixed table.  `noise` points to the table's entry of
+# the first element; a table's words are as long as what its format cuts off.  With `halves` in the place of `noises`
+# and word 0 the same loops round to nearest.
 
 cdef enum:
     BLOCK = 256
+    CUT_BFLOAT16 = 16   # bits of a float32's fraction that the format has no room for
+    CUT_FLOAT16 = 24    # more than 13: numbers below its normal ones lose more
+    CUT_UINT8 = 20
 
-cdef uint32_t noises[BLOCK]
-cdef uint32_t halves[BLOCK]
+cdef struct Noises:
+    uint32_t bfloat16[BLOCK]
+    uint32_t float16[BLOCK]
+    uint32_t uint8[BLOCK]
+
+cdef Noises noises
+cdef Noises halves
 
 
 cdef uint64_t mix(uint64_t x) noexcept nogil:
@@ -154,10 +164,13 @@ cdef uint64_t mix(uint64_t x) noexcept nogil:
 
 cdef void fill_noises() noexcept:
     """The first 8 bits of the 256 words are all different, so that a block's roundings balance better than by chance."""
+    cdef uint32_t word
     cdef int i
     for i in range(BLOCK):
-        noises[i] = <uint32_t> ((i * 167 + 13) % 256 << 24) | <uint32_t> (mix(i + 1) >> 40)
-        halves[i] = 0x80000000u
+        word = <uint32_t> ((i * 167 + 13) % 256 << 24) | <uint32_t> (mix(i + 1) >> 40)
+        noises.bfloat16[i], halves.bfloat16[i] = word >> (32 - CUT_BFLOAT16), 1 << (CUT_BFLOAT16 - 1)
+        noises.float16[i], halves.float16[i] = word >> (32 - CUT_FLOAT16), 1 << (CUT_FLOAT16 - 1)
+        noises.uint8[i], halves.uint8[i] = word >> (32 - CUT_UINT8), 1 << (CUT_UINT8 - 1)
 
 
 fill_noises()
@@ -172,15 +185,22 @@ cdef uint32_t noise_word(uint64_t key, uint64_t block) noexcept nogil:
     return <uint32_t> (mix(key + block * 0x9e3779b97f4a7c15ULL) >> 32)
 
 
-cdef void round_bfloat16(Py_ssize_t n, uint16_t* out, const float* x, const uint32_t* noise,
-                         uint32_t word) noexcept nogil:
-    """A NaN stays one."""
+cdef void round_head(Py_ssize_t n, uint16_t* out, const float* x, const uint32_t* noise, uint32_t word) noexcept nogil:
+    """The upper halves of x + noise: bfloat16, or the code of 8 bits in its first 12 bits.  A NaN stays one."""
     cdef Py_ssize_t i
-    cdef uint32_t u, nan
+    cdef int32_t u
     for i in range(n):
         u = bits_of(x[i])
-        nan = (u >> 16) | 0x40
-        out[i] = <uint16_t> (nan if (u & 0x7fffffff) > 0x7f800000 else (u + ((word ^ noise[i]) >> 16)) >> 16)
+        u = 0x7fc00000 if (u & 0x7fffffff) > 0x7f800000 else u
+        out[i] = <uint16_t> (<uint32_t> (u + <int32_t> (word ^ noise[i])) >> 16)
+
+
+cdef void round_number(Py_ssize_t n, uint16_t* out, const float* x, const uint32_t* noise,
+                       uint32_t word) noexcept nogil:
+    """The same a third faster, but some NaNs, those whose fraction is all ones, become 0."""
+    cdef Py_ssize_t i
+    for i in range(n):
+        out[i] = <uint16_t> ((bits_of(x[i]) + (word ^ noise[i])) >> 16)
 
 
 cdef void round_float16(Py_ssize_t n, uint16_t* out, const float* x, const uint32_t* noise,
@@ -190,18 +210,18 @@ cdef void round_float16(Py_ssize_t n, uint16_t* out, const float* x, const uint3
     Below 2^-14, float16's smallest normal number, the fraction counts units of 2^-24.
     """
     cdef Py_ssize_t i
-    cdef uint32_t u, w
-    cdef int32_t a, r, low, small
+    cdef uint32_t u
+    cdef int32_t a, r, low, small, w
     cdef float units
     for i in range(n):
         u = bits_of(x[i])
         w = word ^ noise[i]
         a = u & 0x7fffffff
-        r = (a - 0x38000000 + <int32_t> (w >> 19)) >> 13
+        r = (a - 0x38000000 + (w >> 11)) >> 13
         r = 0x7bff if r > 0x7bff else r
         low = 0x38800000 if a > 0x38800000 else a
         units = float_of(low) * <float> 16777216
-        small = <int32_t> (units + <float> <int32_t> (w >> 8) * <float> 5.9604644775390625e-08)
+        small = <int32_t> (units + <float> w * <float> 5.9604644775390625e-08)
         r = r if a >= 0x38800000 else small
         r = 0x7c00 if a >= 0x477ff000 else r
         r = 0x7e00 if a > 0x7f800000 else r
@@ -210,74 +230,110 @@ cdef void round_float16(Py_ssize_t n, uint16_t* out, const float* x, const uint3
 
 # --- 8 bits ----------------------------------------------------------------------------------------------------------
 #
-# A block of BLOCK elements shares a scale, a power of two.  A code is a small floating-point number without a sign:
+# A block of BLOCK elements shares a scale, a power of two.  A code c is a small floating-point number:
 #
-#   c = 0: zero        c > 0: scale 2^(c // 8) (1 + c % 8 / 8)
+#   never negative:  scale 2^(c // 8) (1 + c % 8 / 8)
+#   signed:          0 for c = 0, the same as above for c < 128; 128 + c stands for the negative
 #
-# with c < 256 for what is never negative, and for the rest c < 128 and the sign in bit 7.  Shifted into place, a code
-# is a float's exponent and the head of its fraction, so decoding is one integer addition of the scale's bits.  Infinity
-# and NaN fit in too: they take the scale so high that the rest of their block goes down to the smallest code.
+# Shifted into place, a code is the head of a float32, its exponent counted from the scale's: decoding adds the scale's
+# bits.  Arithmetic is on heads, the upper 16 bits, as far as it can be: twice as many fit into a register.  Infinity and
+# NaN fit in too: they take the scale so high that the rest of their block goes down to the smallest code.
 
 cdef enum:
     SIGNED_RANGE = 15       # binades above the scale
     UNSIGNED_RANGE = 31
     SIGNED_LOWEST = 21      # the exponent field of the smallest scale: 2^-106, so that 2^20/scale is a number
     UNSIGNED_LOWEST = 1     # 2^-126
+    INFINITE = 0x7f80       # infinity's head
+    TINY = 0x10             # the smallest head that round_number makes of a number that it could not take for a NaN
 
 
-cdef void decode_signed(Py_ssize_t n, float* out, const uint8_t* code, uint32_t scale) noexcept nogil:
+cdef void decode_signed(Py_ssize_t n, float* out, const signed char* code, uint32_t scale) noexcept nogil:
     cdef Py_ssize_t i
-    cdef uint32_t c
+    cdef uint16_t h, bottom = scale >> 16
     for i in range(n):
-        c = code[i] & 0x7f
-        c = (c << 20) + scale if c > 0 else 0
-        out[i] = float_of(c | (<uint32_t> (code[i] & 0x80) << 24))
+        h = <uint16_t> (<uint16_t> (code[i] * 16) & 0x87f0)  # the sign, and the rest shifted to where it belongs
+        h = <uint16_t> (h + (bottom if <uint16_t> (h & 0x7fff) > 0 else 0))
+        out[i] = float_of(<uint32_t> h << 16)
 
 
 cdef void decode_unsigned(Py_ssize_t n, float* out, const uint8_t* code, uint32_t scale) noexcept nogil:
     cdef Py_ssize_t i
-    cdef uint32_t c
+    cdef uint16_t h, bottom = scale >> 16
     for i in range(n):
-        c = code[i]
-        out[i] = float_of((c << 20) + scale if c > 0 else 0)
+        h = <uint16_t> (<uint16_t> (code[i] << 4) + bottom)
+        out[i] = float_of(<uint32_t> h << 16)
 
 
-cdef int32_t round_codes(Py_ssize_t n, int32_t* rounded, const float* x, const uint32_t* noise,
-                         uint32_t word) noexcept nogil:
-    """|x| rounded to exponent and three bits of the fraction, as a code that needs no scale; returns the largest."""
+cdef uint16_t largest_head(Py_ssize_t n, const uint16_t* head) noexcept nogil:
     cdef Py_ssize_t i
-    cdef int32_t a, largest = 0
+    cdef uint16_t high = 0
     for i in range(n):
-        a = bits_of(x[i]) & 0x7fffffff
-        a = 0x7fc00000 if a > 0x7fc00000 else a
-        a = (a + <int32_t> ((word ^ noise[i]) >> 12)) >> 20
-        rounded[i] = a
-        largest = a if a > largest else largest
-    return largest
+        high = head[i] if head[i] > high else high
+    return high
 
 
-cdef void encode_unsigned(Py_ssize_t n, uint8_t* code, const float* x, const int32_t* rounded,
-                          int32_t bottom) noexcept nogil:
+cdef uint16_t largest_size(Py_ssize_t n, const uint16_t* head, int16_t* smallest) noexcept nogil:
+    """The largest and the smallest head, without signs."""
+    cdef Py_ssize_t i
+    cdef int16_t h, low = 0x7fff, high = 0
+    for i in range(n):
+        h = <int16_t> (head[i] & 0x7fff)
+        low = h if h < low else low
+        high = h if h > high else high
+    smallest[0] = low
+    return high
+
+
+cdef void encode_unsigned(Py_ssize_t n, uint8_t* code, const uint16_t* head, uint16_t bottom) noexcept nogil:
     """What is below the smallest code goes up to it: a second moment of 0 would make a step without bound."""
     cdef Py_ssize_t i
-    cdef int32_t c
+    cdef uint16_t h
     for i in range(n):
-        c = rounded[i] - bottom
-        c = 1 if c < 1 else c
-        code[i] = <uint8_t> (0 if bits_of(x[i]) == 0 else c)
+        h = head[i] if head[i] > bottom else bottom
+        code[i] = <uint8_t> (<uint16_t> (h - bottom) >> 4)
 
 
-cdef void encode_signed(Py_ssize_t n, uint8_t* code, const float* x, const int32_t* rounded, int32_t bottom,
-                        const uint32_t* noise, uint32_t word) noexcept nogil:
+cdef void encode_signed(Py_ssize_t n, uint8_t* code, const uint16_t* head, uint16_t bottom) noexcept nogil:
+    """Numbers that are all at least as large as the smallest code."""
+    cdef Py_ssize_t i
+    cdef uint16_t h
+    for i in range(n):
+        h = <uint16_t> (<uint16_t> ((head[i] & 0x7fff) - bottom) >> 4)
+        code[i] = <uint8_t> (h | ((head[i] >> 8) & 0x80))
+
+
+cdef void encode_any_signed(Py_ssize_t n, uint8_t* code, const uint16_t* head, uint16_t bottom, const float* x,
+                            const uint32_t* noise, uint32_t word) noexcept nogil:
     """What is below the smallest code goes to it or to 0, by chance: a first moment must stay unbiased."""
     cdef Py_ssize_t i
-    cdef int32_t a, c, low, smallest = (bottom + 1) << 20
-    cdef uint32_t u
+    cdef int32_t a, c, low, smallest = <int32_t> (bottom + 16) << 16
     cdef float to_noise = <float> 1048576 / float_of(smallest)
     for i in range(n):
-        u = bits_of(x[i])
-        a = u & 0x7fffffff
+        a = bits_of(x[i]) & 0x7fffffff
         low = smallest if a > smallest else a
-        c = 1 if <int32_t> ((word ^ noise[i]) >> 12) < <int32_t> (float_of(low) * to_noise) else 0
-        c = rounded[i] - bottom if a >= smallest else c
-        code[i] = <uint8_t> (c | <int32_t> ((u >> 24) & 0x80))
+        c = ((head[i] & 0x7fff) - bottom) >> 4
+        c = c if a >= smallest else (1 if <int32_t> (word ^ noise[i]) < <int32_t> (float_of(low) * to_noise) else 0)
+        code[i] = <uint8_t> (c | ((head[i] >> 8) & 0x80))
+
+
+cdef float encode_block(Py_ssize_t n, uint8_t* code, const float* x, bint signed, const uint32_t* noise,
+                        uint32_t word) noexcept nogil:
+    """Codes of at most one block; returns its scale."""
+    cdef uint16_t head[BLOCK]
+    cdef int16_t smallest = 0
+    cdef int largest, bottom
+    round_number(n, head, x, noise, word)
+    largest = largest_size(n, head, &smallest) if signed else largest_head(n, head)
+    if largest > INFINITE or (signed and smallest < TINY):  # perhaps a NaN that was not seen
+        round_head(n, head, x, noise, word)
+        largest = largest_size(n, head, &smallest)
+    bottom = (largest >> 7) - (SIGNED_RANGE if signed else UNSIGNED_RANGE)
+    bottom = max(bottom, <int> (SIGNED_LOWEST if signed else UNSIGNED_LOWEST)) << 7
+    if not signed:
+        encode_unsigned(n, code, head, <uint16_t> bottom)
+    elif smallest >= bottom + 16 and largest <= INFINITE:
+        encode_signed(n, code, head, <uint16_t> bottom)
+    else:
+        encode_any_signed(n, code, head, <uint16_t> bottom, x, noise, word)
+    return float_of(<uint32_t> bottom << 16)

@@ -134,27 +134,24 @@ cdef void store_parameters(const Space* space, const Group* group, const Array* 
     """Round p into the narrow array a; without a master copy, p becomes what was stored."""
     cdef char* out = a.p + 2 * (start - a.start)
     cdef uint64_t key
-    cdef Py_ssize_t size, done = 0
+    cdef uint32_t word
+    cdef Py_ssize_t at, size, done = 0
     if floating is float:
         if group.master != NULL:
             copy_segment(group.format, n, out, 0, p)
             return
         key = noise_key(space.seed, space.t, group - space.groups, 0)
         while done < n:
-            size = min(n - done, BLOCK - (start + done) % BLOCK)
-            round_block(group.format, size, out + 2 * done, p + done, noises + (start + done) % BLOCK,
-                        noise_word(key, (start + done) // BLOCK))
+            at = (start + done) % BLOCK
+            size = min(n - done, BLOCK - at)
+            word = noise_word(key, (start + done) // BLOCK)
+            if group.format == BFLOAT16:
+                round_head(size, <uint16_t*> out + done, p + done, noises.bfloat16 + at, word >> (32 - CUT_BFLOAT16))
+            else:
+                round_float16(size, <uint16_t*> out + done, p + done, noises.float16 + at, word >> (32 - CUT_FLOAT16))
             done += size
         if group.ema != NULL or group.copy_format != NATIVE:
             widen(group.format, n, p, out, 0)
-
-
-cdef void round_block(Format kind, Py_ssize_t n, char* out, const float* x, const uint32_t* noise,
-                      uint32_t word) noexcept nogil:
-    if kind == BFLOAT16:
-        round_bfloat16(n, <uint16_t*> out, x, noise, word)
-    else:
-        round_float16(n, <uint16_t*> out, x, noise, word)
 
 
 cdef void decode_state(const Group* group, int slot, Py_ssize_t start, Py_ssize_t n, float* out) noexcept nogil:
@@ -169,7 +166,7 @@ cdef void decode_state(const Group* group, int slot, Py_ssize_t start, Py_ssize_
         i = block * BLOCK - start
         size = min(n - i, BLOCK)
         if group.signed[slot]:
-            decode_signed(size, out + i, code + i, bits_of(scales[block]))
+            decode_signed(size, out + i, <const signed char*> code + i, bits_of(scales[block]))
         else:
             decode_unsigned(size, out + i, code + i, bits_of(scales[block]))
 
@@ -178,29 +175,20 @@ cdef void encode_state(const Group* group, int slot, Py_ssize_t start, Py_ssize_
                        uint64_t key) noexcept nogil:
     """The inverse; what was decoded comes out as it was, but for numbers that a new scale leaves too small."""
     cdef Py_ssize_t i, size, block
-    cdef uint8_t* code
     cdef uint32_t word
-    cdef int32_t rounded[BLOCK]
-    cdef int32_t top, bottom
-    cdef const uint32_t* noise = noises
+    cdef const Noises* noise = &noises
     if nearest:
-        noise = halves
+        noise = &halves
     for block in range(start // BLOCK, (start + n - 1) // BLOCK + 1):
         i = block * BLOCK - start
         size = min(n - i, BLOCK)
         word = 0 if nearest else noise_word(key, block)
         if group.state_format == BFLOAT16:
-            round_bfloat16(size, <uint16_t*> group.state[slot] + start + i, x + i, noise, word)
-            continue
-        code = <uint8_t*> group.state[slot] + start + i
-        top = round_codes(size, rounded, x + i, noise, word) >> 3
-        if group.signed[slot]:
-            bottom = max(top - SIGNED_RANGE, <int32_t> SIGNED_LOWEST)
-            encode_signed(size, code, x + i, rounded, bottom << 3, noise, word)
+            round_head(size, <uint16_t*> group.state[slot] + start + i, x + i, noise.bfloat16,
+                       word >> (32 - CUT_BFLOAT16))
         else:
-            bottom = max(top - UNSIGNED_RANGE, <int32_t> UNSIGNED_LOWEST)
-            encode_unsigned(size, code, x + i, rounded, bottom << 3)
-        group.scales[slot][block] = float_of(<uint32_t> bottom << 23)
+            group.scales[slot][block] = encode_block(size, <uint8_t*> group.state[slot] + start + i, x + i,
+                                                     group.signed[slot], noise.uint8, word >> (32 - CUT_UINT8))
 
 
 cdef Py_ssize_t gradient_itemsize(const Group* group, const Array* a) noexcept nogil:
