@@ -219,3 +219,77 @@ def supersab(p, g, s, t, *, lr=0.1, eta_plus=1.05, eta_minus=0.5, max_rate=30.0,
     d = np.where(w < 0, -v, momentum * v - e * g)
     s["momentum_buffer"] = np.where(w < 0, 0.0, d)
     return p + d
+
+
+# --- number formats: what the optimizers store and how they round, for NumPy arrays in the order of the parameter space --
+
+
+def _mix(x):
+    """The finaliser of SplitMix64."""
+    with np.errstate(over="ignore"):
+        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def noise(n, seed, t, group, quantity):
+    """One word of 32 bits for each of n elements.  t: number of the step; quantity: 0 the parameters, 1 + slot a state."""
+    golden, i = np.uint64(0x9E3779B97F4A7C15), np.arange(256, dtype="uint64")
+    table = ((i * np.uint64(167) + np.uint64(13)) % np.uint64(256)) << np.uint64(24)
+    table |= _mix(i + np.uint64(1)) >> np.uint64(40)
+    with np.errstate(over="ignore"):
+        key = _mix(_mix(_mix(np.uint64(seed) + golden) + np.uint64(t)) + np.uint64(16 * group + quantity))
+        blocks = _mix(key + np.arange(-(-n // 256), dtype="uint64") * golden) >> np.uint64(32)
+    return (blocks[:, None] ^ table).ravel()[:n].astype("uint32")
+
+
+NEAREST = np.uint32(0x80000000)  # in the place of noise: rounds to nearest, the half away from 0
+
+
+def to_bfloat16(x, words):
+    """float32 to bfloat16, as uint16."""
+    u = np.where(np.isnan(x), np.float32(np.nan), x).astype("float32").view("uint32").astype("uint64")
+    return ((u + (words >> np.uint32(16))) >> np.uint64(16)).astype("uint16")
+
+
+def from_bfloat16(x):
+    return (x.astype("uint32") << np.uint32(16)).view("float32")
+
+
+def to_float16(x, words):
+    """float32 to float16, as uint16; only what rounding to nearest would make infinite becomes infinite."""
+    a = np.abs(x).astype("float32")
+    u = a.view("uint32").astype("int64")
+    normal = np.minimum((u - 0x38000000 + (words >> np.uint32(19)).astype("int64")) >> 13, 0x7BFF)
+    units = np.minimum(a, np.float32(2.0**-14)) * np.float32(2.0**24)
+    small = (units + (words >> np.uint32(8)).astype("float32") * np.float32(2.0**-24)).astype("int64")
+    r = np.where(u >= 0x38800000, normal, small)
+    r = np.where(np.isnan(x), 0x7E00, np.where(a >= 65520, 0x7C00, r))
+    return (r | np.where(np.signbit(x) , 0x8000, 0)).astype("uint16")
+
+
+def to_uint8(x, words, signed):
+    """float32 to codes, and a scale for each block of 256: see from_uint8."""
+    shape, pad = x.shape, -x.size % 256
+    x = np.pad(np.where(np.isnan(x), np.float32(np.nan), x).astype("float32"), (0, pad)).reshape(-1, 256)
+    words = np.pad(np.broadcast_to(words, shape), (0, pad)).reshape(-1, 256).astype("int64") >> 12
+    u = np.abs(x).view("uint32").astype("int64")
+    rounded = (u + words) >> 20  # the exponent and three bits of the fraction
+    rounded.ravel()[shape[0] :] = 0
+    low, binades = (21, 15) if signed else (1, 31)
+    bottom = np.maximum((rounded.max(1, keepdims=True) >> 3) - binades, low) << 3
+    if signed:  # below the smallest code: to it or to 0, by chance
+        smallest = ((bottom + 1) << 20).astype("uint32").view("float32")
+        chance = (np.minimum(np.abs(x), smallest) * (np.float32(2.0**20) / smallest)).astype("int64")
+        code = np.where(np.abs(x) < smallest, words < chance, rounded - bottom) | np.where(np.signbit(x), 128, 0)
+    else:  # below the smallest code: up to it
+        code = np.maximum(rounded - bottom, 0)
+    return code.astype("uint8").ravel()[: shape[0]], (bottom << 20).astype("uint32").view("float32").ravel()
+
+
+def from_uint8(code, scales, signed):
+    """scale 2^(c // 8) (1 + c % 8 / 8), which as bits is a sum; signed: 0 for c = 0, and 128 + c is minus c."""
+    c = code.astype("uint32") & np.uint32(127 if signed else 255)
+    x = ((c << np.uint32(20)) + np.repeat(scales.view("uint32"), 256)[: c.size]).view("float32")
+    x = np.where(signed & (c == 0), np.float32(0), x)
+    return np.where(signed & (code >= 128), -x, x)

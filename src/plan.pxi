@@ -174,11 +174,10 @@ cdef class Plan:
         self.space.steps = <Step*> calloc(n + 1, sizeof(Step))
         self.p_views = <Py_buffer*> calloc(n + 1, sizeof(Py_buffer))
         self.g_views = <Py_buffer*> calloc(n + 1, sizeof(Py_buffer))
-        self.memory = <uintptr_t*> calloc(2 * (2 * n + (SLOTS + 1) * len(groups)) + 1, sizeof(uintptr_t))
         self.loss_scale = 1
         self.grad_norm = NAN
         if (self.space.groups == NULL or self.space.arrays == NULL or self.space.steps == NULL or self.p_views == NULL
-                or self.g_views == NULL or self.memory == NULL):
+                or self.g_views == NULL):
             raise MemoryError()
 
     def __init__(self, str rule, list groups, bint structured=False, bint uint16_is_bfloat16=False):
@@ -296,13 +295,13 @@ cdef class Plan:
         cdef Group* group
         cdef Array* a
         cdef Py_ssize_t i, j, at, n
-        cdef float widened[TILE]
+        cdef float widened[BLOCK]
         for i in range(self.space.n_groups):
             group = self.space.groups + i
             for j in range(group.first, group.last):
                 a = self.space.arrays + j
-                for at in range(0, a.stop - a.start, TILE):
-                    n = min(a.stop - a.start - at, TILE)
+                for at in range(0, a.stop - a.start, BLOCK):
+                    n = min(a.stop - a.start - at, BLOCK)
                     if group.wide:
                         start_segment(group, a, at, n, <double*> a.p + at)
                     elif group.format == NATIVE:
@@ -313,17 +312,18 @@ cdef class Plan:
 
     def decode(self, Py_ssize_t index, int slot, out, Py_ssize_t start=0):
         """A group's narrow state from element `start`, a multiple of 256, on into a flat float32 array."""
-        cdef Py_ssize_t n = out.size
+        cdef Py_ssize_t i, n = out.size
         cdef float* x = <float*> address(out)
-        if n:
-            decode_state(self.space.groups + index, slot, start, n, x)
+        for i in range((n + BLOCK - 1) // BLOCK):
+            decode_block(self.space.groups + index, slot, start + i * BLOCK, min(n - i * BLOCK, BLOCK), x + i * BLOCK)
 
     def encode(self, Py_ssize_t index, int slot, values, Py_ssize_t start=0):
         """The inverse, rounded to nearest; `values` are whole blocks of 256, or reach to the end."""
-        cdef Py_ssize_t n = values.size
+        cdef Py_ssize_t i, n = values.size
         cdef float* x = <float*> address(values)
-        if n:
-            encode_state(self.space.groups + index, slot, start, n, x, True, 0)
+        for i in range((n + BLOCK - 1) // BLOCK):
+            encode_block(self.space.groups + index, slot, start + i * BLOCK, min(n - i * BLOCK, BLOCK), x + i * BLOCK,
+                         True, 0)
 
     def swap_averages(self, bint entering):
         """Exchange parameters and averages, in one go that nothing interrupts; no step until they are back.
@@ -383,6 +383,10 @@ cdef class Plan:
         cdef Py_ssize_t i
         self.owners.sort()
         self.n_memory = len(self.owners)
+        free(self.memory)
+        self.memory = <uintptr_t*> calloc(2 * self.n_memory + 1, sizeof(uintptr_t))
+        if self.memory == NULL:
+            raise MemoryError()
         for i in range(self.n_memory):
             self.memory[2 * i], self.memory[2 * i + 1] = self.owners[i][0], self.owners[i][1]
             if i and self.memory[2 * i] < self.memory[2 * i - 1]:

@@ -188,11 +188,10 @@ cdef uint32_t noise_word(uint64_t key, uint64_t block) noexcept nogil:
 cdef void round_head(Py_ssize_t n, uint16_t* out, const float* x, const uint32_t* noise, uint32_t word) noexcept nogil:
     """The upper halves of x + noise: bfloat16, or the code of 8 bits in its first 12 bits.  A NaN stays one."""
     cdef Py_ssize_t i
-    cdef int32_t u
+    cdef float y
     for i in range(n):
-        u = bits_of(x[i])
-        u = 0x7fc00000 if (u & 0x7fffffff) > 0x7f800000 else u
-        out[i] = <uint16_t> (<uint32_t> (u + <int32_t> (word ^ noise[i])) >> 16)
+        y = x[i] if x[i] == x[i] else float_of(0x7fc00000)
+        out[i] = <uint16_t> ((bits_of(y) + (word ^ noise[i])) >> 16)
 
 
 cdef void round_number(Py_ssize_t n, uint16_t* out, const float* x, const uint32_t* noise,
@@ -307,17 +306,18 @@ cdef void encode_any_signed(Py_ssize_t n, uint8_t* code, const uint16_t* head, u
                             const uint32_t* noise, uint32_t word) noexcept nogil:
     """What is below the smallest code goes to it or to 0, by chance: a first moment must stay unbiased."""
     cdef Py_ssize_t i
-    cdef int32_t a, c, low, smallest = <int32_t> (bottom + 16) << 16
+    cdef int32_t a, c, low, up, smallest = <int32_t> (bottom + 16) << 16
     cdef float to_noise = <float> 1048576 / float_of(smallest)
     for i in range(n):
         a = bits_of(x[i]) & 0x7fffffff
         low = smallest if a > smallest else a
+        up = <int32_t> (word ^ noise[i]) < <int32_t> (float_of(low) * to_noise)
         c = ((head[i] & 0x7fff) - bottom) >> 4
-        c = c if a >= smallest else (1 if <int32_t> (word ^ noise[i]) < <int32_t> (float_of(low) * to_noise) else 0)
+        c = c if a >= smallest else up
         code[i] = <uint8_t> (c | ((head[i] >> 8) & 0x80))
 
 
-cdef float encode_block(Py_ssize_t n, uint8_t* code, const float* x, bint signed, const uint32_t* noise,
+cdef float encode_uint8(Py_ssize_t n, uint8_t* code, const float* x, bint signed, const uint32_t* noise,
                         uint32_t word) noexcept nogil:
     """Codes of at most one block; returns its scale."""
     cdef uint16_t head[BLOCK]

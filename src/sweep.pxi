@@ -3,8 +3,8 @@
 # A group's arrays, concatenated in order, are its parameter space 0 .. n-1.  It is cut into chunks at multiples of
 # CHUNK, never at array starts; a chunk is one segment of each array that reaches into it.  Each state quantity is one
 # allocation in this order.  Chunks of all groups are numbered through, so that one `prange` covers a whole step.  A
-# plain step, which hands nothing from stage to stage, takes an array's neighbouring chunks as one long segment; any
-# other goes through a chunk in tiles, whose buffers stay in the first-level cache.
+# plain step, which hands nothing from stage to stage, takes an array's neighbouring chunks as one long segment.  Narrow
+# numbers pass block by block: of 8-bit state, a block shares a scale.
 
 cdef extern from *:
     """
@@ -23,7 +23,7 @@ from libc.string cimport memset
 
 cdef enum:
     CHUNK = 4096             # elements: 64 KiB of a float32 Adam step, within every core's second-level cache
-    TILE = 1024              # elements, whole blocks of them
+    AHEAD = 1024             # elements, by which narrow numbers are asked for before their turn
     SLOTS = 3                # state arrays of the rule that has most
     PARALLEL_FROM = 1 << 14  # elements: from here on a step takes several threads, and runs without the GIL
 
@@ -84,8 +84,8 @@ cdef struct Space:
 cdef bint staged(const Space* space, const Group* group) noexcept nogil:
     """Does anything but the rule run?  Then what the stages hand on must stay in cache, and a segment in its chunk."""
     return (group.factor != 1 or space.max_grad_value != 0 or group.bounds != NO_BOUNDS or group.ema != NULL
-            or group.copy_format != NATIVE or space.zero_grad or group.format != NATIVE or group.state_format != NATIVE
-            or group.narrow_grads or (group.options.weight_decay != 0 and not group.options.decoupled))
+            or group.copy_format != NATIVE or space.zero_grad or group.narrow_grads
+            or (group.options.weight_decay != 0 and not group.options.decoupled))
 
 
 cdef void run_segment(const Space* space, const Group* group, const Array* a, floating* p, void** s, Py_ssize_t start,
@@ -94,7 +94,7 @@ cdef void run_segment(const Space* space, const Group* group, const Array* a, fl
 
     p, s: the parameters and the state of these elements as the rule takes them.
     """
-    cdef floating spare[2][TILE]  # a stage reads one and writes the other
+    cdef floating spare[2][CHUNK]  # a stage reads one and writes the other
     cdef int turn = 0
     cdef Py_ssize_t at = start - a.start
     cdef const floating* g = <const floating*> a.g + at
@@ -131,64 +131,69 @@ cdef void run_segment(const Space* space, const Group* group, const Array* a, fl
 
 cdef void store_parameters(const Space* space, const Group* group, const Array* a, Py_ssize_t n, floating* p,
                            Py_ssize_t start) noexcept nogil:
-    """Round p into the narrow array a; without a master copy, p becomes what was stored."""
+    """Round p, of one block, into the narrow array a; without a master copy, p becomes what was stored."""
     cdef char* out = a.p + 2 * (start - a.start)
-    cdef uint64_t key
+    cdef Py_ssize_t at = start % BLOCK
     cdef uint32_t word
-    cdef Py_ssize_t at, size, done = 0
     if floating is float:
         if group.master != NULL:
             copy_segment(group.format, n, out, 0, p)
             return
-        key = noise_key(space.seed, space.t, group - space.groups, 0)
-        while done < n:
-            at = (start + done) % BLOCK
-            size = min(n - done, BLOCK - at)
-            word = noise_word(key, (start + done) // BLOCK)
-            if group.format == BFLOAT16:
-                round_head(size, <uint16_t*> out + done, p + done, noises.bfloat16 + at, word >> (32 - CUT_BFLOAT16))
-            else:
-                round_float16(size, <uint16_t*> out + done, p + done, noises.float16 + at, word >> (32 - CUT_FLOAT16))
-            done += size
+        word = noise_word(noise_key(space.seed, space.t, group - space.groups, 0), start // BLOCK)
+        if group.format == BFLOAT16:
+            round_head(n, <uint16_t*> out, p, noises.bfloat16 + at, word >> (32 - CUT_BFLOAT16))
+        else:
+            round_float16(n, <uint16_t*> out, p, noises.float16 + at, word >> (32 - CUT_FLOAT16))
         if group.ema != NULL or group.copy_format != NATIVE:
             widen(group.format, n, p, out, 0)
 
 
-cdef void decode_state(const Group* group, int slot, Py_ssize_t start, Py_ssize_t n, float* out) noexcept nogil:
-    """State of elements start .. start+n-1, start on a block; for UINT8 block by block."""
-    cdef Py_ssize_t i, size, block
-    cdef const uint8_t* code = <const uint8_t*> group.state[slot] + start
-    cdef const float* scales = group.scales[slot]
+cdef void decode_block(const Group* group, int slot, Py_ssize_t start, Py_ssize_t n, float* out) noexcept nogil:
+    """The narrow state of elements start .. start+n-1, (a part of) one block."""
+    cdef const char* code = group.state[slot] + start * group.state_itemsize[slot]
     if group.state_format == BFLOAT16:
-        from_bfloat16(n, out, <const uint16_t*> group.state[slot] + start)
-        return
-    for block in range(start // BLOCK, (start + n - 1) // BLOCK + 1):
-        i = block * BLOCK - start
-        size = min(n - i, BLOCK)
-        if group.signed[slot]:
-            decode_signed(size, out + i, <const signed char*> code + i, bits_of(scales[block]))
-        else:
-            decode_unsigned(size, out + i, code + i, bits_of(scales[block]))
+        from_bfloat16(n, out, <const uint16_t*> code)
+    elif group.signed[slot]:
+        decode_signed(n, out, <const signed char*> code, bits_of(group.scales[slot][start // BLOCK]))
+    else:
+        decode_unsigned(n, out, <const uint8_t*> code, bits_of(group.scales[slot][start // BLOCK]))
 
 
-cdef void encode_state(const Group* group, int slot, Py_ssize_t start, Py_ssize_t n, const float* x, bint nearest,
+cdef void encode_block(const Group* group, int slot, Py_ssize_t start, Py_ssize_t n, const float* x, bint nearest,
                        uint64_t key) noexcept nogil:
     """The inverse; what was decoded comes out as it was, but for numbers that a new scale leaves too small."""
-    cdef Py_ssize_t i, size, block
-    cdef uint32_t word
+    cdef char* code = group.state[slot] + start * group.state_itemsize[slot]
+    cdef uint32_t word = 0 if nearest else noise_word(key, start // BLOCK)
     cdef const Noises* noise = &noises
     if nearest:
         noise = &halves
-    for block in range(start // BLOCK, (start + n - 1) // BLOCK + 1):
-        i = block * BLOCK - start
-        size = min(n - i, BLOCK)
-        word = 0 if nearest else noise_word(key, block)
-        if group.state_format == BFLOAT16:
-            round_head(size, <uint16_t*> group.state[slot] + start + i, x + i, noise.bfloat16,
-                       word >> (32 - CUT_BFLOAT16))
-        else:
-            group.scales[slot][block] = encode_block(size, <uint8_t*> group.state[slot] + start + i, x + i,
-                                                     group.signed[slot], noise.uint8, word >> (32 - CUT_UINT8))
+    if group.state_format == BFLOAT16:
+        round_head(n, <uint16_t*> code, x, noise.bfloat16, word >> (32 - CUT_BFLOAT16))
+    else:
+        group.scales[slot][start // BLOCK] = encode_uint8(n, <uint8_t*> code, x, group.signed[slot], noise.uint8,
+                                                          word >> (32 - CUT_UINT8))
+
+
+cdef extern from *:
+    """
+    #if defined(__GNUC__)  /* without the empty statement gcc takes a function of prefetches for one without effect */
+    #define PREFETCH(p) do { __builtin_prefetch(p); __asm__ __volatile__(""); } while (0)
+    #else
+    #define PREFETCH(p) ((void)(p))
+    #endif
+    """
+    void PREFETCH(const void*) nogil
+
+
+cdef void prefetch(const char* p, Py_ssize_t n) noexcept nogil:
+    """Ask for n bytes that will soon be read: between the stages the processor's own prefetching loses its thread."""
+    cdef Py_ssize_t i
+    for i in range(n // 64):
+        PREFETCH(p + 64 * i)
+
+
+cdef Py_ssize_t parameter_itemsize(const Group* group) noexcept nogil:
+    return 2 if group.format != NATIVE and group.master == NULL else 4
 
 
 cdef Py_ssize_t gradient_itemsize(const Group* group, const Array* a) noexcept nogil:
@@ -225,32 +230,23 @@ cdef Py_ssize_t first_array(const Space* space, const Group* group, Py_ssize_t s
     return low
 
 
-cdef void run_tile(const Space* space, const Group* group, Py_ssize_t start, Py_ssize_t end,
-                   Py_ssize_t* index) noexcept nogil:
+cdef void run_arrays(const Space* space, const Group* group, Py_ssize_t start, Py_ssize_t end, Py_ssize_t* index,
+                     float** decoded) noexcept nogil:
     """Elements start .. end-1 of one group's parameter space, array by array; index: of the array that holds `start`.
 
-    At most TILE of them, where anything is handed from stage to stage.
+    decoded: the state of these elements, or NULL where the rule takes it as it is stored.
     """
-    cdef float decoded[SLOTS][TILE]
-    cdef float widened[TILE]
+    cdef float widened[BLOCK]
     cdef void* s[SLOTS]
     cdef const Array* a
-    cdef bint open = False  # narrow state is decoded for the first array that has a gradient
     cdef Py_ssize_t stop, at = start
     cdef int j
     while at < end:
         a = space.arrays + index[0]
         stop = min(a.stop, end)
         if a.g != NULL and stop > at:
-            if group.state_format == NATIVE:
-                for j in range(SLOTS):
-                    s[j] = group.state[j] + at * group.state_itemsize[j]
-            else:
-                for j in range(SLOTS):
-                    if group.state[j] != NULL and not open:
-                        decode_state(group, j, start, end - start, decoded[j])
-                    s[j] = decoded[j] + (at - start)
-                open = True
+            for j in range(SLOTS):
+                s[j] = group.state[j] + at * group.state_itemsize[j] if decoded == NULL else decoded[j] + (at - start)
             if group.wide:
                 run_segment(space, group, a, <double*> a.p + (at - a.start), s, at, stop - at)
             elif group.format == NATIVE:
@@ -262,18 +258,52 @@ cdef void run_tile(const Space* space, const Group* group, Py_ssize_t start, Py_
                 run_segment(space, group, a, widened, s, at, stop - at)
         at = stop
         index[0] += at == a.stop
-    for j in range(SLOTS if open else 0):
+
+
+cdef void run_block(const Space* space, const Group* group, Py_ssize_t start, Py_ssize_t end,
+                    Py_ssize_t* index) noexcept nogil:
+    """The same for (a part of) a block whose state or parameters are narrow."""
+    cdef float buffer[SLOTS][BLOCK]
+    cdef float* decoded[SLOTS]
+    cdef const Array* a = space.arrays + index[0]
+    cdef Py_ssize_t i = index[0]
+    cdef int j
+    while space.arrays[i].g == NULL or space.arrays[i].stop == start:  # is there nothing to do?
+        if space.arrays[i].stop >= end:
+            index[0] = i + (space.arrays[i].stop == end)
+            return
+        i += 1
+    for j in range(SLOTS):
+        if j == 0:
+            prefetch(a.p + (start + AHEAD - a.start) * parameter_itemsize(group), BLOCK * parameter_itemsize(group))
+        decoded[j] = buffer[j]
+        if group.state[j] != NULL and group.state_format != NATIVE:
+            decode_block(group, j, start, end - start, buffer[j])
+    run_arrays(space, group, start, end, index, NULL if group.state_format == NATIVE else decoded)
+    for j in range(SLOTS if group.state_format != NATIVE else 0):
         if group.state[j] != NULL:
-            encode_state(group, j, start, end - start, decoded[j], group.nearest[j],
+            prefetch(group.state[j] + (start + AHEAD) * group.state_itemsize[j], BLOCK * group.state_itemsize[j])
+            if j == 0:
+                prefetch(a.g + (start + AHEAD - a.start) * gradient_itemsize(group, a), BLOCK * gradient_itemsize(group, a))
+            encode_block(group, j, start, end - start, buffer[j], group.nearest[j],
                          noise_key(space.seed, space.t, group - space.groups, 1 + j))
 
 
 cdef void run_group(const Space* space, const Group* group, Py_ssize_t start, Py_ssize_t end) noexcept nogil:
     """Elements start .. end-1 of one group's parameter space, start on a chunk."""
-    cdef Py_ssize_t index = first_array(space, group, start), size = TILE if staged(space, group) else end - start
-    while start < end:
-        run_tile(space, group, start, min(start + size, end), &index)
-        start += size
+    cdef Py_ssize_t stop, index = first_array(space, group, start)
+    if group.format != NATIVE or group.state_format != NATIVE:
+        while start < end:
+            stop = min(start + BLOCK, end)
+            run_block(space, group, start, stop, &index)
+            start = stop
+    elif staged(space, group):
+        while start < end:
+            stop = min(start + CHUNK, end)
+            run_arrays(space, group, start, stop, &index, NULL)
+            start = stop
+    else:
+        run_arrays(space, group, start, end, &index, NULL)
 
 
 cdef extern from *:

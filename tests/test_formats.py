@@ -1,0 +1,505 @@
+"""Narrow numbers: parameters in float16 and bfloat16, state in bfloat16 and 8 bits, and how they are rounded."""
+
+import math
+
+import numpy as np
+import pytest
+from cases import CHUNK, IDS, PAIRS, assert_same_bits, build, gradients, spec
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_stages import norm, to_bfloat16
+
+import adaptive_c as ac
+from adaptive_c import reference as ref
+
+NARROW = [(i, *pair) for i, pair in zip(IDS, PAIRS, strict=True)
+          if pair[0] not in ("Rprop", "SuperSAB") and not pair[1].get("centered")]  # fmt: skip
+UNSIGNED = {"exp_avg_sq", "exp_inf", "sum", "square_avg", "acc_delta", "max_exp_avg_sq"}
+FORMATS = [
+    {"state_dtype": "bfloat16"},
+    {"state_dtype": "uint8"},
+    {"parameters": "bfloat16", "rounding": "stochastic", "state_dtype": "uint8"},
+    {"parameters": "bfloat16", "master": "float32", "state_dtype": "bfloat16"},
+    {"parameters": "float16", "rounding": "stochastic", "state_dtype": "bfloat16"},
+    {"parameters": "float16", "master": "float32"},
+]  # fmt: skip
+every_format = pytest.mark.parametrize("formats", FORMATS, ids=[" ".join(f.values()) for f in FORMATS])
+every_rule = pytest.mark.parametrize(("name", "options"), [n[1:] for n in NARROW], ids=[n[0] for n in NARROW])
+
+
+def wide(x, kind):
+    return {"float32": lambda: x, "bfloat16": lambda: ref.from_bfloat16(x),
+            "float16": lambda: x.view("float16").astype("float32")}[kind]()  # fmt: skip
+
+
+def narrow(x, kind, words=None):
+    """Stored numbers; without words rounded to nearest even."""
+    if kind == "float32":
+        return x
+    if words is None:
+        return to_bfloat16(x) if kind == "bfloat16" else x.astype("float16").view("uint16")
+    return ref.to_bfloat16(x, words) if kind == "bfloat16" else ref.to_float16(x, words)
+
+
+def allocate(rng, size, formats):
+    kind = formats.get("parameters", "float32")
+    p = narrow(rng.normal(size=size).astype("float32"), kind)
+    return (p.view("float16") if kind == "float16" else p), kind
+
+
+def shared(formats):
+    return {**{k: v for k, v in formats.items() if k != "parameters"}, "uint16_as": "bfloat16"}
+
+
+class Composition:
+    """The same step put together from the reference: decode, rule, round, encode."""
+
+    def __init__(self, name, options, formats, p, seed=0):
+        self.name, self.options, self.formats, self.seed, self.t = name, options, formats, seed, 0
+        self.kind = formats.get("parameters", "float32")
+        self.p = p.view("uint16") if self.kind != "float32" else p.copy()
+        self.master = wide(self.p, self.kind).copy() if "master" in formats else None
+        self.state, self.slots = {}, getattr(ac, name)._slots
+        if options.get("initial_accumulator_value"):
+            self.put("sum", np.full(p.size, options["initial_accumulator_value"], "float32"), ref.NEAREST)
+
+    def put(self, name, x, words):
+        kind = self.formats.get("state_dtype", "float32")
+        if kind == "float32":
+            self.state[name] = x
+        elif kind == "bfloat16":
+            self.state[name] = ref.to_bfloat16(x, words)
+        else:
+            self.state[name], self.state[f"{name}_scale"] = ref.to_uint8(x, words, name not in UNSIGNED)
+
+    def get(self, name):
+        kind = self.formats.get("state_dtype", "float32")
+        x = self.state[name]
+        if kind == "bfloat16":
+            return ref.from_bfloat16(x)
+        return x if kind == "float32" else ref.from_uint8(x, self.state[f"{name}_scale"], name not in UNSIGNED)
+
+    def words(self, quantity):
+        return ref.noise(self.p.size, self.seed, self.t, 0, quantity)
+
+    def step(self, g):
+        self.t += 1
+        s = {name: self.get(name) for name in self.slots if name in self.state}
+        if "mu_product" in self.state:
+            s["mu_product"] = self.state["mu_product"]
+        # before the first step state is all zeros, but for 8 bits without a sign, where it is the smallest scale
+        for name in self.slots if self.t == 1 and self.formats.get("state_dtype") == "uint8" else ():
+            if name in UNSIGNED and name not in s and (name != "max_exp_avg_sq" or self.options.get("amsgrad")):
+                s[name] = np.full(self.p.size, 2.0**-126, "float32")
+        p = self.master if self.master is not None else wide(self.p, self.kind)
+        p = spec(self.name)(p, g, s, self.t, **self.options)
+        if self.master is not None:
+            self.master, self.p = p, narrow(p, self.kind)
+        else:
+            self.p = narrow(p, self.kind, self.words(0))
+        for slot, name in enumerate(self.slots):
+            if name in s:
+                self.put(name, s[name].astype("float32"), ref.NEAREST if name == "max_exp_avg_sq" else self.words(1 + slot))
+        if "mu_product" in s:
+            self.state["mu_product"] = s["mu_product"]
+
+    def check(self, opt, parts):
+        flat = np.concatenate([x.ravel() for x in parts])
+        assert_same_bits(flat.view("uint16") if self.kind != "float32" else flat, self.p, f"p, t {self.t}")
+        for name, want in self.state.items():
+            if name == "mu_product":
+                continue
+            got = opt.state[name]
+            if not name.endswith("_scale"):
+                got = np.concatenate([x.ravel() for x in got])
+            assert_same_bits(got, want, f"{name}, t {self.t}")
+        if self.master is not None:
+            assert_same_bits(np.concatenate([x.ravel() for x in opt.state["master"]]), self.master, "master")
+
+
+@every_format
+@every_rule
+def test_every_step_has_the_bits_of_the_composition_by_hand(name, options, formats):
+    rng = np.random.default_rng(0)
+    for cuts, size in ([], 300), ([5, 250, 260, 4000, 4100, 4200], CHUNK + 333):
+        p, _ = allocate(rng, size, formats)
+        parts = [x.copy() for x in np.split(p, cuts)]
+        want = Composition(name, options, formats, p, seed=3)
+        opt = build(name, parts, options, seed=3, n_threads=2, **shared(formats))
+        for g in gradients(rng, size, "float32", 4):
+            opt.step([x.copy() for x in np.split(g, cuts)])
+            with np.errstate(over="ignore"):
+                want.step(g)
+            want.check(opt, parts)
+
+
+@every_format
+@pytest.mark.parametrize("name", ["AdamW", "Adagrad", "Lion"])
+def test_threads_cuts_and_ranges_do_not_change_a_bit(name, formats):
+    def run(cuts=(), n_threads=1, ranges=False):
+        rng = np.random.default_rng(1)
+        size = 9 * CHUNK + 77
+        p, _ = allocate(rng, size, formats)
+        parts = [x.copy() for x in np.split(p, cuts)]
+        opt = getattr(ac, name)(parts, lr=0.1, n_threads=n_threads, max_grad_norm=1.0, **shared(formats))
+        for g in gradients(rng, size, "float32", 3):
+            pieces = [(CHUNK * 4, -1), (0, CHUNK), (CHUNK, CHUNK * 4)] if ranges else [(0, -1)]
+            for i, (lo, hi) in enumerate(pieces):
+                opt._plan.step([x.copy() for x in np.split(g, cuts)], lo=lo, hi=hi, count=i == len(pieces) - 1)
+        out = [np.concatenate([x.ravel() for x in parts])]
+        for key in opt.state:
+            if key != "step":
+                out.append(opt.state[key] if key.endswith("_scale") else np.concatenate(opt.state[key]))
+        return out
+
+    want = run()
+    for other in run(n_threads=2), run(n_threads=7), run(ranges=True), run(cuts=[1, 255, 257, 5000, 9000], n_threads=3):
+        for a, b in zip(other, want, strict=True):
+            assert_same_bits(a, b)
+
+
+@pytest.mark.parametrize("formats", FORMATS[2:4], ids=["stochastic", "master"])
+def test_everything_switched_on_with_narrow_numbers(formats):
+    """Average, copy and bounds see the weights that are stored: with a master copy that copy, else the narrow ones."""
+    rng = np.random.default_rng(2)
+    size, cuts, d, scale = CHUNK + 700, [100, 4500], np.float32(0.9), 8.0
+    p, kind = allocate(rng, size, formats)
+    parts = [x.copy() for x in np.split(p, cuts)]
+    copies = [np.empty(x.shape, "float16") for x in parts]
+    opt = ac.AdamW(parts, lr=0.1, loss_scale=scale, max_grad_norm=2.0, ema_decay=0.9, copy_to=copies, zero_grad=True,
+                   bounds=(-0.7501, 0.7001), on_nonfinite="raise", **shared(formats))  # fmt: skip
+    want = Composition("AdamW", {"lr": 0.1}, formats, p)
+    e = wide(want.p, kind).copy()
+    lo, hi = -0.75, 0.69921875  # the next numbers of bfloat16 inside
+    for t in range(3):
+        raw = narrow(rng.normal(size=size).astype("float32"), "bfloat16")
+        grads = [x.copy() for x in np.split(raw, cuts)]
+        opt.step(grads)
+        assert not any(x.any() for x in grads)
+        g = wide(raw, "bfloat16")
+        total = norm([g]) / scale
+        assert opt.grad_norm == total
+        want.t += 1
+        state = {k: want.get(k) for k in ("exp_avg", "exp_avg_sq")} if t else {}
+        if not t and formats["state_dtype"] == "uint8":
+            state["exp_avg_sq"] = np.full(size, 2.0**-126, "float32")
+        start = want.master if want.master is not None else wide(want.p, kind)
+        q = spec("AdamW")(start, g * np.float32(min(2.0 / (total + 1e-6), 1.0) / scale), state, want.t, lr=0.1)
+        q = np.minimum(np.maximum(q, np.float32(lo)), np.float32(hi))
+        want.p = narrow(q, kind, want.words(0) if want.master is None else None)
+        q = q if want.master is not None else wide(want.p, kind)
+        want.master = q if want.master is not None else None
+        for slot, k in enumerate(("exp_avg", "exp_avg_sq")):
+            want.put(k, state[k].astype("float32"), want.words(1 + slot))
+        e = d * e + np.float32(1 - 0.9) * q
+        want.check(opt, parts)
+        assert_same_bits(np.concatenate(opt.ema), e)
+        assert_same_bits(np.concatenate(copies), q.astype("float16"))
+
+
+# --- rounding --------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=200, deadline=None)
+@given(x=st.floats(width=32, allow_nan=False, allow_infinity=False), kind=st.sampled_from(["bfloat16", "float16"]))
+def test_stochastic_rounding_goes_to_a_neighbour_with_the_chance_of_its_distance(x, kind):
+    x = np.float32(max(min(x, 65504.0), -65504.0) if kind == "float16" else max(min(x, 3.3e38), -3.3e38))
+    words = ref.noise(1 << 16, 0, 1, 0, 0)
+    got = wide(narrow(np.full(words.size, x), kind, words), kind).astype("float64")
+    low, high = got.min(), got.max()
+    assert low <= x <= high
+    neighbours = narrow(np.array([low, high], "float32"), kind).astype("int32")
+    assert abs(int(neighbours[1]) - int(neighbours[0])) <= 1 or {abs(low), abs(high)} <= {0.0, 2.0**-24, 9.2e-41}
+    assert got.mean() == pytest.approx(float(x), abs=(high - low) / 100 + 1e-45)
+
+
+def test_noise_is_uniform_and_differs_for_steps_groups_quantities_and_seeds():
+    n = 1 << 18
+    words = [ref.noise(n, *key) / 2**32 for key in [(0, 1, 0, 0), (0, 2, 0, 0), (0, 1, 1, 0), (0, 1, 0, 1), (1, 1, 0, 0)]]
+    for w in words:
+        counts = np.bincount((w * 64).astype(int), minlength=64)
+        assert abs(counts - n / 64).max() < 5 * math.sqrt(n / 64)
+        assert abs(np.corrcoef(w[:-1], w[1:])[0, 1]) < 0.02
+    for i, w in enumerate(words):
+        for v in words[:i]:
+            assert abs(np.corrcoef(v, w)[0, 1]) < 0.01
+
+
+@settings(max_examples=100, deadline=None)
+@given(data=st.data(), signed=st.booleans())
+def test_8_bits_keep_what_they_can_and_encode_it_again_unchanged(data, signed):
+    size = data.draw(st.integers(1, 600))
+    rng = np.random.default_rng(data.draw(st.integers(0, 1000)))
+    x = (rng.normal(size=size) * 10.0 ** rng.uniform(-data.draw(st.integers(0, 12)), 0, size)).astype("float32")
+    x = x if signed else np.abs(x)
+    words = ref.noise(size, 1, 2, 3, 1)
+    code, scales = ref.to_uint8(x, words, signed)
+    y = ref.from_uint8(code, scales, signed)
+    floor = np.repeat(scales, 256)[:size] * (1.125 if signed else 1.0)
+    assert (abs(y - x) <= np.maximum(abs(x) / 8, floor)).all()
+    assert (y[np.abs(x) >= floor] * x[np.abs(x) >= floor] > 0).all()  # the sign stays, and no 0 for what is not small
+    again, same_scales = ref.to_uint8(y, ref.noise(size, 5, 5, 5, 1), signed)
+    assert_same_bits(again, code)
+    assert_same_bits(same_scales, scales)
+
+
+def test_a_second_moment_far_below_its_block_makes_no_step_without_bound():
+    p = np.zeros(256, "float32")
+    opt = ac.AdamW(p, lr=1e-3, eps=0.0, weight_decay=0.0, state_dtype="uint8")
+    g = np.full(256, 1e-9, "float32")
+    g[0] = 1e4
+    for _ in range(20):
+        before = p.copy()
+        opt.step(g)
+        assert np.isfinite(p).all()
+        assert abs(p - before).max() < 1.1e-3
+    g[1:] = 0  # an exactly zero gradient: m / (sqrt(0) + 0) elsewhere
+    for _ in range(20):
+        opt.step(g)
+        assert np.isfinite(p).all()
+    assert (opt.decoded_state("exp_avg_sq") > 0).all()
+
+
+@pytest.mark.parametrize("state_dtype", ["bfloat16", "uint8"])
+@pytest.mark.parametrize("bad", [np.uint32(0x7FC00000), np.uint32(0xFFFFFFFF), np.uint32(0x7FFFFFFF), np.uint32(0x7F800000)])
+def test_what_is_not_finite_stays_visible(bad, state_dtype):
+    p, g = np.ones(600, "float32"), np.ones(600, "float32")
+    opt = ac.AdamW(p, state_dtype=state_dtype)
+    g.view("uint32")[300] = bad
+    opt.step(g)
+    opt.step(np.ones(600, "float32"))
+    for name in ("exp_avg", "exp_avg_sq"):
+        x = opt.decoded_state(name)
+        assert not np.isfinite(x[300])
+        assert np.isfinite(np.delete(x, 300)).all()
+    assert np.isnan(p[300])
+    assert np.isfinite(np.delete(p, 300)).all()
+
+
+# --- as good as float32 ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("state_dtype", ["bfloat16", "uint8"])
+@pytest.mark.parametrize("name", ["Adam", "RMSprop", "Adadelta", "NAdam", "RAdam"])
+def test_a_constant_gradient_fills_the_second_moment_and_its_absence_empties_it(name, state_dtype):
+    n, beta2 = 4096, 0.999
+    rng = np.random.default_rng(3)
+    g = (rng.choice([-1, 1], n) * np.exp(rng.normal(size=n))).astype("float32")
+    p = np.zeros(n, "float32")
+    options = {"alpha": beta2} if name == "RMSprop" else {"rho": beta2} if name == "Adadelta" else {"betas": (0.9, beta2)}
+    opt = getattr(ac, name)(p, lr=1e-3, state_dtype=state_dtype, **options)
+    slot = "square_avg" if "square_avg" in opt.state else "exp_avg_sq"
+    for _ in range(10_000):
+        opt.step(g)
+    start = opt.decoded_state(slot) / g**2
+    assert start.mean() == pytest.approx(1, rel=0.03)
+    for k in range(1, 2001):
+        opt.step(np.zeros_like(g))
+        if k in (100, 500, 1000, 2000):
+            assert (opt.decoded_state(slot) / g**2).mean() == pytest.approx(start.mean() * beta2**k, rel=0.05)
+
+
+@pytest.mark.parametrize("formats", [f for f in FORMATS if "master" not in f], ids=lambda f: " ".join(f.values()))
+@pytest.mark.parametrize(("name", "options"), [("AdamW", {}), ("Adagrad", {}), ("SGD", {"momentum": 0.9}), ("Lion", {}),
+                                               ("Adamax", {}), ("RMSprop", {"momentum": 0.9})])  # fmt: skip
+def test_moments_and_path_stay_near_those_of_float32(name, options, formats):
+    n = 4096
+    rng = np.random.default_rng(4)
+    p, q = np.zeros(n, "float32"), np.zeros(n, "float32")
+    stored = p if "parameters" not in formats else np.zeros(n, "float16" if formats["parameters"] == "float16" else "uint16")
+    lr = {"SGD": 1e-3, "Lion": 1e-4}.get(name, 1e-3)
+    opt = getattr(ac, name)(stored, lr=lr, **options, **shared(formats))
+    full = getattr(ac, name)(q, lr=lr, **options)
+    for _ in range(1000):
+        g = (rng.normal(size=n) + 0.5).astype("float32")
+        opt.step(g)
+        full.step(g)
+    for slot in (s for s in full.state if s != "step"):
+        ratio = opt.decoded_state(slot).mean(dtype="float64") / full.state[slot].mean(dtype="float64")
+        assert ratio == pytest.approx(1, rel=0.03 if slot == "exp_inf" else 0.01), slot
+    got = wide(stored.view("uint16"), formats["parameters"]) if "parameters" in formats else stored
+    assert got.mean(dtype="float64") == pytest.approx(q.mean(dtype="float64"), rel=0.02)
+
+
+def factorise(name, seed, state_dtype, rows=300, rank=4, entries=12_000, epochs=30, lr=0.02):
+    """Test loss of a matrix factorisation from observed entries with noise; the short form of docs/narrow.md's."""
+    rng = np.random.default_rng(seed)
+    a, b = rng.normal(size=(rows, rank)), rng.normal(size=(rows, rank))
+    i, j = rng.integers(0, rows, (2, entries))
+    y = (a[i] * b[j]).sum(1) / math.sqrt(rank) + 0.1 * rng.normal(size=entries)
+    u, v = (0.3 * rng.normal(size=(2, rows, rank))).astype("float32")
+    opt = getattr(ac, name)([u, v], lr=lr, state_dtype=state_dtype, seed=seed)
+    train = rng.random(entries) < 0.9
+    for _ in range(epochs):
+        for part in np.array_split(rng.permutation(np.flatnonzero(train)), 20):
+            error = ((u[i[part]] * v[j[part]]).sum(1) - y[part]).astype("float32")[:, None]
+            gu, gv = np.zeros_like(u), np.zeros_like(v)
+            np.add.at(gu, i[part], error * v[j[part]])
+            np.add.at(gv, j[part], error * u[i[part]])
+            opt.step([gu, gv])
+    return float(np.mean(((u[i[~train]] * v[j[~train]]).sum(1) - y[~train]) ** 2))
+
+
+@pytest.mark.parametrize("state_dtype", ["bfloat16", "uint8"])
+@pytest.mark.parametrize(("name", "lr"), [("AdamW", 0.02), ("Adagrad", 0.1)])
+def test_a_matrix_factorisation_trains_as_well(name, lr, state_dtype):
+    losses = [[factorise(name, seed, kind, lr=lr) for seed in range(5)] for kind in (None, state_dtype)]
+    full, small = np.mean(losses, axis=1)
+    assert small == pytest.approx(full, rel=0.02)
+
+
+# --- the interface ---------------------------------------------------------------------------------------------------
+
+
+def test_memory_of_8_bits():
+    opt = ac.Adam(np.zeros(1 << 20, "float32"), state_dtype="uint8")
+    assert opt.nbytes / (1 << 20) == 2 + 2 * 4 / 256
+    assert ac.Adam(np.zeros(1 << 20, "float32"), state_dtype="bfloat16").nbytes == 4 << 20
+    assert ac.Adam(np.zeros(1 << 20, "float16"), master="float32").nbytes == 12 << 20
+    assert ac.Adam(np.zeros(1 << 20, "float16"), rounding="stochastic", state_dtype="uint8").nbytes < 2.04 * (1 << 20)
+
+
+def test_state_holds_what_is_stored_and_decoded_state_copies():
+    w, b = np.ones((20, 30), "float32"), np.ones(7, "float32")
+    opt = ac.AdamW({"w": w, "b": b}, state_dtype="uint8", amsgrad=True)
+    opt.step({"w": np.ones_like(w), "b": np.ones_like(b)})
+    assert list(opt.state) == ["exp_avg", "exp_avg_scale", "exp_avg_sq", "exp_avg_sq_scale", "max_exp_avg_sq",
+                               "max_exp_avg_sq_scale", "step"]  # fmt: skip
+    assert opt.state["exp_avg"]["w"].shape == (20, 30)
+    assert opt.state["exp_avg"]["w"].dtype == np.uint8
+    assert opt.state["exp_avg_scale"].shape == (3,)
+    decoded = opt.decoded_state("exp_avg")
+    np.testing.assert_allclose(decoded["w"], 0.1, rtol=0.08)
+    assert decoded["b"].dtype == np.float32
+    decoded["b"][:] = 7
+    assert (opt.decoded_state("exp_avg")["b"] < 1).all()
+    for missing in ("exp_avg_scale", "step", "sum"):
+        with pytest.raises(KeyError):
+            opt.decoded_state(missing)
+    full = ac.AdamW([{"params": w}, {"params": np.ones(3)}])
+    assert [x.dtype for x in full.decoded_state("exp_avg")] == [np.float32, np.float64]
+    assert not np.shares_memory(full.decoded_state("exp_avg")[0], full.state["exp_avg"][0])
+
+
+def test_groups_of_several_formats():
+    f, d, h = np.ones(300, "float32"), np.ones(3), np.ones(300, "float16")
+    opt = ac.AdamW([{"params": f, "state_dtype": "uint8"}, {"params": d}, {"params": h, "rounding": "stochastic"}], lr=0.01)
+    for _ in range(3):
+        opt.step([np.ones_like(f), np.ones_like(d), np.ones_like(h)])
+    np.testing.assert_allclose(np.concatenate([f, d, h]), 0.97, atol=2e-3)
+    assert opt.state["exp_avg"][0].dtype == np.uint8
+    assert opt.state["exp_avg_scale"][1] is None
+
+
+@pytest.mark.parametrize("state_dtype", ["bfloat16", "uint8"])
+def test_an_array_without_a_gradient_keeps_its_state_though_it_shares_a_block(state_dtype):
+    parts = [np.ones(n, "float32") for n in (100, 50, 500)]
+    opt = ac.AdamW(parts, state_dtype=state_dtype)
+    rng = np.random.default_rng(5)
+    opt.step([rng.normal(size=x.shape).astype("float32") for x in parts])
+    before = opt.decoded_state("exp_avg"), opt.decoded_state("exp_avg_sq"), [x.copy() for x in parts]
+    for _ in range(5):
+        opt.step([rng.normal(size=100).astype("float32") * 30, None, None])
+    after = opt.decoded_state("exp_avg"), opt.decoded_state("exp_avg_sq"), parts
+    for a, b in zip(before, after, strict=True):
+        assert_same_bits(a[1], b[1])
+        assert_same_bits(a[2], b[2])
+
+
+@pytest.mark.parametrize("choice", [{"master": "float32"}, {"rounding": "stochastic"}], ids=str)
+def test_averages_of_narrow_parameters(choice):
+    p = np.ones((40, 30), "float16")
+    opt = ac.SGD([p], lr=0.001, ema_decay=0.75, **choice)
+    assert opt.ema[0].dtype == np.float32
+    for _ in range(5):
+        opt.step([np.ones_like(p)])
+    before, e = p.copy(), opt.ema[0].copy()
+    with opt.averaged_parameters():
+        assert_same_bits(p, e.astype("float16"))
+        assert_same_bits(opt.ema[0], e)
+    assert_same_bits(p, before)
+    opt.step([np.ones_like(p)])
+
+
+def test_small_updates_add_up():
+    for choice in ({"master": "float32"}, {"rounding": "stochastic"}):
+        p = np.ones(4096, "float16")
+        opt = ac.SGD(p, lr=1e-5, **choice)
+        for _ in range(1000):
+            opt.step(np.ones_like(p))
+        assert p.mean(dtype="float64") == pytest.approx(0.99, abs=2e-4)  # to nearest it would still be 1
+
+
+def test_ml_dtypes_bfloat16():
+    ml_dtypes = pytest.importorskip("ml_dtypes")
+    a = np.ones(300, ml_dtypes.bfloat16)
+    b = a.view("uint16").copy()
+    for p, more in (a, {}), (b, {"uint16_as": "bfloat16"}):
+        opt = ac.AdamW(p, lr=1e-3, rounding="stochastic", **more)
+        for _ in range(5):
+            opt.step(p.copy())
+    assert_same_bits(a.view("uint16"), b)
+
+
+def test_the_seed_decides():
+    def run(seed):
+        p = np.ones(1000, "float16")
+        opt = ac.SGD(p, lr=1e-4, rounding="stochastic", seed=seed)
+        opt.step(np.ones_like(p))
+        return p
+
+    assert_same_bits(run(1), run(1))
+    assert (run(1) != run(2)).any()
+    assert ac.SGD(np.ones(2), seed=2**64 - 1).seed == 2**64 - 1
+    for bad in (-1, 2**64):
+        with pytest.raises(ValueError, match=r"seed must be in \[0, 2\*\*64\)"):
+            ac.SGD(np.ones(2), seed=bad)
+    with pytest.raises(TypeError, match="seed must be an integer"):
+        ac.SGD(np.ones(2), seed=1.0)
+
+
+def test_flushed_denormals_do_not_change_what_is_decoded():
+    def run(flush):
+        p = np.full(512, 6e-8, "float16")  # denormal in float16, not in float32
+        opt = ac.SGD(p, lr=1.0, momentum=0.5, master="float32", state_dtype="uint8", flush_denormals=flush)
+        for _ in range(4):
+            opt.step(np.full(512, 1.2e-7, "float16"))
+        return p, opt.decoded_state("momentum_buffer")
+
+    try:
+        flushed = run(True)
+    except ValueError:
+        pytest.skip("this processor has no such mode")
+    for a, b in zip(flushed, run(False), strict=True):
+        assert_same_bits(a, b)
+
+
+REFUSED = [
+    (ac.SGD, np.ones(3, "float16"), {}, "small updates vanish when they are rounded to nearest"),
+    (ac.SGD, np.ones(3, "float16"), {"master": "float32", "rounding": "stochastic"}, "say either"),
+    (ac.SGD, np.ones(3, "float32"), {"master": "float32"}, "master='float32' is for float16 and bfloat16"),
+    (ac.SGD, np.ones(3), {"rounding": "stochastic"}, "rounding='stochastic' is for float16 and bfloat16"),
+    (ac.SGD, np.ones(3, "float16"), {"rounding": "nearest"}, "rounding must be 'stochastic'"),
+    (ac.Adam, np.ones(3), {"state_dtype": "uint8"}, "refused for float64 parameters"),
+    (ac.Adam, np.ones(3), {"state_dtype": "float32"}, "refused for float64 parameters"),
+    (ac.Adam, np.ones(3, "float32"), {"state_dtype": "int8"}, "state_dtype must be"),
+    (ac.Rprop, np.ones(3, "float32"), {"state_dtype": "uint8"}, "refused for Rprop: rounding noise"),
+    (ac.SuperSAB, np.ones(3, "float32"), {"state_dtype": "bfloat16"}, "refused for SuperSAB: rounding noise"),
+    (ac.RMSprop, np.ones(3, "float32"), {"state_dtype": "uint8", "centered": True}, "refused with centered=True"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("cls", "p", "options", "message"), REFUSED, ids=[r[3][:40] for r in REFUSED])
+def test_refused_formats(cls, p, options, message):
+    with pytest.raises(ValueError, match=message.replace("(", r"\(")):
+        cls(p, **options)
+
+
+def test_formats_can_not_change():
+    opt = ac.AdamW(np.ones(3, "float32"), state_dtype="bfloat16")
+    for name, value in (("state_dtype", None), ("state_dtype", "uint8"), ("copy_to", np.ones(3, "float32"))):
+        with pytest.raises(ValueError, match=f"{name} can't be changed"):
+            opt.param_groups[0][name] = value
+    opt.param_groups[0]["state_dtype"] = "bfloat16"
+    with pytest.raises(TypeError, match="say uint16_as='bfloat16'"):
+        ac.SGD(np.ones(3, "uint16"))
