@@ -313,6 +313,7 @@ class Optimizer:
     loss_scale = _Setting()
     zero_grad = _Setting()
     flush_denormals = _Setting()
+    seed = _Setting()
 
     def __init__(
         self,

@@ -234,9 +234,11 @@ def _mix(x):
 
 def noise(n, seed, t, group, quantity):
     """One word of 32 bits for each of n elements.  t: number of the step; quantity: 0 the parameters, 1 + slot a state."""
-    golden, i = np.uint64(0x9E3779B97F4A7C15), np.arange(256, dtype="uint64")
-    table = ((i * np.uint64(167) + np.uint64(13)) % np.uint64(256)) << np.uint64(24)
-    table |= _mix(i + np.uint64(1)) >> np.uint64(40)
+    golden, first = np.uint64(0x9E3779B97F4A7C15), np.zeros(256, "uint64")
+    for i in range(256):  # a permutation
+        j = int(_mix(np.uint64(i))) % (i + 1)
+        first[i], first[j] = first[j], i
+    table = first << np.uint64(24) | _mix(np.arange(256, 512, dtype="uint64")) >> np.uint64(40)
     with np.errstate(over="ignore"):
         key = _mix(_mix(_mix(np.uint64(seed) + golden) + np.uint64(t)) + np.uint64(16 * group + quantity))
         blocks = _mix(key + np.arange(-(-n // 256), dtype="uint64") * golden) >> np.uint64(32)

@@ -165,9 +165,14 @@ cdef uint64_t mix(uint64_t x) noexcept nogil:
 cdef void fill_noises() noexcept:
     """The first 8 bits of the 256 words are all different, so that a block's roundings balance better than by chance."""
     cdef uint32_t word
-    cdef int i
+    cdef int i, j
+    cdef uint8_t first[BLOCK]
     for i in range(BLOCK):
-        word = <uint32_t> ((i * 167 + 13) % 256 << 24) | <uint32_t> (mix(i + 1) >> 40)
+        j = mix(i) % (i + 1)
+        first[i] = first[j]
+        first[j] = i
+    for i in range(BLOCK):
+        word = <uint32_t> first[i] << 24 | <uint32_t> (mix(i + BLOCK) >> 40)
         noises.bfloat16[i], halves.bfloat16[i] = word >> (32 - CUT_BFLOAT16), 1 << (CUT_BFLOAT16 - 1)
         noises.float16[i], halves.float16[i] = word >> (32 - CUT_FLOAT16), 1 << (CUT_FLOAT16 - 1)
         noises.uint8[i], halves.uint8[i] = word >> (32 - CUT_UINT8), 1 << (CUT_UINT8 - 1)
@@ -264,16 +269,8 @@ cdef void decode_unsigned(Py_ssize_t n, float* out, const uint8_t* code, uint32_
         out[i] = float_of(<uint32_t> h << 16)
 
 
-cdef uint16_t largest_head(Py_ssize_t n, const uint16_t* head) noexcept nogil:
-    cdef Py_ssize_t i
-    cdef uint16_t high = 0
-    for i in range(n):
-        high = head[i] if head[i] > high else high
-    return high
-
-
 cdef uint16_t largest_size(Py_ssize_t n, const uint16_t* head, int16_t* smallest) noexcept nogil:
-    """The largest and the smallest head, without signs."""
+    """The largest head without sign; the smallest into `smallest`."""
     cdef Py_ssize_t i
     cdef int16_t h, low = 0x7fff, high = 0
     for i in range(n):
@@ -324,15 +321,15 @@ cdef float encode_uint8(Py_ssize_t n, uint8_t* code, const float* x, bint signed
     cdef int16_t smallest = 0
     cdef int largest, bottom
     round_number(n, head, x, noise, word)
-    largest = largest_size(n, head, &smallest) if signed else largest_head(n, head)
-    if largest > INFINITE or (signed and smallest < TINY):  # perhaps a NaN that was not seen
+    largest = largest_size(n, head, &smallest)
+    if largest > INFINITE or smallest < TINY:  # perhaps a NaN that was not seen
         round_head(n, head, x, noise, word)
         largest = largest_size(n, head, &smallest)
     bottom = (largest >> 7) - (SIGNED_RANGE if signed else UNSIGNED_RANGE)
     bottom = max(bottom, <int> (SIGNED_LOWEST if signed else UNSIGNED_LOWEST)) << 7
     if not signed:
         encode_unsigned(n, code, head, <uint16_t> bottom)
-    elif smallest >= bottom + 16 and largest <= INFINITE:
+    elif smallest >= bottom + 32 and largest <= INFINITE:  # rounding took nothing from below the smallest code to it
         encode_signed(n, code, head, <uint16_t> bottom)
     else:
         encode_any_signed(n, code, head, <uint16_t> bottom, x, noise, word)
