@@ -244,9 +244,9 @@ class Optimizer:
     Parameters
     ----------
     params : array, list or tuple of arrays, dict of arrays, or list of group dicts
-        float32 or float64 NumPy arrays of any shape, C-contiguous and writable; memory maps are fine.  They are
-        updated where they are.  A group dict has ``params`` and any options that differ from the defaults; all arrays
-        of a group have one dtype.
+        float32, float64, float16 or bfloat16 NumPy arrays of any shape, C-contiguous and writable; memory maps are
+        fine.  They are updated where they are.  A group dict has ``params`` and any options that differ from the
+        defaults; all arrays of a group have one dtype.  float16 and bfloat16 need `master` or `rounding`.
     n_threads : int, optional
         Threads of a large step, used as given.  None: what ``set_num_threads`` says, else OMP_NUM_THREADS, else the
         smaller of CPU affinity and cgroup quota.
@@ -276,8 +276,18 @@ class Optimizer:
     copy_to : array or structure of arrays, optional; per group
         float32, bfloat16 or float16 arrays in the structure of the group's parameters that receive the updated
         parameters, rounded to nearest even; written at construction too.  For float64 parameters float32 only.
+    state_dtype : "float32", "bfloat16" or "uint8", optional; per group
+        What moments are stored in; "uint8" is a code of 8 bits with a scale for each block of 256 elements.  Both are
+        rounded stochastically.  Not for float64 parameters, Rprop, SuperSAB and centered=True.
+    master : "float32", optional; per group
+        For float16 and bfloat16 parameters: a float32 copy, ``state["master"]``, that the rule works on; the
+        parameters are that copy, rounded to nearest even, after each step.
+    rounding : "stochastic", optional; per group
+        For float16 and bfloat16 parameters: no copy; up or down with the chance of the distance.
     uint16_as : "bfloat16", optional
-        What uint16 arrays in copy_to and among the gradients hold (ml_dtypes.bfloat16 arrays need no such word).
+        What uint16 arrays hold, parameters, gradients and copy_to (ml_dtypes.bfloat16 arrays need no such word).
+    seed : int in [0, 2**64)
+        Of the stochastic rounding, a function of seed, step, group and place, the same for every number of threads.
 
     Attributes
     ----------
@@ -289,13 +299,13 @@ class Optimizer:
         Applied steps: not those in which every gradient was None.  Each array has a count of its own, for its bias
         correction (``state["step"]``); assigning t sets them all, and t > 0 says that state is there to be used.
     ema : structure of arrays
-        The averages, None for groups without.
+        The averages, None for groups without; float32 for parameters narrower than that.
     grad_norm : float
         The last step's norm, unscaled and unclipped; NaN before the first and without max_grad_norm.
     skipped_steps : int
         Steps left out by on_nonfinite="skip".
     nbytes : int
-        Bytes of state, averages included.
+        Bytes of state: averages, scales and master copies included.
 
     Raises
     ------
@@ -393,7 +403,9 @@ class Optimizer:
         dtype = {"native": native, "bfloat16": "uint16", "uint8": "uint8"}[kind]
         names = self._state(group)
         group._slots = tuple(_zeros(n, "int8" if name == "prev" else dtype) if name else None for name in names)
-        group._scales = tuple(_zeros(-(-n // _BLOCK), "float32") if name and kind == "uint8" else None for name in names)
+        group._scales = tuple(
+            _zeros(-(-n // _BLOCK), "float32") if name and kind == "uint8" else None for name in names
+        )
         group._per_array = {"step": np.zeros(len(group._arrays), "int64")}
         if self._rule == "nadam":
             group._per_array["mu_product"] = np.ones(len(group._arrays))
@@ -457,9 +469,9 @@ class Optimizer:
         ----------
         grads : the structure of params
             For each array its gradient, of the same shape and C-contiguous, or None to leave the array and its state
-            alone.  Of the same dtype; for float32 parameters float16 and bfloat16 (ml_dtypes, or uint16 under
-            uint16_as="bfloat16") too, widened as they are read.  For a list of group dicts, a list with one such entry
-            per group.  Read only, but for zero_grad.
+            alone.  float64 for float64 parameters; for all others float32, float16 or bfloat16 (ml_dtypes, or uint16
+            under uint16_as="bfloat16"), widened as they are read.  For a list of group dicts, a list with one such
+            entry per group.  Read only, but for zero_grad.
         loss_scale : float, optional
             By what the gradients are divided in this step, in the place of the optimizer's own loss_scale.
 

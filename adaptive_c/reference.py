@@ -267,7 +267,7 @@ def to_float16(x, words):
     small = (units + (words >> np.uint32(8)).astype("float32") * np.float32(2.0**-24)).astype("int64")
     r = np.where(u >= 0x38800000, normal, small)
     r = np.where(np.isnan(x), 0x7E00, np.where(a >= 65520, 0x7C00, r))
-    return (r | np.where(np.signbit(x) , 0x8000, 0)).astype("uint16")
+    return (r | np.where(np.signbit(x), 0x8000, 0)).astype("uint16")
 
 
 def to_uint8(x, words, signed):

@@ -163,7 +163,7 @@ cdef uint64_t mix(uint64_t x) noexcept nogil:
 
 
 cdef void fill_noises() noexcept:
-    """The first 8 bits of the 256 words are all different, so that a block's roundings balance better than by chance."""
+    """The first 8 bits of the 256 words are a permutation: a block's roundings balance better than by chance."""
     cdef uint32_t word
     cdef int i, j
     cdef uint8_t first[BLOCK]
@@ -240,8 +240,8 @@ cdef void round_float16(Py_ssize_t n, uint16_t* out, const float* x, const uint3
 #   signed:          0 for c = 0, the same as above for c < 128; 128 + c stands for the negative
 #
 # Shifted into place, a code is the head of a float32, its exponent counted from the scale's: decoding adds the scale's
-# bits.  Arithmetic is on heads, the upper 16 bits, as far as it can be: twice as many fit into a register.  Infinity and
-# NaN fit in too: they take the scale so high that the rest of their block goes down to the smallest code.
+# bits.  Arithmetic is on heads, the upper 16 bits, as far as it can be: twice as many fit into a register.  Infinity
+# and NaN fit in too: they take the scale so high that the rest of their block goes down to the smallest code.
 
 cdef enum:
     SIGNED_RANGE = 15       # binades above the scale

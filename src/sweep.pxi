@@ -266,8 +266,9 @@ cdef void run_block(const Space* space, const Group* group, Py_ssize_t start, Py
     cdef float buffer[SLOTS][BLOCK]
     cdef float* decoded[SLOTS]
     cdef const Array* a = space.arrays + index[0]
-    cdef Py_ssize_t i = index[0]
+    cdef Py_ssize_t i = index[0], size = parameter_itemsize(group), g_size = gradient_itemsize(group, a), soon
     cdef int j
+    soon = start + AHEAD - a.start
     while space.arrays[i].g == NULL or space.arrays[i].stop == start:  # is there nothing to do?
         if space.arrays[i].stop >= end:
             index[0] = i + (space.arrays[i].stop == end)
@@ -275,7 +276,7 @@ cdef void run_block(const Space* space, const Group* group, Py_ssize_t start, Py
         i += 1
     for j in range(SLOTS):
         if j == 0:
-            prefetch(a.p + (start + AHEAD - a.start) * parameter_itemsize(group), BLOCK * parameter_itemsize(group))
+            prefetch((a.p if group.master == NULL else <char*> (group.master + a.start)) + soon * size, BLOCK * size)
         decoded[j] = buffer[j]
         if group.state[j] != NULL and group.state_format != NATIVE:
             decode_block(group, j, start, end - start, buffer[j])
@@ -284,7 +285,7 @@ cdef void run_block(const Space* space, const Group* group, Py_ssize_t start, Py
         if group.state[j] != NULL:
             prefetch(group.state[j] + (start + AHEAD) * group.state_itemsize[j], BLOCK * group.state_itemsize[j])
             if j == 0:
-                prefetch(a.g + (start + AHEAD - a.start) * gradient_itemsize(group, a), BLOCK * gradient_itemsize(group, a))
+                prefetch(a.g + soon * g_size, BLOCK * g_size)
             encode_block(group, j, start, end - start, buffer[j], group.nearest[j],
                          noise_key(space.seed, space.t, group - space.groups, 1 + j))
 
