@@ -221,7 +221,7 @@ def supersab(p, g, s, t, *, lr=0.1, eta_plus=1.05, eta_minus=0.5, max_rate=30.0,
     return p + d
 
 
-# --- number formats: what the optimizers store and how they round, for NumPy arrays in the order of the parameter space --
+# --- number formats: what is stored and how it is rounded, for NumPy arrays in the parameter space's order --------
 
 
 def _mix(x):
@@ -233,7 +233,7 @@ def _mix(x):
 
 
 def noise(n, seed, t, group, quantity):
-    """One word of 32 bits for each of n elements.  t: number of the step; quantity: 0 the parameters, 1 + slot a state."""
+    """One word of 32 bits for each of n elements.  quantity: 0 is the parameters, 1 + slot a state array."""
     golden, first = np.uint64(0x9E3779B97F4A7C15), np.zeros(256, "uint64")
     for i in range(256):  # a permutation
         j = int(_mix(np.uint64(i))) % (i + 1)

@@ -3,9 +3,10 @@
     pip install . scikit-learn rich
     python benchmarks/codes.py
 
-Blocks of 256 elements share a scale.  "e5m3" is a floating-point code with 5 bits of exponent and 3 of fraction, its scale a power
-of two; "linear" has 255 equal steps; "dynamic" is the table of Dettmers et al. (arXiv:2110.02861), its scale the block's
-largest number.  First moments have a sign bit in the place of one bit of the exponent.  All codes round to nearest here.
+Blocks of 256 elements share a scale.  "e5m3" is a floating-point code with 5 bits of exponent and 3 of fraction, its
+scale a power of two; "linear" has 255 equal steps; "dynamic" is the table of Dettmers et al. (arXiv:2110.02861), its
+scale the block's largest number.  First moments have a sign bit in the place of one bit of the exponent.  All codes
+round to nearest here.
 """
 
 import numpy as np
@@ -48,7 +49,7 @@ CODES = {
 
 
 def moments():
-    """First and second moments of a perceptron on digits, and of a factorisation's factors with rows seen 1 to 1000 times."""
+    """First and second moments of a perceptron on digits, and of a table whose rows were seen 1 to 1,000 times."""
     x, y, _, _ = demo.digits(0)
     flat, p = ac.flatten(demo.initial(256))
     grad, g = ac.flatten(p, like=flat)
@@ -79,11 +80,9 @@ def main():
             m8 = np.sign(m) * encoded(abs(m), signed, power_of_two, zero=True)
             with np.errstate(divide="ignore", invalid="ignore"):
                 step8 = np.where(m8 == 0, 0, m8 / (np.sqrt(v8) + 1e-8))
-            errors = [np.sqrt(np.mean(((a - b)[live] / b[live]) ** 2)) for a, b in ((v8, v),)]
-            errors += [
-                np.sqrt(np.mean((a - b)[live] ** 2) / np.mean(b[live] ** 2)) for a, b in ((m8, m), (step8, step))
-            ]
-            print(f"{model:12}{name:22}{errors[0]:12.2%}{errors[1]:10.2%}{errors[2]:16.2%}{abs(step8).max():14.1f}")
+            of_v = np.sqrt(np.mean((v8[live] / v[live] - 1) ** 2))
+            of_m, of_step = (np.sqrt(((a - b) ** 2).sum() / (b**2).sum()) for a, b in ((m8, m), (step8, step)))
+            print(f"{model:12}{name:22}{of_v:12.2%}{of_m:10.2%}{of_step:16.2%}{abs(step8).max():14.1f}")
 
 
 if __name__ == "__main__":

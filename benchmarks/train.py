@@ -3,8 +3,8 @@
     pip install . scikit-learn rich
     python benchmarks/train.py [--seeds 5] [--json FILE]
 
-A perceptron on scikit-learn's digits (the demo's), and a matrix factorisation: 1,000,000 observed entries of a generated
-4,000 x 4,000 matrix of rank 16, with noise.  AdamW and Adagrad.
+A perceptron on scikit-learn's digits (the demo's), and a matrix factorisation: 1,000,000 observed entries of a
+generated 4,000 x 4,000 matrix of rank 16, with noise.  AdamW and Adagrad.
 """
 
 import argparse
@@ -65,7 +65,7 @@ def factorisation(rule, seed, formats, rows=4000, rank=16, entries=1_000_000):
     i, j = rng.integers(0, rows, (2, entries))
     y = (a[i] * b[j]).sum(1) / math.sqrt(rank) + 0.1 * rng.standard_normal(entries, "float32")
     u, v = 0.3 * rng.standard_normal((2, rows, rank), "float32")
-    model = Model(rule, {"u": u, "v": v}, {"AdamW": 0.02, "Adagrad": 0.1}[rule], seed, formats)
+    model = Model(rule, {"u": u, "v": v}, {"AdamW": 0.02, "Adagrad": 0.3}[rule], seed, formats)
     train = rng.random(entries) < 0.9
     for _ in range(20):
         for part in np.array_split(rng.permutation(np.flatnonzero(train)), 20):

@@ -295,8 +295,8 @@ cdef void encode_signed(Py_ssize_t n, uint8_t* code, const uint16_t* head, uint1
     cdef Py_ssize_t i
     cdef uint16_t h
     for i in range(n):
-        h = <uint16_t> (<uint16_t> ((head[i] & 0x7fff) - bottom) >> 4)
-        code[i] = <uint8_t> (h | ((head[i] >> 8) & 0x80))
+        h = <uint16_t> (head[i] - bottom)
+        code[i] = <uint8_t> ((h >> 4) | ((h >> 8) & 0x80))
 
 
 cdef void encode_any_signed(Py_ssize_t n, uint8_t* code, const uint16_t* head, uint16_t bottom, const float* x,
