@@ -27,6 +27,7 @@ class ParamGroup(MutableMapping[str, Any]):
     """Arrays that share options.  Assigning an option checks it at once; ``params`` is read-only."""
 
     _plan: Any  # set once all groups are there; the optimizer itself is not kept: a cycle would hold its state alive
+    _uint16_as: str | None
 
     def __init__(self, cls: "type[Optimizer]", where: str, index: int, params: Any, options: dict[str, Any]) -> None:
         self._cls = cls
@@ -78,15 +79,19 @@ class ParamGroup(MutableMapping[str, Any]):
         return [(param, array, label) for param, (array, label) in zip(self._arrays, items, strict=True)]
 
     def _flat(self, arrays: Any, name: str) -> Array:
-        parts = [np.asarray(array).ravel() for _, array, _ in self._match(arrays, name)]
+        parts = []
+        for _, array, _ in self._match(arrays, name):
+            bfloat16 = array.dtype.name == "bfloat16" or (array.dtype == np.uint16 and self._uint16_as == "bfloat16")
+            bits = np.asarray(array).ravel().view("uint16").astype("uint32") << np.uint32(16) if bfloat16 else None
+            parts.append(np.asarray(array).ravel() if bits is None else bits.view("float32"))
         return np.concatenate(parts) if parts else np.empty(0)
 
-    def _bind_copies(self, uint16_as: str | None) -> None:
+    def _bind_copies(self) -> None:
         """Check copy_to and hand it to the plan."""
         copies, kind = [], ""
         name = f"{self._where}['copy_to']" if "[" in self._where else "copy_to"
         for param, copy, label in self._match(self._options["copy_to"], name):
-            bfloat16 = copy.dtype.name == "bfloat16" or (copy.dtype == np.uint16 and uint16_as == "bfloat16")
+            bfloat16 = copy.dtype.name == "bfloat16" or (copy.dtype == np.uint16 and self._uint16_as == "bfloat16")
             kind_here = "bfloat16" if bfloat16 else copy.dtype.name
             if kind_here not in ("float32", "bfloat16", "float16") or (kind and kind_here != kind):
                 hint = "; say uint16_as='bfloat16' if that is what it holds" if copy.dtype == np.uint16 else ""
@@ -121,9 +126,11 @@ class ParamGroup(MutableMapping[str, Any]):
                                  "construct a new optimizer with it")  # fmt: skip
         if not self._slots:
             self._check_formats(options, dtype, where)
-        for name in _FIXED:
+        for name in _FIXED if self._slots else ():
             if self._options[name] is not options[name]:
-                raise ValueError(f"{where}{name} can't be changed: an optimizer is bound to its arrays")
+                raise ValueError(
+                    f"{where}{name} can't be changed in the middle of a run; construct a new optimizer with it"
+                )
         if self._slots and (options["ema_decay"] is None) != (self._ema is None):
             raise ValueError(
                 f"{where}ema_decay can't come or go in the middle of a run; 1.0 keeps an average as it is, and a new "
@@ -140,17 +147,23 @@ class ParamGroup(MutableMapping[str, Any]):
     def _check_formats(self, options: dict[str, Any], dtype: str, where: str) -> None:
         master, rounding, state = options["master"], options["rounding"], options["state_dtype"]
         if dtype in ("float16", "bfloat16"):
-            if (master is None) == (rounding is None):
+            if master and rounding:
+                raise ValueError(
+                    f"{where}master={master!r} and rounding={rounding!r} exclude each other; drop one (in a group that "
+                    "inherits it: give None)"
+                )
+            if not master and not rounding:
                 raise ValueError(
                     f"{where}the parameters are {dtype}, where small updates vanish when they are rounded to nearest; "
                     "say either rounding='stochastic', or master='float32' for a float32 copy to work on"
                 )
         elif master or rounding:
-            given = f"master={master!r}" if master else f"rounding={rounding!r}"
-            raise ValueError(f"{where}{given} is for float16 and bfloat16 parameters; these are {dtype}: drop it")
+            name = "master" if master else "rounding"
+            raise ValueError(f"{where}{name}={options[name]!r} is for float16 and bfloat16 parameters; these are "
+                             f"{dtype}: drop it, or give their group {name}=None")  # fmt: skip
         if state and dtype == "float64":
-            raise ValueError(f"{where}state_dtype={state!r} is refused for float64 parameters: their results could not "
-                             "be more exact than their state; use float32 parameters, or drop it")  # fmt: skip
+            raise ValueError(f"{where}state_dtype={state!r} is refused for float64 parameters, which would be no more "
+                             "exact than their state; drop it, or give their group state_dtype=None")  # fmt: skip
         if state in ("bfloat16", "uint8") and self._cls._rule in ("rprop", "supersab"):
             raise ValueError(f"{where}state_dtype={state!r} is refused for {self._cls.__name__}: rounding noise would "
                              "drown the small factors by which its rates change; drop it")  # fmt: skip
@@ -194,7 +207,7 @@ class State(Mapping[str, Any]):
 
     def __getitem__(self, name: str) -> Any:
         if name not in list(self):
-            raise KeyError(f"{name!r}; this optimizer has {', '.join(self) or 'no state'}")
+            raise KeyError(f"{name!r} is no state of this optimizer; it has {', '.join(self) or 'none'}")
         found = [self._find(group, name) for group in self._optimizer.param_groups]
         return found if self._optimizer._structured else found[0]
 
@@ -278,23 +291,26 @@ class Optimizer:
         parameters, rounded to nearest even; written at construction too.  For float64 parameters float32 only.
     state_dtype : "float32", "bfloat16" or "uint8", optional; per group
         What moments are stored in; "uint8" is a code of 8 bits with a scale for each block of 256 elements.  Both are
-        rounded stochastically.  Not for float64 parameters, Rprop, SuperSAB and centered=True.
+        rounded stochastically.  Not for float64 parameters, Rprop, SuperSAB and centered=True.  A block may reach over
+        two arrays; there the larger's second moments may lift the other's, if it is 40,000 times smaller.
     master : "float32", optional; per group
         For float16 and bfloat16 parameters: a float32 copy, ``state["master"]``, that the rule works on; the
-        parameters are that copy, rounded to nearest even, after each step.
+        parameters are that copy, rounded to nearest even, after each step.  Whoever writes to the parameters himself
+        must write to the copy too: the next step begins there.
     rounding : "stochastic", optional; per group
         For float16 and bfloat16 parameters: no copy; up or down with the chance of the distance.
     uint16_as : "bfloat16", optional
         What uint16 arrays hold, parameters, gradients and copy_to (ml_dtypes.bfloat16 arrays need no such word).
     seed : int in [0, 2**64)
         Of the stochastic rounding, a function of seed, step, group and place, the same for every number of threads.
+        Optimizers that are averaged or compared want seeds of their own.
 
     Attributes
     ----------
     param_groups : list of dict-like
         The options of each group; assign to change them: ``opt.param_groups[0]["lr"] = 1e-4``.
     state : mapping
-        The live state arrays by name, in the structure of params.
+        The live state arrays by name, in the structure of params (but for the scales of 8-bit state: flat).
     t : int
         Applied steps: not those in which every gradient was None.  Each array has a count of its own, for its bias
         correction (``state["step"]``); assigning t sets them all, and t > 0 says that state is there to be used.
@@ -353,11 +369,11 @@ class Optimizer:
         options = {**options, **{name: shared[name] for name in _SHARED}}
         if uint16_as not in (None, "bfloat16"):
             raise ValueError(f"uint16_as must be 'bfloat16' or None, got {uint16_as!r}")
-        self._uint16_as = uint16_as
         for name in unknown:
             raise TypeError(f"{type(self).__name__} has no argument {name!r}"
                             + ("; drop it: there is one implementation, always fused" if name in _TORCH_ONLY else
-                               f"; it has params, {', '.join(options)}, n_threads, {', '.join(SETTINGS)}"))  # fmt: skip
+                               f"; it has params, {', '.join(options)}, n_threads, uint16_as, "
+                                 f"{', '.join(SETTINGS)}"))  # fmt: skip
         self._structured = isinstance(params, (list, tuple)) and any(isinstance(item, dict) for item in params)
         if isinstance(params, dict) and "params" in params and not isinstance(params["params"], np.ndarray):
             raise ValueError("params looks like one group dict; groups come in a list: [{'params': ...}]")
@@ -372,6 +388,7 @@ class Optimizer:
         )
         for group in self._groups:
             group._plan = self._plan
+            group._uint16_as = uint16_as
         self._settings = {name: SETTINGS[name](name, value) for name, value in settings.items()}
         self._plan.configure(self._settings)
         self.n_threads = n_threads
@@ -430,7 +447,7 @@ class Optimizer:
             for i in range(0, n if kind != "native" else 0, 1 << 20):
                 self._plan.encode(index, 0, np.full(min(n - i, 1 << 20), initial, "float32"), i)
         if group["copy_to"] is not None:
-            group._bind_copies(self._uint16_as)
+            group._bind_copies()
 
     @classmethod
     def _state(cls, options: Mapping[str, Any]) -> tuple[str | None, ...]:
@@ -438,15 +455,16 @@ class Optimizer:
         return cls._slots
 
     def decoded_state(self, name: str) -> Any:
-        """Copies of a state by its name, decoded: float32 (float64 for float64 parameters), in the structure of params.
+        """Copies of a state by its name, decoded: in the type that the rule computes in, in the structure of params.
 
         Raises
         ------
         KeyError
             For a name that ``state`` does not have, or that is no such array: a scale, a count.
         """
-        if name not in self._slots or name not in list(self.state):
-            raise KeyError(f"{name!r}; there are {', '.join(n for n in self._slots if n in list(self.state))}")
+        names = [n for n in self.state if n in self._slots]
+        if name not in names:
+            raise KeyError(f"{name!r} is no state that could be decoded; there is {', '.join(names) or 'none'}")
         found = [self._decoded(i, self._slots.index(name)) for i in range(len(self._groups))]
         return found if self._structured else found[0]
 
@@ -459,7 +477,7 @@ class Optimizer:
             flat = np.empty(stored.size, "float32")
             self._plan.decode(index, slot, flat)
         else:
-            flat = stored.astype("float32" if stored.dtype == np.int8 else stored.dtype)
+            flat = stored.astype("float64" if self._plan.dtype(index) == "float64" else "float32")
         return group.views(flat)
 
     def step(self, grads: Any, *, loss_scale: float | None = None) -> None:
@@ -560,14 +578,17 @@ class Optimizer:
 
     def __repr__(self) -> str:
         first = self.param_groups[0]
-        options = ", ".join(f"{name}={value!r}" for name, value in first._options.items() if name in self._own)
-        size = sum(self._plan.size(i) for i in range(len(self.param_groups)))
-        more = f", {len(self.param_groups)} groups" if len(self.param_groups) > 1 else ""
-        return f"{type(self).__name__}({options}, t={self.t}, {size} {self._plan.dtype(0)} elements{more})"
+        shown = {*self._own, *(name for name in ("state_dtype", "master", "rounding") if first[name])}
+        options = ", ".join(f"{name}={value!r}" for name, value in first._options.items() if name in shown)
+        groups = range(len(self.param_groups))
+        size = sum(self._plan.size(i) for i in groups)
+        dtypes = " and ".join(dict.fromkeys(self._plan.dtype(i) for i in groups))
+        more = f", {len(groups)} groups" if len(groups) > 1 else ""
+        return f"{type(self).__name__}({options}, t={self.t}, {size} {dtypes} elements{more})"
 
     def __reduce_ex__(self, protocol: Any) -> Never:
         raise TypeError(
             f"{type(self).__name__} can't be pickled or copied: the copy would update arrays that nobody else holds; "
-            "save the parameters, the arrays of opt.state and opt.t, build a new optimizer over the loaded parameters, "
-            "assign t, and write the saved values into its state arrays"
+            "save the parameters, the arrays of opt.state and opt.ema, opt.t and opt.seed, build a new optimizer over "
+            "the loaded parameters, assign t, and write the saved values into its arrays"
         )

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -46,11 +47,23 @@ def flag(name: str, value: Any) -> bool:
     return bool(value)
 
 
-def choice(*values: str) -> Check:
+def choice(*values: str, hint: str = "") -> Check:
     def check(name: str, value: Any) -> str:
         if not isinstance(value, str) or value not in values:
-            raise ValueError(f"{name} must be {' or '.join(map(repr, values))}, got {value!r}")
-        return str(value)
+            raise ValueError(f"{name} must be {' or '.join(map(repr, values))}, got {value!r}{hint}")
+        return values[values.index(value)]
+
+    return check
+
+
+def number_format(*values: str) -> Check:
+    """A dtype by its name, or anything that NumPy takes for one."""
+
+    def check(name: str, value: Any) -> str:
+        if not isinstance(value, str):
+            with suppress(TypeError):
+                value = np.dtype(value).name
+        return str(choice(*values)(name, value))
 
     return check
 
@@ -94,9 +107,9 @@ CHECKS: dict[str, Check] = {
     "ema_decay": optional(number(0, 1, open_high=False)),
     "bounds": anything,
     "copy_to": anything,
-    "state_dtype": optional(choice("float32", "bfloat16", "uint8")),
-    "master": optional(choice("float32")),
-    "rounding": optional(choice("stochastic")),
+    "state_dtype": optional(number_format("float32", "bfloat16", "uint8")),
+    "master": optional(number_format("float32")),
+    "rounding": optional(choice("stochastic", hint="; to nearest, small updates vanish: use master='float32'")),
     "lr": number(0),
     "weight_decay": number(0),
     "eps": number(0),
@@ -144,18 +157,23 @@ def inward(bounds: Any, dtype: str, where: str, arrange: Callable[[Any, str], An
     for name, side, away in zip(("lo", "hi"), bounds, (-np.inf, np.inf), strict=True):
         x = away if side is None else side
         numeric = isinstance(x, (int, float, np.integer, np.floating)) and not isinstance(x, bool)
-        exact = np.float64(_real(f"{where}bounds {name}", x)) if numeric else arrange(x, f"{where}bounds {name}")
+        exact = np.float64(_real(f"{where}bounds {name}", x)) if numeric else arrange(x, f"{where}bounds: {name}")
         if exact.dtype.kind not in "fiu":
             raise TypeError(f"{where}bounds: {name} must be numbers, got dtype {exact.dtype}")
         if np.isnan(exact).any():
             raise ValueError(f"{where}bounds: {name} has a NaN")
         sides.append(_rounded(exact, dtype, -away))
-    low, high = sides
-    if (low > high).any() or (low == np.inf).any() or (high == -np.inf).any():
-        raise ValueError(f"{where}bounds must have lo <= hi, and a number of {dtype} between them, got {bounds!r}")
-    if low.ndim == high.ndim == 0:
+    low, high = np.broadcast_arrays(*sides)
+    empty = (low > high) | (low == np.inf) | (high == -np.inf)
+    if empty.any():
+        i = int(np.argmax(empty))
+        which = f" at element {i} of the group" if empty.ndim else ""
+        raise ValueError(
+            f"{where}bounds must have lo <= hi and a number of {dtype} between them; rounded inward they are "
+            f"({low.flat[i]}, {high.flat[i]}){which}"
+        )
+    if low.ndim == 0:
         return low[()], high[()]
-    low, high = np.broadcast_arrays(low, high)
     return np.ascontiguousarray(low), np.ascontiguousarray(high)
 
 

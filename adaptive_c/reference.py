@@ -264,7 +264,8 @@ def to_float16(x, words):
     u = a.view("uint32").astype("int64")
     normal = np.minimum((u - 0x38000000 + (words >> np.uint32(19)).astype("int64")) >> 13, 0x7BFF)
     units = np.minimum(a, np.float32(2.0**-14)) * np.float32(2.0**24)
-    small = (units + (words >> np.uint32(8)).astype("float32") * np.float32(2.0**-24)).astype("int64")
+    rest = (units - np.floor(units)) * np.float32(2.0**24)
+    small = units.astype("int64") + ((words >> np.uint32(8)).astype("int64") < rest.astype("int64"))
     r = np.where(u >= 0x38800000, normal, small)
     r = np.where(np.isnan(x), 0x7E00, np.where(a >= 65520, 0x7C00, r))
     return (r | np.where(np.signbit(x), 0x8000, 0)).astype("uint16")
@@ -276,7 +277,7 @@ def to_uint8(x, words, signed):
     x = np.pad(np.where(np.isnan(x), np.float32(np.nan), x).astype("float32"), (0, pad)).reshape(-1, 256)
     words = np.pad(np.broadcast_to(words, shape), (0, pad)).reshape(-1, 256).astype("int64") >> 12
     u = np.abs(x).view("uint32").astype("int64")
-    rounded = (u + words) >> 20  # the exponent and three bits of the fraction
+    rounded = np.where(u < 0x7F800000, np.minimum((u + words) >> 20, 0x7F7), u >> 20)  # exponent and 3 bits of fraction
     rounded.ravel()[shape[0] :] = 0
     low, binades = (21, 15) if signed else (1, 31)
     bottom = np.maximum((rounded.max(1, keepdims=True) >> 3) - binades, low) << 3

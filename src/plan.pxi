@@ -3,7 +3,6 @@
 
 from cpython.bytearray cimport PyByteArray_AS_STRING
 from cpython.buffer cimport PyBUF_FULL_RO, PyBuffer_IsContiguous, PyBuffer_Release, PyObject_GetBuffer
-from libc.stdint cimport uintptr_t
 from libc.stdlib cimport calloc, free
 from libc.math cimport NAN, isinf
 from libc.string cimport memcmp, memcpy
@@ -310,15 +309,15 @@ cdef class Plan:
                         widen(group.format, n, widened, a.p, at)
                         start_segment(group, a, at, n, widened)
 
-    def decode(self, Py_ssize_t index, int slot, out, Py_ssize_t start=0):
-        """A group's narrow state from element `start`, a multiple of 256, on into a flat float32 array."""
+    def decode(self, Py_ssize_t index, int slot, out):
+        """A group's narrow state into a flat float32 array."""
         cdef Py_ssize_t i, n = out.size
         cdef float* x = <float*> address(out)
         for i in range((n + BLOCK - 1) // BLOCK):
-            decode_block(self.space.groups + index, slot, start + i * BLOCK, min(n - i * BLOCK, BLOCK), x + i * BLOCK)
+            decode_block(self.space.groups + index, slot, i * BLOCK, min(n - i * BLOCK, BLOCK), x + i * BLOCK)
 
     def encode(self, Py_ssize_t index, int slot, values, Py_ssize_t start=0):
-        """The inverse, rounded to nearest; `values` are whole blocks of 256, or reach to the end."""
+        """The inverse, rounded to nearest, from element `start` on, in whole blocks of 256 or up to the end."""
         cdef Py_ssize_t i, n = values.size
         cdef float* x = <float*> address(values)
         for i in range((n + BLOCK - 1) // BLOCK):
@@ -733,7 +732,7 @@ cdef class Plan:
                 else "float16" if is_native(view, b"e") else "")
 
     cdef str hint(self, Py_buffer* view):
-        return ", or say uint16_as='bfloat16' if that is what it holds" if is_native(view, b"H") else ""
+        return "; if it holds bfloat16 numbers, say uint16_as='bfloat16' instead" if is_native(view, b"H") else ""
 
     cdef int view(self, x, Py_buffer* view, Py_ssize_t group, Py_ssize_t i, bint grad=False) except -1:
         """Fill `view`; 1 where x is a bfloat16 array of ml_dtypes, seen as uint16, else 0."""
@@ -764,7 +763,8 @@ cdef class Plan:
             if x.dtype.name == "bfloat16":
                 PyObject_GetBuffer(x.view("uint16"), view, PyBUF_FULL_RO)
                 return 1
-            raise TypeError(f"{self.name(group, i, grad)} has dtype {x.dtype}: {error}") from None
+            raise TypeError(f"{self.name(group, i, grad)} has dtype {x.dtype}, which can't be used; convert it: "
+                            "x.astype('float32')") from error
 
     cdef int check_layout(self, Py_buffer* view, Py_ssize_t group, Py_ssize_t i, bint grad) except -1:
         remedy = "np.ascontiguousarray(x)" if grad else "keep and use np.ascontiguousarray(x), which is a copy"

@@ -191,7 +191,7 @@ cdef uint32_t noise_word(uint64_t key, uint64_t block) noexcept nogil:
 
 
 cdef void round_head(Py_ssize_t n, uint16_t* out, const float* x, const uint32_t* noise, uint32_t word) noexcept nogil:
-    """The upper halves of x + noise: bfloat16, or the code of 8 bits in its first 12 bits.  A NaN stays one."""
+    """The upper halves of x + noise: bfloat16.  A NaN stays one; less than one code from infinity, chance decides."""
     cdef Py_ssize_t i
     cdef float y
     for i in range(n):
@@ -207,6 +207,20 @@ cdef void round_number(Py_ssize_t n, uint16_t* out, const float* x, const uint32
         out[i] = <uint16_t> ((bits_of(x[i]) + (word ^ noise[i])) >> 16)
 
 
+cdef void round_anything(Py_ssize_t n, uint16_t* out, const float* x, const uint32_t* noise,
+                         uint32_t word) noexcept nogil:
+    """The same for what is not only small numbers: a NaN stays one, and what is finite stays finite."""
+    cdef Py_ssize_t i
+    cdef int32_t u, a, h
+    for i in range(n):
+        u = bits_of(x[i])
+        a = u & 0x7fffffff
+        h = <int32_t> (a + (word ^ noise[i])) >> 16
+        h = 0x7f7f if h > 0x7f7f else h
+        h = h if a < 0x7f800000 else (0x7f80 if a == 0x7f800000 else 0x7fc0)
+        out[i] = <uint16_t> (h | ((u >> 16) & 0x8000))
+
+
 cdef void round_float16(Py_ssize_t n, uint16_t* out, const float* x, const uint32_t* noise,
                         uint32_t word) noexcept nogil:
     """A NaN stays one; what rounding to nearest would make infinite becomes infinite, nothing else.
@@ -216,7 +230,7 @@ cdef void round_float16(Py_ssize_t n, uint16_t* out, const float* x, const uint3
     cdef Py_ssize_t i
     cdef uint32_t u
     cdef int32_t a, r, low, small, w
-    cdef float units
+    cdef float units, rest
     for i in range(n):
         u = bits_of(x[i])
         w = word ^ noise[i]
@@ -225,7 +239,9 @@ cdef void round_float16(Py_ssize_t n, uint16_t* out, const float* x, const uint3
         r = 0x7bff if r > 0x7bff else r
         low = 0x38800000 if a > 0x38800000 else a
         units = float_of(low) * <float> 16777216
-        small = <int32_t> (units + <float> w * <float> 5.9604644775390625e-08)
+        small = <int32_t> units
+        rest = (units - <float> small) * <float> 16777216
+        small = small + (w < <int32_t> rest)
         r = r if a >= 0x38800000 else small
         r = 0x7c00 if a >= 0x477ff000 else r
         r = 0x7e00 if a > 0x7f800000 else r
@@ -322,8 +338,8 @@ cdef float encode_uint8(Py_ssize_t n, uint8_t* code, const float* x, bint signed
     cdef int largest, bottom
     round_number(n, head, x, noise, word)
     largest = largest_size(n, head, &smallest)
-    if largest > INFINITE or smallest < TINY:  # perhaps a NaN that was not seen
-        round_head(n, head, x, noise, word)
+    if largest >= INFINITE or smallest < TINY:  # a number rounded to infinity, or a NaN that was not seen
+        round_anything(n, head, x, noise, word)
         largest = largest_size(n, head, &smallest)
     bottom = (largest >> 7) - (SIGNED_RANGE if signed else UNSIGNED_RANGE)
     bottom = max(bottom, <int> (SIGNED_LOWEST if signed else UNSIGNED_LOWEST)) << 7

@@ -19,6 +19,7 @@ cdef extern from *:
     const int ADAPTIVE_C_OPENMP
     int omp_get_max_threads() nogil
 
+from libc.stdint cimport uintptr_t
 from libc.string cimport memset
 
 cdef enum:
@@ -185,15 +186,15 @@ cdef extern from *:
     void PREFETCH(const void*) nogil
 
 
-cdef void prefetch(const char* p, Py_ssize_t n) noexcept nogil:
-    """Ask for n bytes that will soon be read: between the stages the processor's own prefetching loses its thread."""
+cdef void prefetch(const void* p, Py_ssize_t at, Py_ssize_t itemsize) noexcept nogil:
+    """Ask for a block of elements from number `at` on, which may lie beyond the array's end.
+
+    Between the stages the processor's own prefetching loses its thread.
+    """
+    cdef uintptr_t start = <uintptr_t> p + at * itemsize
     cdef Py_ssize_t i
-    for i in range(n // 64):
-        PREFETCH(p + 64 * i)
-
-
-cdef Py_ssize_t parameter_itemsize(const Group* group) noexcept nogil:
-    return 2 if group.format != NATIVE and group.master == NULL else 4
+    for i in range(BLOCK * itemsize // 64):
+        PREFETCH(<const void*> (start + 64 * i))
 
 
 cdef Py_ssize_t gradient_itemsize(const Group* group, const Array* a) noexcept nogil:
@@ -265,29 +266,33 @@ cdef void run_block(const Space* space, const Group* group, Py_ssize_t start, Py
     """The same for (a part of) a block whose state or parameters are narrow."""
     cdef float buffer[SLOTS][BLOCK]
     cdef float* decoded[SLOTS]
-    cdef const Array* a = space.arrays + index[0]
-    cdef Py_ssize_t i = index[0], size = parameter_itemsize(group), g_size = gradient_itemsize(group, a), soon
+    cdef const Array* a
+    cdef Py_ssize_t i = index[0]
     cdef int j
-    soon = start + AHEAD - a.start
-    while space.arrays[i].g == NULL or space.arrays[i].stop == start:  # is there nothing to do?
-        if space.arrays[i].stop >= end:
-            index[0] = i + (space.arrays[i].stop == end)
+    while True:  # is there nothing to do?
+        a = space.arrays + i
+        if a.g != NULL and a.stop > max(start, a.start):
+            break
+        if a.stop >= end:
+            index[0] = i + (a.stop == end)
             return
         i += 1
+    if group.master != NULL:
+        prefetch(group.master, start + AHEAD, 4)
+    else:
+        prefetch(a.p, start + AHEAD - a.start, 4 if group.format == NATIVE else 2)
     for j in range(SLOTS):
-        if j == 0:
-            prefetch((a.p if group.master == NULL else <char*> (group.master + a.start)) + soon * size, BLOCK * size)
         decoded[j] = buffer[j]
         if group.state[j] != NULL and group.state_format != NATIVE:
             decode_block(group, j, start, end - start, buffer[j])
     run_arrays(space, group, start, end, index, NULL if group.state_format == NATIVE else decoded)
-    for j in range(SLOTS if group.state_format != NATIVE else 0):
+    prefetch(a.g, start + AHEAD - a.start, gradient_itemsize(group, a))
+    for j in range(SLOTS):
         if group.state[j] != NULL:
-            prefetch(group.state[j] + (start + AHEAD) * group.state_itemsize[j], BLOCK * group.state_itemsize[j])
-            if j == 0:
-                prefetch(a.g + soon * g_size, BLOCK * g_size)
-            encode_block(group, j, start, end - start, buffer[j], group.nearest[j],
-                         noise_key(space.seed, space.t, group - space.groups, 1 + j))
+            prefetch(group.state[j], start + AHEAD, group.state_itemsize[j])
+            if group.state_format != NATIVE:
+                encode_block(group, j, start, end - start, buffer[j], group.nearest[j],
+                             noise_key(space.seed, space.t, group - space.groups, 1 + j))
 
 
 cdef void run_group(const Space* space, const Group* group, Py_ssize_t start, Py_ssize_t end) noexcept nogil:

@@ -234,11 +234,32 @@ def test_stochastic_rounding_goes_to_a_neighbour_with_the_chance_of_its_distance
     words = ref.noise(1 << 16, 0, 1, 0, 0)
     got = wide(narrow(np.full(words.size, x), kind, words), kind).astype("float64")
     low, high = got.min(), got.max()
-    slack = 2.0**-37 if kind == "float16" else 0.0  # chances below 2^-13 aren't taken near float16's smallest, 2^-24
+    slack = 2.0**-40 if kind == "float16" else 0.0  # of a chance below 2^-16 nothing is seen here
     assert low - slack <= x <= high + slack
     neighbours = narrow(np.array([low, high], "float32"), kind).astype("int32")
-    assert abs(int(neighbours[1]) - int(neighbours[0])) <= 1 or {abs(low), abs(high)} <= {0.0, 2.0**-24, 9.2e-41}
+    assert abs(int(neighbours[1]) - int(neighbours[0])) <= 1 or {low, high} == {-0.0, 0.0}
     assert got.mean() == pytest.approx(float(x), abs=(high - low) / 100 + slack)
+
+
+@pytest.mark.parametrize("kind", ["bfloat16", "float16"])
+def test_a_number_that_the_format_has_stays_as_it_is(kind):
+    p = np.arange(1 << 16, dtype="uint16")
+    finite = p[np.isfinite(wide(p, kind))]
+    p = finite.copy() if kind == "bfloat16" else finite.view("float16").copy()
+    opt = ac.SGD(p, lr=0.0, rounding="stochastic", uint16_as="bfloat16")
+    for _ in range(20):
+        opt.step(np.zeros(p.shape, "float32"))
+    assert_same_bits(p.view("uint16"), finite)
+
+
+@pytest.mark.parametrize("state_dtype", ["bfloat16", "uint8"])
+def test_a_second_moment_near_the_largest_number_stays_finite(state_dtype):
+    p, g = np.ones(512, "float32"), np.ones(512, "float32")
+    g[5] = 1.815e19  # its square is 3.29e38: above uint8's largest code, below bfloat16's largest number
+    opt = ac.RMSprop(p, alpha=0.0, state_dtype=state_dtype, on_nonfinite="raise")
+    for _ in range(20):
+        opt.step(g)
+        assert np.isfinite(opt.decoded_state("square_avg")).all()
 
 
 def test_noise_is_uniform_and_differs_for_steps_groups_quantities_and_seeds():
@@ -334,8 +355,10 @@ def test_a_constant_gradient_fills_the_second_moment_and_its_absence_empties_it(
 
 
 @pytest.mark.parametrize("formats", [f for f in FORMATS if "master" not in f], ids=lambda f: " ".join(f.values()))
-@pytest.mark.parametrize(("name", "options"), [("AdamW", {}), ("Adagrad", {}), ("SGD", {"momentum": 0.9}), ("Lion", {}),
-                                               ("Adamax", {}), ("RMSprop", {"momentum": 0.9})])  # fmt: skip
+@pytest.mark.parametrize(("name", "options"), [
+    ("AdamW", {}), ("Adagrad", {}), ("SGD", {"momentum": 0.9}), ("Lion", {}), ("Adamax", {}), ("NAdam", {}), ("RAdam", {}),
+    ("RMSprop", {"momentum": 0.9}), ("Adadelta", {}), ("Momentum", {}), ("Adam", {"amsgrad": True}),
+])  # fmt: skip
 def test_moments_and_path_stay_near_those_of_float32(name, options, formats):
     n = 4096
     rng = np.random.default_rng(4)
@@ -350,16 +373,18 @@ def test_moments_and_path_stay_near_those_of_float32(name, options, formats):
         g = (rng.normal(size=n) + 0.5).astype("float32")
         opt.step(g)
         full.step(g)
-    for slot in (s for s in full.state if s != "step"):
+    for slot in (s for s in full.state if s not in ("step", "mu_product")):
         ratio = opt.decoded_state(slot).mean(dtype="float64") / full.state[slot].mean(dtype="float64")
-        bound = 0.02 if name == "RMSprop" and slot == "momentum_buffer" else 0.01  # a sum of steps, as the path is
-        assert ratio == pytest.approx(1, rel=0.03 if slot == "exp_inf" else bound), slot
+        # the maxima of docs/narrow_numbers.md; RMSprop's buffer and Adadelta's acc_delta are of steps, as the path is
+        bounds = {"exp_inf": 0.03, "max_exp_avg_sq": 0.05, "acc_delta": 0.08}
+        bound = 0.02 if (name, slot) == ("RMSprop", "momentum_buffer") else bounds.get(slot, 0.01)
+        assert ratio == pytest.approx(1, rel=bound), slot
     got = wide(stored.view("uint16"), formats["parameters"]) if "parameters" in formats else stored
     assert got.mean(dtype="float64") == pytest.approx(q.mean(dtype="float64"), rel=0.02)
 
 
 def factorise(name, seed, state_dtype, rows=200, rank=4, entries=20_000, epochs=30, lr=0.02):
-    """Test loss of a matrix factorisation from observed entries with noise; the short form of docs/narrow.md's."""
+    """Test loss of a matrix factorisation from observed entries with noise; the short form of benchmarks/train.py's."""
     rng = np.random.default_rng(seed)
     a, b = rng.normal(size=(rows, rank)), rng.normal(size=(rows, rank))
     i, j = rng.integers(0, rows, (2, entries))
@@ -443,6 +468,48 @@ def test_an_array_without_a_gradient_keeps_its_state_though_it_shares_a_block(st
     for a, b in zip(before, after, strict=True):
         assert_same_bits(a[1], b[1])
         assert_same_bits(a[2], b[2])
+    if state_dtype == "uint8":  # but for what a new scale leaves too small
+        opt.step([np.full(100, 1e6, "float32"), None, None])
+        lifted = opt.decoded_state("exp_avg_sq")
+        assert (lifted[1] > after[1][1]).all()
+        assert_same_bits(lifted[2][106:], after[1][2][106:])  # other blocks
+
+
+def test_narrow_parameters_without_a_gradient_stay_with_their_averages():
+    parts = [np.ones(n, "float16") for n in (100, 0, 50, 0, 500)]
+    opt = ac.AdamW(parts, rounding="stochastic", state_dtype="uint8", ema_decay=0.5)
+    grads = [np.full(x.shape, 0.5, "float16") for x in parts]
+    opt.step(grads)
+    before = [x.copy() for x in (*parts, *opt.ema)]
+    opt.step([grads[0], grads[1], None, grads[3], None])
+    for i, (a, b) in enumerate(zip(before, (*parts, *opt.ema), strict=True)):
+        if i % 5 in (2, 4):
+            assert_same_bits(a, b)
+    assert (before[0] != parts[0]).any()
+
+
+@every_format
+def test_a_run_restored_by_hand_goes_on_with_the_same_bits(formats):
+    rng = np.random.default_rng(8)
+    grads = [rng.normal(size=900).astype("float32") for _ in range(8)]
+    p, _ = allocate(rng, 900, formats)
+    opt = ac.AdamW(p, lr=0.01, ema_decay=0.9, seed=4, **shared(formats))
+    for g in grads[:4]:
+        opt.step(g)
+    saved = {key: np.array(value) for key, value in opt.state.items()}
+    q, ema, t = p.copy(), np.array(opt.ema), opt.t
+    again = ac.AdamW(q, lr=0.01, ema_decay=0.9, seed=4, n_threads=2, **shared(formats))
+    again.t = t
+    again.ema[...] = ema
+    for key, value in saved.items():
+        again.state[key][...] = value
+    for g in grads[4:]:
+        opt.step(g)
+        again.step(g)
+    assert_same_bits(q, p)
+    assert_same_bits(again.ema, opt.ema)
+    for key in opt.state:
+        assert_same_bits(again.state[key], opt.state[key], key)
 
 
 @pytest.mark.parametrize("choice", [{"master": "float32"}, {"rounding": "stochastic"}], ids=str)
@@ -515,7 +582,7 @@ def test_flushed_denormals_do_not_change_what_is_decoded():
 
 REFUSED = [
     (ac.SGD, np.ones(3, "float16"), {}, "small updates vanish when they are rounded to nearest"),
-    (ac.SGD, np.ones(3, "float16"), {"master": "float32", "rounding": "stochastic"}, "say either"),
+    (ac.SGD, np.ones(3, "float16"), {"master": "float32", "rounding": "stochastic"}, "exclude each other"),
     (ac.SGD, np.ones(3, "float32"), {"master": "float32"}, "master='float32' is for float16 and bfloat16"),
     (ac.SGD, np.ones(3), {"rounding": "stochastic"}, "rounding='stochastic' is for float16 and bfloat16"),
     (ac.SGD, np.ones(3, "float16"), {"rounding": "nearest"}, "rounding must be 'stochastic'"),
@@ -534,11 +601,20 @@ def test_refused_formats(cls, p, options, message):
         cls(p, **options)
 
 
+def test_bounds_of_bfloat16():
+    for bound in (np.full(300, 0x3F00, "uint16"), np.full(300, 0.5, "float32")):
+        p = np.full(300, 0x3F80, "uint16")
+        opt = ac.SGD(p, lr=10.0, rounding="stochastic", uint16_as="bfloat16", bounds=(bound, None))
+        opt.step(np.ones(300, "float32"))
+        assert (p == 0x3F00).all()
+
+
 def test_formats_can_not_change():
     opt = ac.AdamW(np.ones(3, "float32"), state_dtype="bfloat16")
     for name, value in (("state_dtype", None), ("state_dtype", "uint8"), ("copy_to", np.ones(3, "float32"))):
         with pytest.raises(ValueError, match=f"{name} can't be changed"):
             opt.param_groups[0][name] = value
-    opt.param_groups[0]["state_dtype"] = "bfloat16"
+    opt.param_groups[0]["state_dtype"] = "".join(["bfloat", "16"])  # equal, but another object
+    assert ac.AdamW(np.ones(3, "float32"), state_dtype=np.uint8).param_groups[0]["state_dtype"] == "uint8"
     with pytest.raises(TypeError, match="say uint16_as='bfloat16'"):
         ac.SGD(np.ones(3, "uint16"))

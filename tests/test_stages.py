@@ -316,8 +316,8 @@ def test_bounds(dtype):
 
 @pytest.mark.parametrize(
     ("bounds", "message"),
-    [((1, 0), "lo <= hi"), ((0.1, 0.1), "lo <= hi, and a number of float32 between"), (1.0, "must be a pair"),
-     ((float("nan"), 1), "lo has a NaN"), ((0, np.ones(3)), r"bounds hi must be an array of its parameter's shape, \(2,\)"),
+    [((1, 0), "lo <= hi"), ((0.1, 0.1), "lo <= hi and a number of float32 between"), (1.0, "must be a pair"),
+     ((float("nan"), 1), "lo has a NaN"), ((0, np.ones(3)), r"bounds: hi must be an array of its parameter's shape, \(2,\)"),
      ((np.array([0.0, 2.0]), np.array([1.0, 1.0])), "lo <= hi"), ((1e39, None), "a number of float32 between"),
      ((np.array(["a", "b"]), 1), "must be numbers"), ((10**400, None), "lo <= hi")],
 )  # fmt: skip
