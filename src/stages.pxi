@@ -229,8 +229,8 @@ cdef void round_float16(Py_ssize_t n, uint16_t* out, const float* x, const uint3
     """
     cdef Py_ssize_t i
     cdef uint32_t u
-    cdef int32_t a, r, low, small, w
-    cdef float units, rest
+    cdef int32_t a, r, low, small, up, w
+    cdef float units
     for i in range(n):
         u = bits_of(x[i])
         w = word ^ noise[i]
@@ -240,8 +240,8 @@ cdef void round_float16(Py_ssize_t n, uint16_t* out, const float* x, const uint3
         low = 0x38800000 if a > 0x38800000 else a
         units = float_of(low) * <float> 16777216
         small = <int32_t> units
-        rest = (units - <float> small) * <float> 16777216
-        small = small + (w < <int32_t> rest)
+        up = <int32_t> ((units - <float> small) * <float> 16777216)
+        small = small + 1 if w < up else small
         r = r if a >= 0x38800000 else small
         r = 0x7c00 if a >= 0x477ff000 else r
         r = 0x7e00 if a > 0x7f800000 else r

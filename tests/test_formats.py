@@ -380,7 +380,8 @@ def test_moments_and_path_stay_near_those_of_float32(name, options, formats):
         bound = 0.02 if (name, slot) == ("RMSprop", "momentum_buffer") else bounds.get(slot, 0.01)
         assert ratio == pytest.approx(1, rel=bound), slot
     got = wide(stored.view("uint16"), formats["parameters"]) if "parameters" in formats else stored
-    assert got.mean(dtype="float64") == pytest.approx(q.mean(dtype="float64"), rel=0.02)
+    bound = 0.03 if name == "Adadelta" and "uint8" in formats.values() else 0.02  # docs/narrow_numbers.md: when not to
+    assert got.mean(dtype="float64") == pytest.approx(q.mean(dtype="float64"), rel=bound)
 
 
 def factorise(name, seed, state_dtype, rows=200, rank=4, entries=20_000, epochs=30, lr=0.02):

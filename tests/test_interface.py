@@ -154,7 +154,7 @@ def test_state_names_and_t():
     opt = ac.NAdam(W.copy())
     assert list(opt.state) == ["exp_avg", "exp_avg_sq", "step", "mu_product"]
     assert "exp_avg" in repr(opt.state)
-    with pytest.raises(KeyError, match="this optimizer has exp_avg"):
+    with pytest.raises(KeyError, match="this optimizer; it has exp_avg"):
         opt.state["variance"]
     opt.t = 10
     assert opt.t == opt.state["step"] == 10
