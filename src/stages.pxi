@@ -229,7 +229,7 @@ cdef void round_float16(Py_ssize_t n, uint16_t* out, const float* x, const uint3
     """
     cdef Py_ssize_t i
     cdef uint32_t u
-    cdef int32_t a, r, low, small, up, w
+    cdef int32_t a, r, low, small, below, up, w
     cdef float units
     for i in range(n):
         u = bits_of(x[i])
@@ -241,8 +241,9 @@ cdef void round_float16(Py_ssize_t n, uint16_t* out, const float* x, const uint3
         units = float_of(low) * <float> 16777216
         small = <int32_t> units
         up = <int32_t> ((units - <float> small) * <float> 16777216)
-        small = small + 1 if w < up else small
-        r = r if a >= 0x38800000 else small
+        small = small - ((w - up) >> 31)  # one more where w < up
+        below = (a - 0x38800000) >> 31  # all ones; a select here would become a branch
+        r = (small & below) | (r & ~below)
         r = 0x7c00 if a >= 0x477ff000 else r
         r = 0x7e00 if a > 0x7f800000 else r
         out[i] = <uint16_t> (r | ((u >> 16) & 0x8000))
