@@ -27,7 +27,7 @@ FLAGS = [
     "-fno-thread-jumps",
     "-fno-strict-aliasing",
 ]
-LEVELS = {"baseline": [], "v3": ["-march=x86-64-v3"], "v4": ["-march=x86-64-v4", "-mprefer-vector-width=512"]}
+LEVELS = {"baseline": [], "v3": ["-march=x86-64-v3"], "v4": ["-march=x86-64-v4", "-mprefer-vector-width=256"]}
 OPENMP_PROGRAM = """
 #include <omp.h>
 int main(void) {

@@ -12,7 +12,7 @@ import sysconfig
 import tempfile
 from pathlib import Path
 
-WIDTH = {"baseline": 16, "v3": 32, "v4": 64}
+WIDTH = {"baseline": 16, "v3": 32, "v4": 32}
 settings = {
     node.targets[0].id: ast.literal_eval(node.value)
     for node in ast.parse(Path("setup.py").read_text()).body
