@@ -229,14 +229,16 @@ cdef void round_float16(Py_ssize_t n, uint16_t* out, const float* x, const uint3
     """
     cdef Py_ssize_t i
     cdef uint32_t u
-    cdef int32_t a, r, low, high, small, up, over, nan, w
+    cdef int32_t a, above, below, low, high, r, small, up, over, nan, w
     cdef float units
     for i in range(n):
         u = bits_of(x[i])
         w = word ^ noise[i]
         a = u & 0x7fffffff
-        low = 0x38800000 if a > 0x38800000 else a
-        high = 0x38800000 if a < 0x38800000 else a
+        above = a - 0x38800000  # masks, all ones where true: so many selects would become branches
+        below = above >> 31
+        low = 0x38800000 + (above & below)
+        high = 0x38800000 + (above & ~below)
         high = 0x477fe000 if high > 0x477fe000 else high
         units = float_of(low) * <float> 16777216
         small = <int32_t> units
@@ -244,7 +246,7 @@ cdef void round_float16(Py_ssize_t n, uint16_t* out, const float* x, const uint3
         small = small - ((w - up) >> 31)  # one more where w < up
         r = (high - 0x38000000 + (w >> 11)) >> 13
         r = r + small - 0x400  # one of them is 2^-14, 0x400
-        over = (0x477fefff - a) >> 31  # all ones where true: so many selects would become branches
+        over = (0x477fefff - a) >> 31
         nan = (0x7f800000 - a) >> 31
         r = (r & ~over) | (over & 0x7c00) | (nan & 0x200)
         out[i] = <uint16_t> (r | ((u >> 16) & 0x8000))
