@@ -320,6 +320,7 @@ cdef class Plan:
         """The inverse, rounded to nearest, from element `start` on, in whole blocks of 256 or up to the end."""
         cdef Py_ssize_t i, n = values.size
         cdef float* x = <float*> address(values)
+        self.space.groups[index].only_bfloat16 = False
         for i in range((n + BLOCK - 1) // BLOCK):
             encode_block(self.space.groups + index, slot, start + i * BLOCK, min(n - i * BLOCK, BLOCK), x + i * BLOCK,
                          True, 0)
@@ -505,6 +506,11 @@ cdef class Plan:
     cdef Py_ssize_t acquire(self, grads) except -2:
         """Bind the gradients; returns the number of their elements, -1 where every one is None."""
         cdef Py_ssize_t i, work = -1
+        for i in range(self.space.n_groups):
+            self.space.groups[i].narrow_grads = False
+            self.space.groups[i].only_bfloat16 = (self.space.groups[i].format == BFLOAT16
+                                                  and self.space.groups[i].state_format == BFLOAT16
+                                                  and self.space.groups[i].master == NULL)
         if not self.structured:
             return self.acquire_group(0, grads, work)
         if not isinstance(grads, (list, tuple)) or len(grads) != self.space.n_groups:
@@ -552,6 +558,7 @@ cdef class Plan:
                                 + ("" if group.wide else self.hint(g)))
             a.g_format = FORMATS[kind]
             group.narrow_grads = True
+        group.only_bfloat16 = group.only_bfloat16 and a.g_format == BFLOAT16
         if g.ndim != p.ndim or (g.ndim and memcmp(g.shape, p.shape, g.ndim * sizeof(Py_ssize_t)) != 0):
             raise ValueError(f"{self.name(index, i, True)} has shape {grad.shape}, its parameter "
                              f"{tuple([p.shape[j] for j in range(p.ndim)])}")
@@ -695,8 +702,6 @@ cdef class Plan:
         self.n_acquired = 0
         for i in range(self.space.n_arrays):
             self.space.arrays[i].g = NULL
-        for i in range(self.space.n_groups):
-            self.space.groups[i].narrow_grads = False
         return 0
 
     # --- checks --------------------------------------------------------------------------------------------------

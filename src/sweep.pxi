@@ -61,6 +61,7 @@ cdef struct Group:
     long long* t             # applied steps of each array
     double* product          # NAdam's product of mu of each array, else NULL
     bint narrow_grads        # some gradient of this call is float16 or bfloat16
+    bint only_bfloat16       # so is all that comes in: the lower half of a NaN is 0, and noise can't overflow it
     double squares           # the sum of its gradients' squares, where a norm is taken
     double factor            # of the gradient: -1 to ascend, the clip coefficient, 1 / loss_scale
     char* ema                # the average of the parameters, or NULL
@@ -141,7 +142,9 @@ cdef void store_parameters(const Space* space, const Group* group, const Array* 
             copy_segment(group.format, n, out, 0, p)
             return
         word = noise_word(noise_key(space.seed, space.t, group - space.groups, 0), start // BLOCK)
-        if group.format == BFLOAT16:
+        if group.only_bfloat16:
+            round_number(n, <uint16_t*> out, p, noises.bfloat16 + at, word >> (32 - CUT_BFLOAT16))
+        elif group.format == BFLOAT16:
             round_head(n, <uint16_t*> out, p, noises.bfloat16 + at, word >> (32 - CUT_BFLOAT16))
         else:
             round_float16(n, <uint16_t*> out, p, noises.float16 + at, word >> (32 - CUT_FLOAT16))
@@ -168,7 +171,9 @@ cdef void encode_block(const Group* group, int slot, Py_ssize_t start, Py_ssize_
     cdef const Noises* noise = &noises
     if nearest:
         noise = &halves
-    if group.state_format == BFLOAT16:
+    if group.only_bfloat16:
+        round_number(n, <uint16_t*> code, x, noise.bfloat16, word >> (32 - CUT_BFLOAT16))
+    elif group.state_format == BFLOAT16:
         round_head(n, <uint16_t*> code, x, noise.bfloat16, word >> (32 - CUT_BFLOAT16))
     else:
         group.scales[slot][start // BLOCK] = encode_uint8(n, <uint8_t*> code, x, group.signed[slot], noise.uint8,

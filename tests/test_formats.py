@@ -329,6 +329,21 @@ def test_what_is_not_finite_stays_visible(bad, state_dtype):
     assert np.isfinite(np.delete(p, 300)).all()
 
 
+@pytest.mark.parametrize("kind", ["bfloat16", "float32"])
+@pytest.mark.parametrize("bad", [0x7FC0, 0xFFFF, 0x7FFF, 0x7F81, 0x7F80])
+def test_what_is_not_finite_stays_visible_in_bfloat16(bad, kind):
+    """Where all numbers are bfloat16 the check for NaN is left out; the bits show that nothing needs it."""
+    g = np.full(600, 0x3F80, "uint16")
+    g[300] = bad
+    p = np.full(600, 0x3F80, "uint16")
+    opt = ac.AdamW(p, rounding="stochastic", state_dtype="bfloat16", uint16_as="bfloat16")
+    for _ in range(30):
+        opt.step(g if kind == "bfloat16" else ref.from_bfloat16(g))
+        for x in (ref.from_bfloat16(p), opt.decoded_state("exp_avg"), opt.decoded_state("exp_avg_sq")):
+            assert not np.isfinite(x[300])
+            assert np.isfinite(np.delete(x, 300)).all()
+
+
 # --- as good as float32 ----------------------------------------------------------------------------------------------
 
 
