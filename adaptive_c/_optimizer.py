@@ -81,18 +81,21 @@ class ParamGroup(MutableMapping[str, Any]):
     def _flat(self, arrays: Any, name: str) -> Array:
         parts = []
         for _, array, _ in self._match(arrays, name):
-            bfloat16 = array.dtype.name == "bfloat16" or (array.dtype == np.uint16 and self._uint16_as == "bfloat16")
-            bits = np.asarray(array).ravel().view("uint16").astype("uint32") << np.uint32(16) if bfloat16 else None
-            parts.append(np.asarray(array).ravel() if bits is None else bits.view("float32"))
+            part = np.asarray(array).ravel()
+            if self._is_bfloat16(array):
+                part = (part.view("uint16").astype("uint32") << np.uint32(16)).view("float32")
+            parts.append(part)
         return np.concatenate(parts) if parts else np.empty(0)
+
+    def _is_bfloat16(self, array: Array) -> bool:
+        return array.dtype.name == "bfloat16" or (array.dtype == np.uint16 and self._uint16_as == "bfloat16")
 
     def _bind_copies(self) -> None:
         """Check copy_to and hand it to the plan."""
         copies, kind = [], ""
         name = f"{self._where}['copy_to']" if "[" in self._where else "copy_to"
         for param, copy, label in self._match(self._options["copy_to"], name):
-            bfloat16 = copy.dtype.name == "bfloat16" or (copy.dtype == np.uint16 and self._uint16_as == "bfloat16")
-            kind_here = "bfloat16" if bfloat16 else copy.dtype.name
+            kind_here = "bfloat16" if self._is_bfloat16(copy) else copy.dtype.name
             if kind_here not in ("float32", "bfloat16", "float16") or (kind and kind_here != kind):
                 hint = "; say uint16_as='bfloat16' if that is what it holds" if copy.dtype == np.uint16 else ""
                 raise TypeError(f"{label} has dtype {copy.dtype}; copies of a group are all float32, all bfloat16 or "
@@ -119,23 +122,11 @@ class ParamGroup(MutableMapping[str, Any]):
 
     def _assign(self, options: dict[str, Any], where: str) -> None:
         dtype = self._plan.dtype(self._index)
-        options = check_options(options, np.dtype("float64" if dtype == "float64" else "float32"), where)
-        for slot, name in zip(self._slots, self._cls._state(options), strict=False):
-            if name and slot is None:
-                raise ValueError(f"{where}this would need new state ({name}) in the middle of a run; "
-                                 "construct a new optimizer with it")  # fmt: skip
-        if not self._slots:
+        options = check_options(options, np.dtype(self._computed), where)
+        if self._slots:
+            self._check_changes(options, where)
+        else:
             self._check_formats(options, dtype, where)
-        for name in _FIXED if self._slots else ():
-            if self._options[name] is not options[name]:
-                raise ValueError(
-                    f"{where}{name} can't be changed in the middle of a run; construct a new optimizer with it"
-                )
-        if self._slots and (options["ema_decay"] is None) != (self._ema is None):
-            raise ValueError(
-                f"{where}ema_decay can't come or go in the middle of a run; 1.0 keeps an average as it is, and a new "
-                "optimizer can start one"
-            )
         bounds = None  # leave them
         if not self._slots or options["bounds"] is not self._options["bounds"]:
             bounds = (None, None)
@@ -143,6 +134,27 @@ class ParamGroup(MutableMapping[str, Any]):
                 bounds = inward(options["bounds"], dtype, where, self._flat)
         self._plan.assign(self._index, {**self._cls._fixed, **options}, bounds)
         self._options = options
+
+    @property
+    def _computed(self) -> str:
+        """The dtype that the rule computes in."""
+        return "float64" if self._plan.dtype(self._index) == "float64" else "float32"
+
+    def _check_changes(self, options: dict[str, Any], where: str) -> None:
+        for slot, name in zip(self._slots, self._cls._state(options), strict=True):
+            if name and slot is None:
+                raise ValueError(f"{where}this would need new state ({name}) in the middle of a run; "
+                                 "construct a new optimizer with it")  # fmt: skip
+        for name in _FIXED:
+            if self._options[name] is not options[name]:
+                raise ValueError(
+                    f"{where}{name} can't be changed in the middle of a run; construct a new optimizer with it"
+                )
+        if (options["ema_decay"] is None) != (self._ema is None):
+            raise ValueError(
+                f"{where}ema_decay can't come or go in the middle of a run; 1.0 keeps an average as it is, and a new "
+                "optimizer can start one"
+            )
 
     def _check_formats(self, options: dict[str, Any], dtype: str, where: str) -> None:
         master, rounding, state = options["master"], options["rounding"], options["state_dtype"]
@@ -363,10 +375,10 @@ class Optimizer:
         seed: int = 0,
         **unknown: Any,
     ) -> None:
-        settings = {name: value for name, value in locals().items() if name in SETTINGS}
-        shared = locals()
+        given = locals()
+        settings = {name: given[name] for name in SETTINGS}
         self._own = tuple(options)
-        options = {**options, **{name: shared[name] for name in _SHARED}}
+        options = {**options, **{name: given[name] for name in _SHARED}}
         if uint16_as not in (None, "bfloat16"):
             raise ValueError(f"uint16_as must be 'bfloat16' or None, got {uint16_as!r}")
         for name in unknown:
@@ -415,9 +427,8 @@ class Optimizer:
 
     def _allocate(self, index: int, group: ParamGroup) -> None:
         n = self._plan.size(index)
-        native = "float64" if self._plan.dtype(index) == "float64" else "float32"
         kind = "native" if group["state_dtype"] in (None, "float32") else group["state_dtype"]
-        dtype = {"native": native, "bfloat16": "uint16", "uint8": "uint8"}[kind]
+        dtype = {"native": group._computed, "bfloat16": "uint16", "uint8": "uint8"}[kind]
         names = self._state(group)
         group._slots = tuple(_zeros(n, "int8" if name == "prev" else dtype) if name else None for name in names)
         group._scales = tuple(
@@ -429,7 +440,7 @@ class Optimizer:
         if group["master"]:
             group._master = _zeros(n, "float32")
         if group["ema_decay"] is not None:
-            group._ema = _zeros(n, native)
+            group._ema = _zeros(n, group._computed)
         slots = zip(group._slots, group._scales, strict=True)
         self._plan.attach(
             index,
@@ -477,7 +488,7 @@ class Optimizer:
             flat = np.empty(stored.size, "float32")
             self._plan.decode(index, slot, flat)
         else:
-            flat = stored.astype("float64" if self._plan.dtype(index) == "float64" else "float32")
+            flat = stored.astype(group._computed)
         return group.views(flat)
 
     def step(self, grads: Any, *, loss_scale: float | None = None) -> None:
