@@ -54,6 +54,8 @@ class BuildExt(build_ext):
                 missing[level] = reason
         compiler = " ".join(getattr(self.compiler, "compiler", [self.compiler.compiler_type])[:1])
         config = {"compiler": compiler, "flags": flags, "openmp": why, "missing": missing}
+        config["version"] = first_line(f"{compiler} --version")
+        config["commit"] = first_line("git describe --always --dirty --abbrev=12 --exclude *")
         print("adaptive_c:", json.dumps(config))
         self.config_file = Path(self.get_ext_fullpath("adaptive_c._cpu")).with_name("_build.json")
         self.config_file.parent.mkdir(parents=True, exist_ok=True)
@@ -95,6 +97,15 @@ class BuildExt(build_ext):
             except Exception as error:  # distutils' compile and link errors, and a program that fails
                 return f"the compiler or its program failed with {' '.join(flags)} ({type(error).__name__})"
         return ""
+
+
+def first_line(command):
+    """What a command prints first, or nothing: for benchmarks to tell."""
+    try:
+        out = subprocess.run(command.split(), capture_output=True, text=True, cwd=Path(__file__).parent).stdout
+    except OSError:
+        return ""
+    return out.partition("\n")[0]
 
 
 modules = ["_cpu", *(f"_{level}" for level in LEVELS)]

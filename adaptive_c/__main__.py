@@ -1,7 +1,8 @@
-"""The command line: ``adaptive-c demo`` and ``adaptive-c config`` (``python -m adaptive_c`` is the same program)."""
+"""The command line: ``adaptive-c demo``, ``bench`` and ``config`` (``python -m adaptive_c`` is the same program)."""
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -11,7 +12,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     demo = commands.add_parser("demo", help="train two small models with every optimizer, then step one large array")
     demo.add_argument("--quick", action="store_true", help="a shorter training and a smaller array, within 20 seconds")
-    demo.add_argument("--out", default=".", metavar="FOLDER", help="where the picture goes (default: here)")
+    bench = commands.add_parser("bench", help="time this library and its peers, each checked against the reference")
+    bench.add_argument("groups", nargs="*", metavar="ROWS", help="sizes, rules, float64, whole, formats, lists, "
+                       "threads, import, memory; all of them unless named")  # fmt: skip
+    bench.add_argument("--quick", action="store_true", help="smaller arrays and fewer rounds: about two minutes")
+    bench.add_argument("--rounds", type=int, metavar="N", help="how often each contender has its turn (21; quick: 7)")
+    bench.add_argument("--config", metavar="FILE", help="a TOML file of settings, such as benchmarks/recorded.toml")
+    for command in (demo, bench):
+        command.add_argument("--out", default=".", metavar="FOLDER", help="where the files go (default: here)")
     commands.add_parser("config", help="print instruction set, OpenMP runtime and threads, and why")
     options = parser.parse_args(arguments)
     if options.command == "config":
@@ -20,6 +28,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         show_config()
         return 0
     try:
+        return _bench(parser, options) if options.command == "bench" else _demo(parser, options)
+    except OSError as error:
+        parser.exit(1, f"adaptive-c {options.command}: can't write to --out {options.out}: {error}\n")
+
+
+def _demo(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
+    try:
         from .demo import run
     except ImportError as error:
         if (error.name or "").partition(".")[0] not in ("matplotlib", "rich", "sklearn"):
@@ -27,10 +42,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.exit(
             1, f"adaptive-c demo needs {error.name}: pip install 'adaptive_c[demo]' (from a clone: '.[demo]')\n"
         )
+    run(quick=options.quick, folder=options.out)
+    return 0
+
+
+def _bench(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
+    from .bench import report, suite
+
     try:
-        run(quick=options.quick, folder=options.out)
+        settings = suite.settings(options.config, options.quick, options.groups, options.rounds)
+    except (ValueError, TypeError) as error:
+        parser.error(str(error))
     except OSError as error:
-        parser.exit(1, f"adaptive-c demo: can't write to --out {options.out}: {error}\n")
+        parser.error(f"can't read --config {options.config}: {error}")
+    folder = Path(options.out)
+    results = suite.run(settings, folder)
+    text = report.markdown(results)
+    (folder / "adaptive-c-bench.md").write_text(text)
+    print(text)
+    try:
+        report.pictures(results, folder)
+    except ImportError as error:
+        if (error.name or "").partition(".")[0] != "matplotlib":
+            raise
+        print("no pictures: pip install matplotlib (or 'adaptive_c[bench]')")
+    print("wrote", ", ".join(sorted(str(path) for path in folder.glob("adaptive-c-bench*"))))
     return 0
 
 

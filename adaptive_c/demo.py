@@ -140,7 +140,7 @@ def one_large_array(n: int, console: Console) -> None:
 
     contenders: dict[str, Callable[[], None]] = {
         "adaptive_c": lambda: opt.step(g),
-        "ceiling": lambda: core.ceiling(p, g, states),
+        "ceiling": lambda: core.ceiling((g,), (p, *states)),
         "NumPy": in_numpy,
     }
     times: dict[str, list[float]] = {name: [] for name in contenders}

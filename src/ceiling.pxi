@@ -1,67 +1,88 @@
-# The machine's ceiling: a step's memory traffic with next to no arithmetic, for benchmarks and the demo.
+# The machine's ceiling: the memory traffic of a step with next to no arithmetic, for benchmarks and the demo.
+#
+# Every array is read, or read and written, or only written, once, 64 elements of one after 64 of another: as finely
+# interleaved as in a loop that does it all at once, and as fast, but for any number of arrays of any types.  What is
+# written is what was there (the key is 0, which no compiler knows), so that a step can be timed on the same arrays.
 
-cdef inline void touch_loop(Py_ssize_t n, floating* p, const floating* g, floating* a, floating* b, floating* c,
-                            signed char* q, int states, bint signs) noexcept nogil:
+cdef enum Traffic:
+    READ, UPDATE, WRITE
+
+cdef enum:
+    STREAMS = 8
+    INTERLEAVED = 64  # elements
+
+cdef struct Stream:
+    char* p
+    Py_ssize_t itemsize
+    Traffic traffic
+
+cdef uint64_t unread = 0  # what reading adds up to, so that it is not left out
+
+
+cdef uint64_t read_words(Py_ssize_t n, const uint64_t* x) noexcept nogil:
+    cdef Py_ssize_t i
+    cdef uint64_t total = 0
+    for i in range(n):
+        total += x[i]
+    return total
+
+
+cdef void update_words(Py_ssize_t n, uint64_t* x, uint64_t key) noexcept nogil:
     cdef Py_ssize_t i
     for i in range(n):
-        p[i] = p[i] + g[i]
-        if states > 0:
-            a[i] = a[i] + g[i]
-        if states > 1:
-            b[i] = b[i] + g[i]
-        if states > 2:
-            c[i] = c[i] + g[i]
-        if signs:
-            q[i] = -q[i]
-
-cdef void touch(Py_ssize_t n, floating* p, const floating* g, floating* a, floating* b, floating* c, signed char* q,
-                int states) noexcept nogil:
-    if q != NULL:
-        if states == 1:
-            touch_loop(n, p, g, a, b, c, q, 1, True)
-        else:
-            touch_loop(n, p, g, a, b, c, q, 2, True)
-    elif states == 0:
-        touch_loop(n, p, g, a, b, c, q, 0, False)
-    elif states == 1:
-        touch_loop(n, p, g, a, b, c, q, 1, False)
-    elif states == 2:
-        touch_loop(n, p, g, a, b, c, q, 2, False)
-    else:
-        touch_loop(n, p, g, a, b, c, q, 3, False)
-
-cdef void touch_all(Py_ssize_t n, floating* p, const floating* g, floating* a, floating* b, floating* c,
-                    signed char* q, int states, int n_threads) noexcept nogil:
-    cdef Py_ssize_t thread, start, part = ((n + n_threads - 1) // n_threads + 63) & ~63
-    for thread in prange(n_threads, schedule="static", num_threads=n_threads):
-        start = thread * part
-        if start < n:
-            touch(min(part, n - start), p + start, g + start, a + start, b + start, c + start,
-                  q + start if q != NULL else q, states)
+        x[i] = x[i] ^ key
 
 
-def ceiling(floating[::1] p, const floating[::1] g, tuple states, int n_threads=0):
-    """Read g and read and write p and the state arrays once: each thread one plain loop over a part of its own.
+cdef void write_words(Py_ssize_t n, uint64_t* x, uint64_t key) noexcept nogil:
+    cdef Py_ssize_t i
+    for i in range(n):
+        x[i] = key
 
-    states: up to three flat arrays of p's dtype, and last perhaps one of int8, each as long as p.
+
+cdef uint64_t move(const Stream* streams, int n_streams, Py_ssize_t start, Py_ssize_t end, uint64_t key) noexcept nogil:
+    cdef Py_ssize_t words
+    cdef uint64_t* x
+    cdef uint64_t total = 0
+    cdef int j
+    while start < end:
+        for j in range(n_streams):
+            x = <uint64_t*> (streams[j].p + start * streams[j].itemsize)
+            words = min(end - start, INTERLEAVED) * streams[j].itemsize // 8
+            if streams[j].traffic == READ:
+                total += read_words(words, x)
+            elif streams[j].traffic == UPDATE:
+                update_words(words, x, key)
+            else:
+                write_words(words, x, key)
+        start += INTERLEAVED
+    return total
+
+
+def ceiling(tuple read, tuple update=(), tuple write=(), int n_threads=0, uint64_t key=0):
+    """Read, read and write, and write flat arrays of one length, each thread a part of its own.
+
+    Up to 8 arrays of any types.  With key=0 those that are updated keep their values; what is written is the key.
     """
-    cdef floating[::1] x
-    cdef signed char[::1] signs
-    cdef floating* s[3]
-    cdef signed char* q = NULL
-    cdef int n = 0
-    if any(len(x) != p.shape[0] for x in (g, *states)):
-        raise ValueError("all arrays must be as long as p")
-    if p.shape[0] == 0:
-        return
-    s[0] = s[1] = s[2] = &p[0]
-    for state in states:
-        if state.dtype == "int8":
-            signs = state
-            q = &signs[0]
-        else:
-            x = state
-            s[n] = &x[0]
-            n += 1
+    global unread
+    cdef Stream streams[STREAMS]
+    cdef Py_ssize_t i, part, n
+    cdef int n_streams = 0
+    cdef uint64_t total = 0
+    arrays = [(x, READ) for x in read] + [(x, UPDATE) for x in update] + [(x, WRITE) for x in write]
+    if not 0 < len(arrays) <= STREAMS or any([x.size != arrays[0][0].size for x, _ in arrays]):
+        raise ValueError(f"the ceiling takes 1 to {STREAMS} arrays of one length")
+    for x, traffic in arrays:
+        streams[n_streams].p = <char*> address(x)
+        streams[n_streams].itemsize = x.itemsize
+        streams[n_streams].traffic = traffic
+        n_streams += 1
+    n = arrays[0][0].size
+    n_threads = get_threads(n_threads) if n >= PARALLEL_FROM else 1
+    part = ((n + n_threads - 1) // n_threads + CHUNK - 1) // CHUNK * CHUNK
     with nogil:
-        touch_all(p.shape[0], &p[0], &g[0], s[0], s[1], s[2], q, n, get_threads(n_threads))
+        if n_threads <= 1:
+            total = move(streams, n_streams, 0, n, key)
+        else:
+            for i in prange(n_threads, schedule="static", num_threads=n_threads):
+                total += move(streams, n_streams, i * part, min((i + 1) * part, n), key)
+    unread ^= total

@@ -1,0 +1,433 @@
+"""The rows, and how they are measured: contenders in processes of their own, in turn, for many rounds.
+
+What is kept of a row is each round's seconds.  Ratios are taken round by round, between neighbours in time; their
+median comes with an interval that holds the true median with a chance of 95%, whatever the distribution of the noise
+(order statistics and the binomial distribution).  A ratio whose interval holds 1 is not shown.
+"""
+
+import json
+import math
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+import tomllib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field, replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from .. import __version__
+from .._config import build_info, get_num_threads, isa
+from .contenders import CONTENDERS, Task
+
+OURS = "adaptive_c"
+ENOUGH = 5  # rounds for a contender that is ten times slower
+
+RULES: list[tuple[str, dict[str, Any]]] = [
+    ("SGD", {}), ("SGD", {"momentum": 0.9}), ("Momentum", {}), ("Adagrad", {}), ("RMSprop", {}),
+    ("RMSprop", {"momentum": 0.9, "centered": True}), ("Adadelta", {}), ("Adam", {}), ("Adam", {"amsgrad": True}),
+    ("AdamW", {}), ("Adamax", {}), ("NAdam", {}), ("RAdam", {}), ("Lion", {}), ("Rprop", {}), ("SuperSAB", {}),
+]  # fmt: skip
+FUSED = {"SGD", "Adagrad", "Adam", "AdamW"}  # what PyTorch has fused CPU kernels for
+# GPT-2 124M: token and position embedding, twelve blocks, the last norm; 148 arrays, 124,439,808 numbers.
+GPT2 = (50257 * 768, 1024 * 768, *12 * (768, 768, 768 * 2304, 2304, 768 * 768, 768, 768, 768, 768 * 3072, 3072,
+                                        3072 * 768, 768), 768, 768)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is measured, and how often; a TOML file may have the same names (``--config``)."""
+
+    groups: tuple[str, ...] = (
+        "sizes", "rules", "float64", "whole", "formats", "lists", "threads", "import", "memory",
+    )  # fmt: skip
+    rounds: int = 21
+    seconds: float = 0.04  # of one timing, at least one step
+    large: int = 1 << 26
+    sizes: tuple[int, ...] = tuple(1 << i for i in (8, 10, 12, 14, 16, 17, 18, 20, 22, 24, 26, 27))
+    everybody_up_to: int = 1 << 24  # beyond, only the fast contenders
+    contenders: tuple[str, ...] = tuple(CONTENDERS)
+
+
+QUICK = Settings(rounds=7, seconds=0.01, large=1 << 22, sizes=tuple(1 << i for i in (10, 14, 17, 20, 22)))
+
+
+def settings(file: str | None, quick: bool, groups: Sequence[str], rounds: int | None) -> Settings:
+    """The settings of a command line, checked.  OSError and ValueError for a file that can't be used."""
+    chosen = QUICK if quick else Settings()
+    if file is not None:
+        given = tomllib.loads(Path(file).read_text())
+        if unknown := [name for name in given if name not in asdict(chosen)]:
+            raise ValueError(f"{file}: {unknown[0]!r} is no setting; there are {', '.join(asdict(chosen))}")
+        chosen = replace(chosen, **{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})
+    if groups:
+        chosen = replace(chosen, groups=tuple(groups))
+    if rounds is not None:
+        chosen = replace(chosen, rounds=rounds)
+    if unknown := [group for group in chosen.groups if group not in Settings.groups]:
+        raise ValueError(f"there are no rows {unknown[0]!r}; there are {', '.join(Settings.groups)}")
+    if unknown := [name for name in chosen.contenders if name not in CONTENDERS]:
+        raise ValueError(f"there is no contender {unknown[0]!r}; there are {', '.join(CONTENDERS)}")
+    if OURS not in chosen.contenders:
+        raise ValueError(f"contenders must include {OURS}: all ratios are to it")
+    if not 5 <= chosen.rounds <= 1000:
+        raise ValueError(f"rounds must be in 5 .. 1000, got {chosen.rounds}: fewer tell nothing about the noise")
+    if not min(chosen.large, *chosen.sizes, 1 << 60) >= 64:
+        raise ValueError("sizes are 64 elements or more")
+    return chosen
+
+
+FAST = (OURS, "torch fused", "DeepSpeed CPUAdam", "numba by hand", "NumPy in place")
+
+
+@dataclass
+class Row:
+    group: str
+    label: str
+    task: Task
+    names: Sequence[str]
+    results: dict[str, dict[str, Any]] = field(default_factory=dict)  # by contender, and "ceiling"
+
+
+def rows(settings: Settings) -> Iterator[Row]:
+    """What the settings ask for; a row without any contender that is wanted is left out."""
+    every = [name for name, c in CONTENDERS.items() if c.bits == 32 and not c.dtype and "call by call" not in name]
+    n, cached = settings.large, min(settings.large, 1 << 13)
+    state_formats = [("float32", None), ("float32", "bfloat16"), ("float32", "uint8"), ("bfloat16", "bfloat16"),
+                     ("bfloat16", "uint8")]  # fmt: skip
+
+    def plan() -> Iterator[Row]:
+        for size in settings.sizes:
+            names = every if size <= settings.everybody_up_to else FAST
+            yield Row("sizes", f"{size:,}", Task((size,)), names)
+        for rule, options in RULES:
+            label = " ".join([rule, *(f"{k}={v}" for k, v in options.items())])
+            names = [OURS, *(["torch fused"] if rule in FUSED else [])]
+            yield Row("rules", label, Task((n,), rule, options), names)
+            yield Row("in cache", label, Task((cached,), rule, options, threads=1), [OURS])
+        yield Row("float64", f"{n // 2:,}", Task((n // 2,), dtype="float64"), [*FAST[:2], *FAST[3:], "optax jitted"])
+        yield Row("whole", f"{n:,}", Task((n,), whole=True), [OURS, "torch, call by call"])
+        yield Row("in cache", "whole step", Task((cached,), whole=True, threads=1), [OURS])
+        for dtype, state in state_formats:
+            label = f"{dtype} parameters, {state or dtype} state"
+            eight = ["bitsandbytes AdamW8bit", "torchao AdamW8bit"] if (dtype, state) == ("float32", "uint8") else []
+            for size in (n, n // 4) if state else (n,):
+                names = [OURS, "torch fused", *(["torch fused float32"] if dtype != "float32" else [])]
+                extra = eight if size == n // 4 else []
+                yield Row("formats", f"{label}, {size:,}", Task((size,), dtype=dtype, state_dtype=state),
+                          [*names, *extra])  # fmt: skip
+            yield Row("in cache", label, Task((cached,), dtype=dtype, state_dtype=state, threads=1), [OURS])
+        many = 10_000 if n >= 1 << 24 else 1000
+        yield Row("lists", f"{many:,} arrays of 1,000", Task((1000,) * many), [OURS, *every[1:5], "scikit-learn Adam"])
+        gpt2 = GPT2 if n >= 1 << 24 else tuple(-(-size // 64) for size in GPT2)
+        label = "GPT-2 124M, 148 arrays" + ("" if gpt2 is GPT2 else ", each cut to a 64th")
+        yield Row("lists", label, Task(gpt2), [OURS, *every[1:5]])
+        for threads in range(1, get_num_threads() + 1):
+            yield Row("threads", str(threads), Task((n,), threads=threads), [*FAST[:4]])
+        yield Row("memory", f"{n // 4:,}", Task((n // 4,)), every)
+        yield Row("memory", f"{n // 4:,}, uint8 state", Task((n // 4,), state_dtype="uint8"),
+                  [OURS, "bitsandbytes AdamW8bit", "torchao AdamW8bit"])  # fmt: skip
+
+    for row in plan():
+        row.names = [name for name in row.names if name in settings.contenders]
+        if row.names and (row.group in settings.groups or (row.group == "in cache" and "rules" in settings.groups)):
+            yield row
+
+
+class Process:
+    """A contender at work, for as many rows as have the same number of threads."""
+
+    def __init__(self, name: str, threads: int | None) -> None:
+        self.name = name
+        self.facts: dict[str, Any] = {}  # of its last task
+        env = dict(os.environ)
+        if threads:
+            env |= dict.fromkeys(("OMP_NUM_THREADS", "NUMBA_NUM_THREADS"), str(threads))
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "adaptive_c.bench.worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL, text=True, env=env,
+        )  # fmt: skip
+
+    def build(self, task: Task) -> dict[str, Any]:
+        self.facts = self.ask(build=self.name, task=asdict(task))
+        return self.facts
+
+    def ask(self, **order: Any) -> Any:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        try:
+            print(json.dumps(order), file=self._process.stdin, flush=True)
+            line = self._process.stdout.readline()
+        except BrokenPipeError:
+            line = ""
+        return json.loads(line) if line else {"failed": f"its process ended with {self._process.wait()}"}
+
+    def stop(self) -> None:
+        self._process.kill()
+        with suppress(BrokenPipeError):
+            self._process.communicate()
+
+
+class Processes:
+    """One process for each contender and number of threads, started when it is first asked for."""
+
+    def __init__(self) -> None:
+        self._running: dict[tuple[str, int | None], Process] = {}
+
+    def get(self, name: str, threads: int | None) -> Process:
+        key = name, threads
+        if key not in self._running:
+            self._running[key] = Process(name, threads)
+        return self._running[key]
+
+    def stop(self, name: str, threads: int | None) -> None:
+        if process := self._running.pop((name, threads), None):
+            process.stop()
+
+    def __enter__(self) -> "Processes":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for process in self._running.values():
+            process.stop()
+
+
+def free_memory() -> float:
+    """Bytes that new processes may take, infinite where it can't be told."""
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable"):
+                return 1024 * int(line.split()[1])
+    except OSError:
+        pass
+    return math.inf
+
+
+def measure(row: Row, settings: Settings, processes: Processes, say: Callable[[str], None],
+            advance: Callable[[float], None]) -> None:  # fmt: skip
+    """Fill in row.results.  `advance` is called with shares of the row that are done."""
+    task, ready = row.task, []
+    itemsize = {"float64": 8, "float32": 4, "bfloat16": 2}[task.dtype]
+    for name in row.names:
+        if 8 * task.elements * itemsize > 0.9 * free_memory():
+            row.results[name] = {"failed": "not enough free memory beside the others"}
+        else:
+            if row.group == "memory":  # what a process has freed would count
+                processes.stop(name, task.threads)
+            process = processes.get(name, task.threads)
+            row.results[name] = process.build(task)
+        facts = row.results[name]
+        why = next((why for why in ("missing", "failed", "wrong") if facts.get(why)), "")
+        if not why:
+            ready.append(process)
+            continue
+        hint = f"; {CONTENDERS[name].install}" if why == "missing" and CONTENDERS[name].install else ""
+        where = "" if why == "missing" else f"{row.group}, {row.label}: "
+        say(f"{where}{name} is left out ({why}: {facts[why]}{hint})")
+        if why != "missing":
+            processes.stop(name, task.threads)
+    turns = [(process, what) for process in ready for what in process.facts["steps"]]
+    seconds: dict[tuple[Process, str], list[float]] = {turn: [] for turn in turns}
+    for number in range(settings.rounds if row.group != "memory" else 0):
+        for process, what in turns:
+            once = process.facts["seconds"]
+            if number < ENOUGH or once < 10 * ready[0].facts["seconds"]:
+                repeat = max(1, min(5000, int(settings.seconds / max(once, 1e-7))))
+                time.sleep(0.02)  # until the last one's threads have stopped spinning
+                took = process.ask(time=what, repeat=repeat)
+                if isinstance(took, dict):
+                    raise RuntimeError(f"{process.name} in {row.group}, {row.label}: {took['failed']}")
+                seconds[process, what].append(took)
+        advance(1 / settings.rounds)
+    for (process, what), times in seconds.items():
+        row.results.setdefault(process.name if what == "step" else "ceiling", {})["rounds"] = times
+    for process in ready:
+        if row.group in ("memory", "threads"):
+            processes.stop(process.name, task.threads)
+        else:
+            process.ask(drop=True)
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """An interval that holds the true median with a chance of 95% (of 5 values, the most one can have, 94%)."""
+    ordered, n = sorted(values), len(values)
+    below, tail = 0, 0.5**n
+    while tail + math.comb(n, below + 1) * 0.5**n <= 0.025 and below + 1 < n // 2:
+        below += 1
+        tail += math.comb(n, below) * 0.5**n
+    return ordered[below], ordered[n - 1 - below]
+
+
+def compare(row: Row, name: str, base: str = OURS) -> dict[str, float] | None:
+    """How many times longer `name` takes than `base`, round by round: median and interval."""
+    pair = [row.results.get(x, {}).get("rounds") for x in (name, base)]
+    if not pair[0] or not pair[1]:
+        return None
+    ratios = [a / b for a, b in zip(*pair, strict=False)]
+    low, high = interval(ratios)
+    return {"ratio": statistics.median(ratios), "low": low, "high": high}
+
+
+def summary(row: Row) -> dict[str, Any]:
+    """A row as JSON keeps it."""
+    out: dict[str, Any] = {"group": row.group, "label": row.label, "task": _short(row.task), "contenders": {}}
+    for name, facts in row.results.items():
+        kept = {key: facts[key] for key in ("missing", "failed") if key in facts}
+        if facts.get("wrong"):
+            kept["wrong"] = facts["wrong"]
+        if row.group == "memory" and "peak" in facts:
+            kept["peak_bytes_per_element"] = facts["peak"] / row.task.elements
+        if times := facts.get("rounds"):
+            quartiles = statistics.quantiles(times, n=4) if len(times) > 1 else [times[0]] * 3
+            kept |= {"median": statistics.median(times), "quartiles": [quartiles[0], quartiles[2]], "rounds": times}
+            if facts.get("bytes"):
+                kept["bytes_per_element"] = facts["bytes"]
+            if name != OURS and (ratio := compare(row, name)):
+                kept["times_ours"] = ratio
+        out["contenders"][name] = kept
+    return out
+
+
+def _short(task: Task) -> dict[str, Any]:
+    return {**asdict(task), "sizes": list(task.sizes) if len(task.sizes) < 10 else f"{len(task.sizes)} arrays",
+            "elements": task.elements}  # fmt: skip
+
+
+IMPORTS = {
+    OURS: "import adaptive_c; adaptive_c.AdamW",
+    "torch fused": "import torch.optim",
+    "DeepSpeed CPUAdam": "from deepspeed.ops.adam import DeepSpeedCPUAdam",
+    "bitsandbytes AdamW8bit": "import bitsandbytes.optim",
+    "torchao AdamW8bit": "import torchao.optim",
+    "numba by hand": "import numba",
+    "optax jitted": "import jax, optax",
+    "thinc Adam": "import thinc.api",
+    "scikit-learn Adam": "import sklearn.neural_network",
+}
+
+
+def imports(settings: Settings, advance: Callable[[float], None]) -> dict[str, Any]:
+    """Seconds to import each library after NumPy, in new processes, in turn."""
+    script = "import time, numpy; start = time.perf_counter(); {}; print(time.perf_counter() - start)"
+    names = [name for name in IMPORTS if name in settings.contenders]
+    rounds: dict[str, list[float]] = {name: [] for name in names}
+    total = min(settings.rounds, 7)
+    for _ in range(total):
+        for name in names:
+            out = subprocess.run([sys.executable, "-c", script.format(IMPORTS[name])], capture_output=True, text=True,
+                                 env={**os.environ, "DS_ACCELERATOR": "cpu"})  # fmt: skip
+            if out.returncode == 0:
+                rounds[name].append(float(out.stdout.split()[-1]))
+        advance(1 / total)
+    found = {name: {"median": statistics.median(times), "rounds": times} for name, times in rounds.items() if times}
+    return {"group": "import", "label": "after NumPy", "contenders": found}
+
+
+def environment() -> dict[str, Any]:
+    """The machine, the compiler and its flags, the versions and the commit."""
+    info = build_info()
+    names = ("adaptive_c", "numpy", "torch", "deepspeed", "bitsandbytes", "torchao", "numba", "jax", "optax", "thinc",
+             "scikit-learn")  # fmt: skip
+    versions = {}
+    for name in names:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return {
+        "processor": _processor(),
+        "processors": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "threads": get_num_threads(),
+        "memory": free_memory() if math.isfinite(free_memory()) else None,
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "instruction_set": isa,
+        "compiler": info.get("version", info["compiler"]),
+        "flags": " ".join(info["flags"]),
+        "openmp": info["openmp"],
+        "commit": info.get("commit") or "unknown (not built in a git clone)",
+        "adaptive_c": __version__,
+        "versions": versions,
+        "variables": {name: value for name, value in os.environ.items() if name.startswith(("OMP_", "OPENBLAS_", "GOMP_"))},
+    }
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+@contextmanager
+def progress(total: int) -> Iterator[tuple[Callable[[str], None], Callable[[str], None], Callable[[float], None]]]:
+    """Three functions: say a line, name the row at work, advance by a share of a row."""
+    try:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    except ImportError:
+        done = 0.0
+
+        def advance(share: float) -> None:
+            nonlocal done
+            done += share
+
+        def name(label: str) -> None:
+            print(f"[{done / total:4.0%}] {label}", file=sys.stderr, flush=True)
+
+        yield (lambda text: print(text, file=sys.stderr, flush=True)), name, advance
+        return
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description:40.40}"), BarColumn(), TextColumn("{task.percentage:3.0f}%"),
+               TimeElapsedColumn(), TextColumn("left:"), TimeRemainingColumn())  # fmt: skip
+    with Progress(*columns, console=console, speed_estimate_period=600) as bar:
+        task = bar.add_task("", total=total)
+        yield (
+            lambda text: console.print(text, highlight=False, markup=False),
+            lambda label: bar.update(task, description=label),
+            lambda share: bar.advance(task, share),
+        )
+
+
+def run(settings: Settings, folder: Path) -> dict[str, Any]:
+    """Measure everything, with a progress bar; the JSON file is written after every row."""
+    folder.mkdir(parents=True, exist_ok=True)
+    planned = list(rows(settings))
+    results: dict[str, Any] = {"environment": environment(), "settings": asdict(settings), "rows": []}
+    file = folder / "adaptive-c-bench.json"
+    file.write_text(json.dumps(results, indent=1) + "\n")
+    said: set[str] = set()
+    total = len(planned) + ("import" in settings.groups)
+    with Processes() as processes, progress(total) as (say, name, advance):
+
+        def say_once(text: str) -> None:
+            if text not in said:
+                said.add(text)
+                say(text)
+
+        for row in planned:
+            name(f"{row.group}: {row.label}")
+            done = 0.0
+
+            def count(share: float) -> None:
+                nonlocal done
+                done += share
+                advance(share)
+
+            measure(row, settings, processes, say_once, count)
+            advance(1 - done)
+            results["rows"].append(summary(row))
+            file.write_text(json.dumps(results, indent=1) + "\n")
+        if "import" in settings.groups:
+            name("import time")
+            results["rows"].append(imports(settings, advance))
+            file.write_text(json.dumps(results, indent=1) + "\n")
+    return results

@@ -1,0 +1,148 @@
+"""A contender's process: builds one subject, checks it against the reference, then times it when asked.
+
+Obeys lines of JSON on standard input and answers each with one on standard output.
+"""
+
+import gc
+import json
+import os
+import sys
+import time
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from .. import reference
+from .contenders import CONTENDERS, LR, Array, Contender, Subject, Task
+
+_ENDS, _ARRAYS, _STEPS = 512, 32, 3
+_LONG = 0.5  # seconds, after which a timing ends early
+
+
+def sample(arrays: list[Array]) -> Array:
+    """The first and last elements of some of the arrays, as float64: enough, since every rule is elementwise."""
+    some = arrays[:: max(1, len(arrays) // _ARRAYS)]
+    parts = [part for x in some for part in (x[:_ENDS], x[_ENDS:][-_ENDS:])]
+    x = np.concatenate(parts)
+    if x.dtype == np.uint16:  # bfloat16
+        x = (x.astype("uint32") << np.uint32(16)).view("float32")
+    return x.astype("float64")
+
+
+def expected(contender: Contender, task: Task, p: Array, g: Array, norm: float) -> Array:
+    """A sample of the parameters after three steps by the reference, in float64; each doubles the gradient."""
+    ours = contender.name == "adaptive_c" or contender.name.startswith("torch ")
+    rule = getattr(reference, task.rule.lower() if ours else contender.rule)
+    options = {**(task.options if ours else contender.options), "lr": LR}
+    state: dict[str, Any] = {}
+    for t in range(1, _STEPS + 1):
+        factor = min(1 / 1024, 1 / (norm * 2 ** (t - 1))) if task.whole else 1.0
+        p = np.asarray(rule(p, factor * 2 ** (t - 1) * g, state, t, **options))
+    return p
+
+
+def difference(contender: Contender, task: Task, before: Array, after: Array, wanted: Array) -> str:
+    """What is wrong with the parameters after three steps, or nothing.
+
+    Exact numbers are the tests' business; this is to keep wrong or idle contenders out of the figures.  An update may
+    be off by a part of itself: 1e-4 where the state is as wide as the parameters (1e-9 in float64), 5% with bfloat16
+    and 30% with 8-bit state; and by four roundings of the parameter (in bfloat16 they hide the update).
+    """
+    unit = {"float64": 2.0**-52, "float32": 2.0**-23, "bfloat16": 2.0**-7}[task.dtype]
+    narrow = {"uint8": 0.3, "bfloat16": 0.05, None: 0.3 if contender.bits == 8 else 0.0}[task.state_dtype]
+    part = narrow or (1e-9 if task.dtype == "float64" else 1e-4)
+    size = np.maximum(np.abs(before), np.abs(wanted))
+    wrong = ~(np.abs(after - wanted) <= part * np.abs(wanted - before) + 4 * unit * size)
+    if wrong.any():
+        i = int(np.argmax(wrong))
+        return f"after {_STEPS} steps a parameter is {after[i]:.9g}, where the reference has {wanted[i]:.9g}"
+    return ""
+
+
+def _memory(word: str) -> int:
+    """VmRSS or VmHWM in bytes, 0 where there is no /proc."""
+    with suppress(OSError), open("/proc/self/status") as file:
+        for line in file:
+            if line.startswith(word):
+                return 1024 * int(line.split()[1])
+    return 0
+
+
+def build(name: str, task: Task) -> tuple[Subject, dict[str, Any]]:
+    contender = CONTENDERS[name]
+    if name != "adaptive_c":  # a peer has its own state, whatever the task says of ours
+        task = replace(task, dtype=contender.dtype or task.dtype, state_dtype=None)
+    contender.build(replace(task, sizes=(1000,))).step()  # imports, compiles and starts threads
+    params, grads = task.arrays()
+    before, g, norm = sample(params), sample(grads), 0.0
+    if task.whole:
+        norm = float(np.sqrt(sum(float(np.sum(np.square(x, dtype="float64"))) for x in grads)))
+    del params, grads
+    with suppress(OSError), open("/proc/self/clear_refs", "w") as file:
+        file.write("5")  # the high-water mark starts again
+    start = _memory("VmRSS")
+    subject = contender.build(task)
+    for i in range(_STEPS):
+        if i:
+            subject.double()
+        timed(subject, "step", 1)
+    peak = _memory("VmHWM") - start
+    found = difference(contender, task, before, sample(subject.params()), expected(contender, task, before, g, norm))
+    seconds = timed(subject, "step", 1)
+    return subject, {
+        "wrong": found,
+        "seconds": seconds,
+        "bytes": subject.bytes,
+        "peak": peak,
+        "steps": ["step", *(["ceiling"] if subject.ceiling else [])],
+    }
+
+
+def timed(subject: Subject, what: str, repeat: int) -> float:
+    """Seconds of one step, the mean of `repeat` of them, or of fewer on a machine that has become much slower."""
+    step = subject.step if what == "step" else subject.ceiling
+    assert step is not None
+    prepare = subject.prepare if what == "step" else None
+    seconds, done, clock = 0.0, 0, time.perf_counter
+    batch = 1 if prepare else max(1, repeat // 10)
+    while done < repeat and seconds < _LONG:
+        if prepare:
+            prepare()
+        start = clock()
+        for _ in range(batch):
+            step()
+        seconds += clock() - start
+        done += batch
+    return seconds / done
+
+
+def main() -> None:
+    answer = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # whatever a library prints goes to standard error
+    subject: Subject | None = None
+    for line in sys.stdin:
+        order = json.loads(line)
+        result: Any
+        if "build" in order:
+            try:
+                subject, result = build(order["build"], Task(**order["task"]))
+            except ImportError as error:
+                result = {"missing": str(error).splitlines()[0] if str(error) else type(error).__name__}
+            except Exception as error:
+                result = {"failed": f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"}
+        elif "drop" in order:
+            subject = result = None
+            gc.collect()
+        else:
+            assert subject is not None
+            gc.disable()
+            timed(subject, order["time"], 1)  # wakes the threads
+            result = timed(subject, order["time"], order["repeat"])
+            gc.enable()
+        print(json.dumps(result), file=answer, flush=True)
+
+
+if __name__ == "__main__":
+    main()
