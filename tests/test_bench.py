@@ -86,7 +86,10 @@ def test_pictures_are_drawn(alone, tmp_path):
         mine = row["contenders"][OURS]
         if row["group"] in ("rules", "whole", "formats"):
             mine["bytes_per_element"] = 28.0
-            row["contenders"]["ceiling"] = {"median": mine["median"] * 0.9, "quartiles": [q * 0.9 for q in mine["quartiles"]]}
+            row["contenders"]["ceiling"] = {
+                "median": mine["median"] * 0.9,
+                "quartiles": [q * 0.9 for q in mine["quartiles"]],
+            }
     thread_rows = [row for row in results["rows"] if row["group"] == "threads"]
     results["rows"].append({**thread_rows[0], "task": {**thread_rows[0]["task"], "threads": 2}})
     names = {path.name for path in report.pictures(results, tmp_path)}
@@ -102,9 +105,9 @@ def test_pictures_are_drawn(alone, tmp_path):
 def test_every_contender_that_is_here_passes_its_check(name):
     with suite.Processes() as processes:
         facts = processes.get(name, None).build(Task((5000,), whole=name == "torch, call by call"))
-    if "missing" in facts:
+    if "missing" in facts and name != OURS:
         pytest.skip(facts["missing"])
-    assert "failed" not in facts, facts
+    assert not facts.get("missing") and not facts.get("failed"), facts
     assert facts["wrong"] == ""
     assert facts["seconds"] > 0
 

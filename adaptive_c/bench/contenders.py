@@ -122,7 +122,9 @@ def ours(task: Task) -> Subject:
         kept = g.copy()
         subject.prepare = lambda: np.copyto(g, kept)
         subject.double = lambda: double(kept)
-        subject.bytes += 2 * opt.ema.itemsize + copy.itemsize + 2 * g.itemsize  # average, copy; g for the norm, and zeroed
+        subject.bytes += (
+            2 * opt.ema.itemsize + copy.itemsize + 2 * g.itemsize
+        )  # average, copy; g for the norm, and zeroed
 
         def ceiling() -> None:
             core.ceiling((g,), (), (), threads)

@@ -57,7 +57,9 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
             *(
                 f"| {row['label']} | "
                 + " | ".join(
-                    f"{facts['peak_bytes_per_element']:.1f} bytes" if "peak_bytes_per_element" in facts else _cell(facts)
+                    f"{facts['peak_bytes_per_element']:.1f} bytes"
+                    if "peak_bytes_per_element" in facts
+                    else _cell(facts)
                     for facts in (row["contenders"].get(name, {}) for name in names)
                 )
                 + " |"
@@ -77,7 +79,9 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
             continue
         spread = "-".join(_time(q).split()[0] for q in mine["quartiles"])
         cells = [f"{_time(mine['median'])} ({spread})", f"{mine['median'] / row['task']['elements'] * 1e9:.3f}"]
-        lines.append(f"| {row['label']} | {' | '.join([*cells, *(_cell(row['contenders'].get(n, {})) for n in names)])} |")
+        lines.append(
+            f"| {row['label']} | {' | '.join([*cells, *(_cell(row['contenders'].get(n, {})) for n in names)])} |"
+        )
     return lines
 
 

@@ -64,7 +64,8 @@ def settings(file: str | None, quick: bool, groups: Sequence[str], rounds: int |
         given = tomllib.loads(Path(file).read_text())
         if unknown := [name for name in given if name not in asdict(chosen)]:
             raise ValueError(f"{file}: {unknown[0]!r} is no setting; there are {', '.join(asdict(chosen))}")
-        chosen = replace(chosen, **{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})
+        lists: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
+        chosen = replace(chosen, **lists)
     if groups:
         chosen = replace(chosen, groups=tuple(groups))
     if rounds is not None:
@@ -149,7 +150,7 @@ class Process:
         if threads:
             env |= dict.fromkeys(("OMP_NUM_THREADS", "NUMBA_NUM_THREADS"), str(threads))
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "adaptive_c.bench.worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            [sys.executable, "-P", "-m", "adaptive_c.bench.worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL, text=True, env=env,
         )  # fmt: skip
 
@@ -319,7 +320,7 @@ def imports(settings: Settings, advance: Callable[[float], None]) -> dict[str, A
     total = min(settings.rounds, 7)
     for _ in range(total):
         for name in names:
-            out = subprocess.run([sys.executable, "-c", script.format(IMPORTS[name])], capture_output=True, text=True,
+            out = subprocess.run([sys.executable, "-P", "-c", script.format(IMPORTS[name])], capture_output=True, text=True,
                                  env={**os.environ, "DS_ACCELERATOR": "cpu"})  # fmt: skip
             if out.returncode == 0:
                 rounds[name].append(float(out.stdout.split()[-1]))
@@ -353,7 +354,9 @@ def environment() -> dict[str, Any]:
         "commit": info.get("commit") or "unknown (not built in a git clone)",
         "adaptive_c": __version__,
         "versions": versions,
-        "variables": {name: value for name, value in os.environ.items() if name.startswith(("OMP_", "OPENBLAS_", "GOMP_"))},
+        "variables": {
+            name: value for name, value in os.environ.items() if name.startswith(("OMP_", "OPENBLAS_", "GOMP_"))
+        },
     }
 
 
