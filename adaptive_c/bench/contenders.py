@@ -101,6 +101,8 @@ def ours(task: Task) -> Subject:
     from adaptive_c._config import core
 
     params, grads = task.arrays()
+    p: Any
+    g: Any
     p, g = (params[0], grads[0]) if len(params) == 1 else (params, grads)
     more: dict[str, Any] = {"state_dtype": task.state_dtype, "uint16_as": "bfloat16", "n_threads": task.threads}
     if task.dtype == "bfloat16":

@@ -6,6 +6,7 @@ from typing import Any
 from .model import predictions
 
 OURS = "adaptive_c"
+NOTHING = "-"
 TITLES = {
     "sizes": "AdamW in float32, by the number of elements",
     "rules": "Every rule in float32",
@@ -30,7 +31,7 @@ def _time(seconds: float) -> str:
 def ratio(compared: dict[str, float] | None) -> str:
     """How many times as long, and its interval; "=" where the noise is larger than the difference."""
     if compared is None:
-        return "–"
+        return NOTHING
     if compared["low"] <= 1 <= compared["high"]:
         return "="
     digits = 2 if compared["ratio"] < 10 else 0 if compared["ratio"] >= 100 else 1
@@ -51,25 +52,17 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
     names = list(dict.fromkeys(name for row in rows for name in row["contenders"] if name != OURS))
     if group == "memory":
         names = [OURS, *names]
-        return [
-            f"| elements | {' | '.join(names)} |",
-            f"|---|{'---|' * len(names)}",
-            *(
-                f"| {row['label']} | "
-                + " | ".join(
-                    f"{facts['peak_bytes_per_element']:.1f} bytes"
-                    if "peak_bytes_per_element" in facts
-                    else _cell(facts)
-                    for facts in (row["contenders"].get(name, {}) for name in names)
-                )
-                + " |"
-                for row in rows
-            ),
-        ]
+        lines = [f"| elements | {' | '.join(names)} |", f"|---|{'---|' * len(names)}"]
+        for row in rows:
+            found = [row["contenders"].get(name, {}) for name in names]
+            cells = [f"{x['peak_bytes_per_element']:.1f} bytes" if "peak_bytes_per_element" in x else _cell(x)
+                     for x in found]  # fmt: skip
+            lines.append(f"| {row['label']} | {' | '.join(cells)} |")
+        return lines
     if group == "import":
-        found = sorted(rows[0]["contenders"].items(), key=lambda item: item[1]["median"])
+        libraries = sorted(rows[0]["contenders"].items(), key=lambda item: item[1]["median"])
         return ["| library | seconds after NumPy |", "|---|---|",
-                *(f"| {name} | {_time(facts['median'])} |" for name, facts in found)]  # fmt: skip
+                *(f"| {name} | {_time(facts['median'])} |" for name, facts in libraries)]  # fmt: skip
     names.sort(key="ceiling".__eq__)
     heads = ["ceiling: share reached" if name == "ceiling" else name for name in names]
     lines = [f"| | {OURS} | ns per element | {' | '.join(heads)} |", f"|---|---|---|{'---|' * len(names)}"]
@@ -98,10 +91,11 @@ def markdown(results: dict[str, Any]) -> str:
         f"{env['instruction_set']} build by {env['compiler']} with {env['flags']}; commit {env['commit']}; "
         f"Python {env['python']}, {versions}.",
         "",
-        f"Medians of {results['settings']['rounds']} rounds, each contender in a process of its own, in turn; in round brackets "
-        "quartiles. \"2.00x\" means that the other takes twice as long as adaptive_c, in square brackets the 95% interval of "
-        'that; "=" that the noise is larger than the difference; the ceiling is a loop that moves the same bytes with next '
-        "to no arithmetic, in the same run. Each contender's results were checked against the reference first.",
+        f"Medians of {results['settings']['rounds']} rounds, each contender in a process of its own, in turn; in round "
+        'brackets quartiles. "2.00x" means that the other takes twice as long as adaptive_c, in square brackets its '
+        '95% interval; "=" that the noise is larger than the difference; the ceiling is a loop that moves the same '
+        "bytes with next to no arithmetic, in the same run. Each contender's results were checked against the "
+        "reference first.",
     ]  # fmt: skip
     for group, rows in groups.items():
         lines += ["", f"## {TITLES[group]}", "", *table(rows)]
@@ -211,7 +205,7 @@ def whole_step(axis: Any, results: dict[str, Any]) -> bool:
         axis.barh(i, middle, xerr=[[middle - low], [high - middle]], capsize=4,
                   color={"ceiling": "0.7", OURS: "C0"}.get(name, "C1"))  # fmt: skip
         share = ratio(facts.get("times_ours"))
-        axis.text(0, i, f"  {name}: {middle:.1f} ms{'' if share == '–' else ', ' + share}", va="center")
+        axis.text(0, i, f"  {name}: {middle:.1f} ms{'' if share == NOTHING else ', ' + share}", va="center")
     axis.set(yticks=[], xlabel="ms", title=f"The whole step, {rows[0]['task']['elements']:,} elements:\nunscale, clip, "
              "AdamW, average, bfloat16 copy, zero the gradient")  # fmt: skip
     axis.grid(alpha=0.3, axis="x")

@@ -278,7 +278,7 @@ def summary(row: Row) -> dict[str, Any]:
     """A row as JSON keeps it."""
     out: dict[str, Any] = {"group": row.group, "label": row.label, "task": _short(row.task), "contenders": {}}
     for name, facts in row.results.items():
-        kept = {key: facts[key] for key in ("missing", "failed") if key in facts}
+        kept: dict[str, Any] = {key: facts[key] for key in ("missing", "failed") if key in facts}
         if facts.get("wrong"):
             kept["wrong"] = facts["wrong"]
         if row.group == "memory" and "peak" in facts:
@@ -320,8 +320,9 @@ def imports(settings: Settings, advance: Callable[[float], None]) -> dict[str, A
     total = min(settings.rounds, 7)
     for _ in range(total):
         for name in names:
-            out = subprocess.run([sys.executable, "-P", "-c", script.format(IMPORTS[name])], capture_output=True, text=True,
-                                 env={**os.environ, "DS_ACCELERATOR": "cpu"})  # fmt: skip
+            command = [sys.executable, "-P", "-c", script.format(IMPORTS[name])]
+            env = {**os.environ, "DS_ACCELERATOR": "cpu"}
+            out = subprocess.run(command, capture_output=True, text=True, env=env)
             if out.returncode == 0:
                 rounds[name].append(float(out.stdout.split()[-1]))
         advance(1 / total)
