@@ -226,8 +226,14 @@ def test_memory_maps(tmp_path):
         ac.SGD(g)
 
 
-def test_the_last_elements_beyond_2_to_the_31():
+def test_the_last_elements_beyond_2_to_the_31(monkeypatch):
     """A range behind 2**31 of an array whose other pages are never touched."""
+
+    class Untouched(_config.core.Plan):
+        def start(self):
+            pass
+
+    monkeypatch.setattr(_config.core, "Plan", Untouched)
     n = 2**31 + 2 * CHUNK + 5
     p, g = np.zeros(n, "float32"), np.zeros(n, "float32")
     g[-3:] = [1, 2, 3]
