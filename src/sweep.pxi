@@ -337,12 +337,15 @@ cdef void start_slot(const Group* group, int slot, Py_ssize_t start, Py_ssize_t 
     """(A part of) a block of state begins as zeros, Adagrad's sum as its option says."""
     cdef char* s = group.state[slot] + start * group.state_itemsize[slot]
     cdef double value = group.options.initial if slot == 0 else 0
+    cdef int lowest = SIGNED_LOWEST if group.signed[slot] else UNSIGNED_LOWEST
     cdef float x[BLOCK]
-    if group.state_format != NATIVE:
+    if group.scales[slot] != NULL:
+        group.scales[slot][start // BLOCK] = float_of(<uint32_t> lowest << 23)
+    if value == 0:
+        memset(s, 0, n * group.state_itemsize[slot])
+    elif group.state_format != NATIVE:
         fill(n, x, value)
         encode_block(group, slot, start, n, x, True, 0)
-    elif value == 0:
-        memset(s, 0, n * group.state_itemsize[slot])
     elif group.wide:
         fill(n, <double*> s, value)
     else:
