@@ -452,11 +452,6 @@ class Optimizer:
             group._master,
             group._ema,
         )
-        if initial := group.get("initial_accumulator_value"):
-            if kind == "native":
-                group._slots[0][:] = initial  # type: ignore[index]
-            for i in range(0, n if kind != "native" else 0, 1 << 20):
-                self._plan.encode(index, 0, np.full(min(n - i, 1 << 20), initial, "float32"), i)
         if group["copy_to"] is not None:
             group._bind_copies()
 

@@ -80,6 +80,7 @@ cdef Options as_options(dict d) except *:
     o.dampening = d.get("dampening", 0)
     o.lr_decay = d.get("lr_decay", 0)
     o.momentum_decay = d.get("momentum_decay", 0)
+    o.initial = d.get("initial_accumulator_value", 0)
     o.eta_minus, o.eta_plus = d.get("etas") or (d.get("eta_minus", 0), d.get("eta_plus", 0))
     o.step_min, o.step_max = d.get("step_sizes") or (0, d.get("max_rate", 0))
     o.eps_mode = EPS_MODES[d.get("eps_mode", "outside")]
@@ -125,16 +126,6 @@ cdef void swap(char* a, char* b, Py_ssize_t size) noexcept:
         memcpy(a, b, n)
         memcpy(b, spare, n)
         a, b, size = a + n, b + n, size - n
-
-
-cdef void start_segment(const Group* group, const Array* a, Py_ssize_t at, Py_ssize_t n, const floating* p) noexcept:
-    """Elements at .. at+n-1 of array a, whose values are p, into what begins as they are."""
-    if group.master != NULL:
-        to_float32(n, group.master + a.start + at, p)
-    if group.ema != NULL:
-        memcpy(<floating*> group.ema + a.start + at, p, n * sizeof(floating))
-    if group.copy_format != NATIVE:
-        copy_segment(group.copy_format, n, a.copy, at, p)
 
 
 cdef class Plan:
@@ -263,7 +254,6 @@ cdef class Plan:
             if group.state_format == UINT8:
                 x, scales = x
                 group.scales[i] = <float*> self.own(index, scales)
-                scales.fill(2.0 ** ((SIGNED_LOWEST if group.signed[i] else UNSIGNED_LOWEST) - 127))
             group.state[i] = self.own(index, x)
             group.state_itemsize[i] = x.itemsize
         if master is not None and group.size:
@@ -290,24 +280,11 @@ cdef class Plan:
         group.copy_format = FORMATS[kind]
 
     def start(self):
-        """Write what begins as the parameters, master, average and copies: once nothing can be refused any more."""
-        cdef Group* group
-        cdef Array* a
-        cdef Py_ssize_t i, j, at, n
-        cdef float widened[BLOCK]
+        """The first write of all that is held, and of the copies: once nothing can be refused any more."""
+        cdef Py_ssize_t i, work = 0
         for i in range(self.space.n_groups):
-            group = self.space.groups + i
-            for j in range(group.first, group.last):
-                a = self.space.arrays + j
-                for at in range(0, a.stop - a.start, BLOCK):
-                    n = min(a.stop - a.start - at, BLOCK)
-                    if group.wide:
-                        start_segment(group, a, at, n, <double*> a.p + at)
-                    elif group.format == NATIVE:
-                        start_segment(group, a, at, n, <float*> a.p + at)
-                    else:
-                        widen(group.format, n, widened, a.p, at)
-                        start_segment(group, a, at, n, widened)
+            work += self.space.groups[i].size
+        self.run(START, work, 0, self.space.n_chunks, self.team(work, self.space.n_chunks))
 
     def decode(self, Py_ssize_t index, int slot, out):
         """A group's narrow state into a flat float32 array."""
@@ -475,20 +452,29 @@ cdef class Plan:
             if self.space.zero_grad:
                 self.check_gradients_apart()
             work = min(work, (last - first) * CHUNK)
-            n_threads = min(get_threads(self.n_threads), last - first) if work >= PARALLEL_FROM else 1
+            n_threads = self.team(work, last - first)
             if work >= 0 and self.inspect(loss_scale or self.loss_scale, n_threads, count):
                 self.form_steps()
                 self.space.t = self.t + 1
-                if work >= PARALLEL_FROM:
-                    with nogil:
-                        sweep(&self.space, first, last, n_threads)
-                else:
-                    sweep(&self.space, first, last, n_threads)
+                self.run(STEP, work, first, last, n_threads)
                 if count:
                     self.count()
         finally:
             self.release()
             self.busy = False
+
+    cdef int team(self, Py_ssize_t work, Py_ssize_t n_chunks) noexcept:
+        """The threads of a sweep over n_chunks with `work` elements to be written."""
+        return <int> min(get_threads(self.n_threads), n_chunks) if work >= PARALLEL_FROM else 1
+
+    cdef int run(self, Work what, Py_ssize_t work, Py_ssize_t first, Py_ssize_t last, int n_threads) except -1:
+        """Sweep, without the GIL if there is much to do."""
+        if work >= PARALLEL_FROM:
+            with nogil:
+                sweep(&self.space, what, first, last, n_threads)
+        else:
+            sweep(&self.space, what, first, last, n_threads)
+        return 0
 
     cdef (Py_ssize_t, Py_ssize_t) chunks(self, Py_ssize_t group, Py_ssize_t lo, Py_ssize_t hi) except *:
         if group == -1 and self.space.n_groups == 1:

@@ -28,6 +28,7 @@ cdef enum Variant:
 cdef struct Options:
     double lr, weight_decay, eps, beta1, beta2, momentum, dampening, lr_decay, momentum_decay
     double eta_minus, eta_plus, step_min, step_max
+    double initial           # what the state in slot 0 begins as
     EpsMode eps_mode
     Variant variant
     bint nesterov, maximize, amsgrad, centered, decoupled

@@ -20,7 +20,7 @@ cdef extern from *:
     int omp_get_max_threads() nogil
 
 from libc.stdint cimport uintptr_t
-from libc.string cimport memset
+from libc.string cimport memcpy, memset
 
 cdef enum:
     CHUNK = 4096             # elements: 64 KiB of a float32 Adam step, within every core's second-level cache
@@ -30,6 +30,9 @@ cdef enum:
 
 cdef enum Format:  # NATIVE: as the rule computes, in float64 or float32
     NATIVE, FLOAT32, BFLOAT16, FLOAT16, UINT8
+
+cdef enum Work:          # of a sweep: a step, or the first write of all that is held
+    STEP, START
 
 cdef enum Bounds:
     NO_BOUNDS, SAME_BOUNDS, OWN_BOUNDS
@@ -330,6 +333,69 @@ cdef void run_group(const Space* space, const Group* group, Py_ssize_t start, Py
         run_arrays(space, group, start, end, &index, NULL)
 
 
+cdef void start_slot(const Group* group, int slot, Py_ssize_t start, Py_ssize_t n) noexcept nogil:
+    """(A part of) a block of state begins as zeros, Adagrad's sum as its option says."""
+    cdef char* s = group.state[slot] + start * group.state_itemsize[slot]
+    cdef double value = group.options.initial if slot == 0 else 0
+    cdef int lowest = SIGNED_LOWEST if group.signed[slot] else UNSIGNED_LOWEST
+    cdef float x[BLOCK]
+    if group.scales[slot] != NULL:
+        group.scales[slot][start // BLOCK] = float_of(<uint32_t> lowest << 23)
+    if value == 0:
+        memset(s, 0, n * group.state_itemsize[slot])
+    elif group.state_format != NATIVE:
+        fill(n, x, value)
+        encode_block(group, slot, start, n, x, True, 0)
+    elif group.wide:
+        fill(n, <double*> s, value)
+    else:
+        fill(n, <float*> s, value)
+
+
+cdef void start_segment(const Group* group, const Array* a, Py_ssize_t at, Py_ssize_t n,
+                        const floating* p) noexcept nogil:
+    """Elements at .. at+n-1 of array a, whose values are p, into what begins as they are."""
+    if group.master != NULL:
+        to_float32(n, group.master + a.start + at, p)
+    if group.ema != NULL:
+        memcpy(<floating*> group.ema + a.start + at, p, n * sizeof(floating))
+    if group.copy_format != NATIVE:
+        copy_segment(group.copy_format, n, a.copy, at, p)
+
+
+cdef void start_block(const Space* space, const Group* group, Py_ssize_t start, Py_ssize_t end,
+                      Py_ssize_t* index) noexcept nogil:
+    """The first write of all that is held for (a part of) a block; index: of the array that holds `start`."""
+    cdef float widened[BLOCK]
+    cdef const Array* a
+    cdef Py_ssize_t at, n
+    cdef int j
+    for j in range(SLOTS):
+        if group.state[j] != NULL:
+            start_slot(group, j, start, end - start)
+    while start < end and (group.master != NULL or group.ema != NULL or group.copy_format != NATIVE):
+        a = space.arrays + index[0]
+        at = start - a.start
+        n = min(a.stop, end) - start
+        if group.wide:
+            start_segment(group, a, at, n, <double*> a.p + at)
+        elif group.format == NATIVE:
+            start_segment(group, a, at, n, <float*> a.p + at)
+        else:
+            widen(group.format, n, widened, a.p, at)
+            start_segment(group, a, at, n, widened)
+        start += n
+        index[0] += start == a.stop
+
+
+cdef void start_group(const Space* space, const Group* group, Py_ssize_t start, Py_ssize_t end) noexcept nogil:
+    cdef Py_ssize_t stop, index = first_array(space, group, start)
+    while start < end:
+        stop = min(start + BLOCK, end)
+        start_block(space, group, start, stop, &index)
+        start = stop
+
+
 cdef extern from *:
     """
     #if defined(__x86_64__) || defined(_M_X64)
@@ -361,27 +427,34 @@ cdef extern from *:
     void restore_denormals(uint64_t) nogil
 
 
-cdef void run_chunks(const Space* space, Py_ssize_t first, Py_ssize_t last) noexcept nogil:
+cdef void run_chunks(const Space* space, Work work, Py_ssize_t first, Py_ssize_t last) noexcept nogil:
     cdef const Group* group
     cdef Py_ssize_t i, start, end
     cdef uint64_t mode = 0
-    if space.flush_denormals:
+    cdef bint flush = space.flush_denormals and work == STEP
+    if flush:
         mode = flush_denormals()
     for i in range(space.n_groups):
         group = space.groups + i
         start = max((first - group.chunk) * CHUNK, 0)
         end = min((last - group.chunk) * CHUNK, group.size)
-        if start < end:
+        if start < end and work == STEP:
             run_group(space, group, start, end)
-    if space.flush_denormals:
+        elif start < end:
+            start_group(space, group, start, end)
+    if flush:
         restore_denormals(mode)
 
 
-cdef void sweep(const Space* space, Py_ssize_t first, Py_ssize_t last, int n_threads) noexcept nogil:
-    """Each thread takes neighbouring chunks; should the team be smaller than asked for, a thread takes more parts."""
+cdef void sweep(const Space* space, Work work, Py_ssize_t first, Py_ssize_t last, int n_threads) noexcept nogil:
+    """Each thread takes neighbouring chunks; should the team be smaller than asked for, a thread takes more parts.
+
+    The system puts a page of memory near the processor that first writes to it.  Therefore what a step sweeps is first
+    written in such a sweep too, of as many threads.
+    """
     cdef Py_ssize_t part, n = last - first
     if n_threads <= 1:
-        run_chunks(space, first, last)
+        run_chunks(space, work, first, last)
     else:
         for part in prange(n_threads, schedule="static", num_threads=n_threads):
-            run_chunks(space, first + n * part // n_threads, first + n * (part + 1) // n_threads)
+            run_chunks(space, work, first + n * part // n_threads, first + n * (part + 1) // n_threads)
