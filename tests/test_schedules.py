@@ -1,15 +1,22 @@
 """Schedules: their values against PyTorch's, and hyperparameters, groups and metrics that follow them."""
 
+import gc
 import json
 import pickle
+import re
+import sys
 import warnings
+import weakref
+from collections.abc import Mapping
 
 import numpy as np
 import pytest
+from cases import CASES, CHUNK, assert_same_bits, build, gradients
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import adaptive_c as ac
+from adaptive_c import _scheduled
 from adaptive_c import schedules as s
 
 STEPS = 1000
@@ -302,8 +309,557 @@ def test_plot():
 
 
 def test_plot_without_matplotlib(monkeypatch):
-    import sys
-
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(ImportError, match="plot needs matplotlib: pip install matplotlib"):
         s.cosine(1.0, 5).plot()
+
+
+# --- options that follow schedules -----------------------------------------------------------------------------------
+
+# (id, class, fixed options, options that move): every number of every rule that can
+MOVING = [
+    ("SGD", {"nesterov": True}, {"lr": s.cosine(0.1, 9), "momentum": s.linear(0.9, 9, end=0.5), "weight_decay": s.step(0.1, 3)}),
+    ("SGD", {}, {"momentum": s.chain([0.0, 0.9], [4]), "dampening": s.linear(-0.1, 9, end=0.3)}),
+    ("Momentum", {}, {"lr": s.one_cycle(0.1, 12), "momentum": lambda t: 0.5 + 0.01 * t}),
+    ("Adagrad", {}, {"lr": s.exponential(0.1, 0.9), "lr_decay": s.linear(0.1, 9), "eps": s.exponential(1e-3, 0.5)}),
+    ("RMSprop", {}, {"alpha": s.linear(0.9, 9, end=1.0), "momentum": s.multistep(0.9, [3], gamma=0.0)}),
+    ("Adadelta", {}, {"rho": s.warmup(0.9, 5), "lr": s.inverse_sqrt(1.0, 4)}),
+    ("Adam", {}, {"betas": (s.warmup(0.9, 6, start=0.5), 0.99), "weight_decay": s.polynomial(0.1, 9)}),
+    ("AdamW", {"amsgrad": True}, {"betas": (0.9, lambda t: 0.9 + t / 200), "lr": s.cosine_restarts(0.1, 4)}),
+    ("Adamax", {}, {"betas": lambda t: (0.9 - t / 100, 0.99), "lr": s.warmup(s.cosine(0.1, 5), 3)}),
+    ("NAdam", {}, {"betas": [s.linear(0.9, 9, end=0.8), s.linear(0.99, 9, end=0.9)], "momentum_decay": s.step(0.1, 4)}),
+    ("RAdam", {}, {"lr": s.step(0.1, 3), "eps": s.linear(1e-4, 9)}),
+    ("Lion", {}, {"lr": s.linear(0.1, 9), "betas": (s.linear(0.9, 9, end=0.8), 0.99), "ema_decay": s.warmup(0.99, 8, start=0.5)}),
+    ("Rprop", {}, {"etas": (0.5, s.linear(1.3, 9, end=1.1)), "step_sizes": (1e-6, s.linear(1.0, 9, end=0.1))}),
+    ("SuperSAB", {}, {"eta_plus": s.linear(1.3, 9, end=1.1), "eta_minus": s.constant(0.4), "max_rate": s.linear(0.2, 9, end=0.1),
+                      "momentum": s.linear(0.9, 9, end=0.1)}),
+]  # fmt: skip
+
+
+def at(value, t):
+    if isinstance(value, (tuple, list)):
+        return tuple(at(x, t) for x in value)
+    return value(t) if callable(value) else value
+
+
+@pytest.mark.parametrize(("name", "fixed", "moving"), MOVING, ids=[f"{c[0]}-{'-'.join(c[2])}" for c in MOVING])
+def test_a_scheduled_run_is_the_run_with_numbers_assigned_by_hand(name, fixed, moving):
+    rng = np.random.default_rng(1)
+    start = rng.normal(size=300).astype("float32")
+    p, q = start.copy(), start.copy()
+    follows = build(name, p, {**fixed, **moving})
+    # what may be 0 at first must have its state from the start
+    by_hand = build(name, q, {**fixed, **{key: at(value, 9) or at(value, 0) for key, value in moving.items()}})
+    for t, g in enumerate(gradients(rng, 300, "float32", 12)):
+        by_hand.param_groups[0].update({key: at(value, t) for key, value in moving.items()})
+        for key in moving:
+            assert follows.param_groups[0][key] == by_hand.param_groups[0][key]
+        follows.step(g)
+        by_hand.step(g)
+        assert_same_bits(p, q, f"step {t}")
+        for key in follows.state:
+            assert_same_bits(follows.state[key], by_hand.state[key], key)
+    if "ema_decay" in moving:
+        assert_same_bits(follows.ema, by_hand.ema)
+
+
+def test_every_number_of_every_rule_can_follow_a_schedule():
+    moved = {(name, key) for name, _, moving in MOVING for key in moving}
+    assert {key for _, key in moved} == _scheduled.MOVABLE
+    for name in {case[0] for case in MOVING}:
+        for key, value in build(name, np.ones(3), {"ema_decay": 0.5}).param_groups[0].items():
+            read_once = key == "initial_accumulator_value" or (key == "lr" and name in ("Rprop", "SuperSAB"))
+            if isinstance(value, (tuple, float)) and not read_once:
+                moves = (s.constant(value[0]), value[1]) if isinstance(value, tuple) else s.constant(value)
+                group = build(name, np.ones(3), {key: moves}).param_groups[0]
+                assert group[key] == value
+                assert group.schedules == {key: moves}
+
+
+def test_groups_have_schedules_of_their_own():
+    p = [np.ones(3), np.ones(3), np.ones(3)]
+    opt = ac.SGD(
+        [{"params": p[0]}, {"params": p[1], "lr": s.linear(1.0, 4)}, {"params": p[2], "lr": 0.5}],
+        lr=s.step(2.0, 1, gamma=0.5),
+    )
+    rates = []
+    for _ in range(3):
+        rates.append([group["lr"] for group in opt.param_groups])
+        opt.step([np.ones(3), np.ones(3), np.ones(3)])
+    assert rates == [[2.0, 1.0, 0.5], [1.0, 0.75, 0.5], [0.5, 0.5, 0.5]]
+    assert [x[0] for x in p] == [1 - 3.5, 1 - 2.25, 1 - 1.5]
+    assert [dict(group.schedules) for group in opt.param_groups] == [
+        {"lr": s.step(2.0, 1, gamma=0.5)}, {"lr": s.linear(1.0, 4)}, {}
+    ]  # fmt: skip
+
+
+def test_assigning_replaces_a_schedule_and_starts_one():
+    p = np.zeros(1)
+    opt = ac.SGD(p, lr=s.linear(1.0, 4))
+    group = opt.param_groups[0]
+    opt.step(np.ones(1))
+    assert group["lr"] == 0.75
+    group["weight_decay"] = 0.0  # another option leaves it alone
+    assert group["lr"] == 0.75
+    group["lr"] = 0.5
+    assert not group.schedules
+    opt.step(np.ones(1))
+    assert p[0] == -1.5
+    assert group["lr"] == 0.5
+    group["lr"] = s.linear(1.0, 4)  # of the step number, not of the time since it was assigned
+    assert group["lr"] == 0.5
+    opt.step(np.ones(1))
+    assert group["lr"] == 0.25
+    assert "'lr': 0.25" in repr(group)
+    assert "SGD(lr=linear(base=1.0, steps=4), momentum=0.0" in repr(opt)
+    assert dict(group)["lr"] == 0.25
+
+
+def test_schedules_follow_applied_steps_and_t():
+    opt = ac.Adam([np.ones(2, "float32")], lr=s.linear(1.0, 128), on_nonfinite="skip")
+    lr = lambda: opt.param_groups[0]["lr"]  # noqa: E731
+    opt.step([np.ones(2, "float32")])
+    assert lr() == 1 - 1 / 128
+    opt.step([None])
+    opt.step([np.full(2, np.nan, "float32")])
+    assert lr() == 1 - 1 / 128
+    opt.t = 40
+    assert lr() == 1 - 40 / 128
+    opt.step([np.ones(2, "float32")])
+    assert lr() == 1 - 41 / 128
+    opt.t = 0
+    assert lr() == 1.0
+
+
+def test_t_and_the_product_of_nadam():
+    """Assigning t forms the product from the numbers of that step."""
+    opt = ac.NAdam(np.ones(2), betas=(s.linear(0.9, 10, end=0.5), 0.99))
+    other = ac.NAdam(np.ones(2), betas=(0.5, 0.99))
+    opt.t = other.t = 10
+    assert opt.state["mu_product"] == other.state["mu_product"]
+
+
+def test_pieces_of_a_step_follow_schedules_too():
+    p, q = np.ones(3 * CHUNK), np.ones(3 * CHUNK)
+    whole, pieces = ac.Adam(p, lr=s.linear(0.5, 4)), ac.Adam(q, lr=s.linear(0.5, 4))
+    for t in range(3):
+        g = np.full(3 * CHUNK, t - 0.5)
+        whole.step(g)
+        pieces._plan.step(g, lo=CHUNK, count=False)
+        pieces._plan.step(g, lo=0, hi=CHUNK)
+    assert_same_bits(p, q)
+
+
+def test_an_optimizer_with_schedules_is_freed_at_once():
+    gc.disable()
+    try:
+        opt = ac.Adam(np.ones(3), lr=s.cosine(0.1, 5))
+        opt.step(np.ones(3))
+        gone = weakref.ref(opt)
+        del opt
+        assert gone() is None
+        opt = ac.Adam(np.ones(3), lr=s.cosine(0.1, 5))
+        opt.add_param_group({"params": np.ones(2)})
+        gone = weakref.ref(opt.param_groups[0]._slots[0])
+        group = opt.param_groups[1]
+        del opt
+        group["lr"] = s.linear(0.1, 3)  # whoever kept a group can still use it
+        assert group["lr"] == 0.1
+        del group
+        assert gone() is None  # the state, and with it the plan
+    finally:
+        gc.enable()
+
+
+REFUSED = [
+    ("SGD", {"nesterov": s.constant(1.0)}, TypeError, r"nesterov can't follow a schedule, got constant\(base=1.0\); what can: lr, momentum"),
+    ("SGD", {"maximize": lambda t: True}, TypeError, "maximize can't follow a schedule"),
+    ("Adam", {"eps_mode": lambda t: "inside"}, TypeError, "eps_mode can't follow a schedule"),
+    ("Adam", {"state_dtype": lambda t: "uint8"}, TypeError, "state_dtype can't follow a schedule"),
+    ("Adam", {"bounds": (s.constant(1.0), None)}, TypeError, "bounds can't follow a schedule"),
+    ("Adam", {"copy_to": lambda t: None}, TypeError, "copy_to can't follow a schedule"),
+    ("Rprop", {"variant": lambda t: "rprop+"}, TypeError, "variant can't follow a schedule"),
+    ("Adagrad", {"initial_accumulator_value": s.constant(1.0)}, TypeError, "initial_accumulator_value can't follow a schedule"),
+    ("Rprop", {"lr": s.constant(1.0)}, ValueError, "lr of Rprop is read at an array's first step only and can't follow a schedule"),
+    ("SuperSAB", {"lr": s.constant(1.0)}, ValueError, "lr of SuperSAB is read"),
+    ("Adam", {"max_grad_norm": s.constant(1.0)}, TypeError, "max_grad_norm must be a number, got constant"),
+    ("Adam", {"lr": s.constant(-1.0)}, ValueError, r"^at t=0 lr must be in \[0, inf\), got -1.0"),
+    ("Adam", {"lr": lambda t: "fast"}, TypeError, "at t=0 lr must be a number, got 'fast'"),
+    ("Adam", {"ema_decay": lambda t: None}, TypeError, "at t=0 ema_decay must be a number, got None from <function"),
+    ("Adam", {"betas": s.constant(0.9)}, TypeError, "at t=0 betas must be a pair of numbers, got 0.9"),
+    ("Adam", {"betas": (s.constant(0.9),)}, TypeError, "at t=0 betas must be a pair"),
+    ("Adam", {"betas": (0.9, s.constant(1.0))}, ValueError, r"at t=0 betas\[1\] must be in \[0, 1\), got 1.0"),
+    ("Adam", {"eps": s.constant(1e-60)}, ValueError, "rounds to 0 in float32"),
+    ("SGD", {"nesterov": True, "momentum": s.constant(0.0)}, ValueError, "nesterov=True needs momentum > 0"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "options", "error", "message"), REFUSED)
+def test_what_can_not_follow_a_schedule(name, options, error, message):
+    p = np.ones(3, "float32")
+    with pytest.raises(error, match=message):
+        build(name, p, options)
+    with pytest.raises(
+        error,
+        match=re.sub(r"^\^?(at|lr|\w+ can't)", r"params\\[1\\]: \1", message)
+        if "max_grad" not in message
+        else "unknown",
+    ):
+        build(name, [{"params": p}, {"params": p.copy(), **options}], {})
+
+
+def test_a_bad_number_of_a_schedule_is_refused_before_the_step():
+    p = [np.ones(3, "float32"), np.ones(3, "float32")]
+    grads = [np.ones(3, "float32"), np.ones(3, "float32")]
+    opt = ac.Adam([{"params": p[0], "lr": s.cosine(0.1, 10)}, {"params": p[1], "lr": lambda t: 0.2 - 0.1 * t}])
+    for _ in range(2):
+        opt.step(grads)
+    opt.param_groups[1]["lr"] = lambda t: 0.25 - 0.1 * t
+    opt.step(grads)
+    before = [x.copy() for x in p], opt.state["exp_avg"][0].copy()
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"^param_groups\[1\]: at t=3 lr must be in \[0, inf\), got -0.0"):
+            opt.step(grads)
+        with pytest.raises(ValueError, match=r"^param_groups\[1\]: at t=3 lr must be"):
+            opt.param_groups[1]["lr"]
+    for x, y in zip(p, before[0], strict=True):
+        assert_same_bits(x, y)
+    assert_same_bits(opt.state["exp_avg"][0], before[1])
+    assert opt.t == 3
+    with pytest.raises(ValueError, match=r"^param_groups\[1\]: at t=50 lr must be"):
+        opt.t = 50
+    assert opt.t == 3
+    opt.param_groups[1]["lr"] = 0.1  # the remedy
+    opt.step(grads)
+    assert opt.t == 4
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "key", "message"),
+    [
+        ("Adam", {}, "eps", r"^param_groups\[0\]: at t=2 eps=1e-60 rounds to 0 in float32"),
+        (
+            "SGD",
+            {"nesterov": True},
+            "momentum",
+            r"^param_groups\[0\]: at t=2 nesterov=True needs momentum > 0 .* momentum=0.0",
+        ),
+    ],
+)
+def test_what_depends_on_other_options_is_checked_at_every_step(name, options, key, message):
+    p = np.ones(3, "float32")
+    opt = build(name, p, {**options, key: s.multistep(1.0 if key == "eps" else 0.9, [2], gamma=0.0)})
+    if key == "eps":
+        opt.param_groups[0]["eps"] = s.chain([1e-3, 1e-60], [2])
+    opt.step(np.ones(3, "float32"))
+    opt.step(np.ones(3, "float32"))
+    before = p.copy()
+    with pytest.raises(ValueError, match=message):
+        opt.step(np.ones(3, "float32"))
+    assert_same_bits(p, before)
+    assert opt.t == 2
+
+
+def test_an_error_inside_a_function_of_your_own_says_where():
+    opt = ac.SGD(np.ones(3), lr=lambda t: [0.1, 0.2][t])
+    opt.step(np.ones(3))
+    opt.step(np.ones(3))
+    with pytest.raises(IndexError) as caught:
+        opt.step(np.ones(3))
+    assert re.match(r"raised by the schedule of param_groups\[0\]: at t=2 lr: <function", caught.value.__notes__[0])
+    assert opt.t == 2
+
+
+def test_a_schedule_that_would_need_state_in_the_middle_of_a_run_is_refused():
+    opt = ac.SGD(np.ones(3))
+    with pytest.raises(ValueError, match=r"would need new state \(momentum_buffer\)"):
+        opt.param_groups[0]["momentum"] = s.chain([0.0, 0.9], [4])
+    with pytest.raises(ValueError, match="ema_decay can't come or go"):
+        opt.param_groups[0]["ema_decay"] = s.constant(0.9)
+    opt.step(np.ones(3))
+    assert ac.SGD(np.ones(3), momentum=s.constant(0.0)).nbytes == 24
+
+
+# --- plateaus and metrics --------------------------------------------------------------------------------------------
+
+
+def test_a_metric_sets_the_numbers_of_the_steps_after_its_own():
+    p = np.zeros(1)
+    opt = ac.SGD(p, lr=s.plateau(1.0, 0.5, patience=0))
+    for metric, moved in [(3.0, 1.0), (3.0, 1.0), (None, 0.5), (None, 0.5), (2.0, 0.5), (2.5, 0.5), (2.5, 0.25)]:
+        before = p[0]
+        opt.step(np.ones(1), metric=metric)
+        assert before - p[0] == moved, metric
+    assert opt.param_groups[0]["lr"] == 0.125
+    assert opt.param_groups[0].schedules["lr"].best == 2.0
+
+
+def test_every_group_and_element_has_a_plateau_of_its_own():
+    given = s.plateau(0.8, 0.5, patience=0)
+    params = [{"params": np.ones(1)}, {"params": np.ones(1), "lr": 0.1}, {"params": np.ones(1), "betas": (given, 0.9)}]
+    opt = ac.Adam(params, lr=given)
+    other = ac.Adam(np.ones(1), lr=given)
+    for metric in (1.0, 1.0):
+        opt.step([np.ones(1)] * 3, metric=metric)
+    assert [group["lr"] for group in opt.param_groups] == [0.4, 0.1, 0.4]
+    assert opt.param_groups[2]["betas"] == (0.4, 0.9)
+    assert other.param_groups[0]["lr"] == given(0) == 0.8
+    opt.param_groups[1]["lr"] = opt.param_groups[0].schedules["lr"]  # going on where another is
+    assert opt.param_groups[1]["lr"] == 0.4
+
+
+def test_a_skipped_step_takes_no_metric():
+    opt = ac.SGD([np.ones(1)], lr=s.plateau(1.0, 0.5, patience=0), on_nonfinite="skip")
+    opt.step([np.ones(1)], metric=1.0)
+    opt.step([np.full(1, np.nan)], metric=2.0)
+    opt.step([None], metric=2.0)
+    assert opt.param_groups[0]["lr"] == 1.0
+    with pytest.raises(ValueError, match="shape"):
+        opt.step([np.ones(2)], metric=2.0)
+    assert opt.param_groups[0]["lr"] == 1.0
+    opt.step([np.ones(1)], metric=2.0)
+    assert opt.param_groups[0]["lr"] == 0.5
+    opt.step([np.ones(1)], metric=float("nan"))  # no improvement
+    assert opt.param_groups[0]["lr"] == 0.25
+
+
+def test_t_may_go_back_to_where_a_metric_came():
+    p = np.zeros(1)
+    opt = ac.SGD(p, lr=s.plateau(1.0, 0.5, patience=0))
+    opt.step(np.ones(1), metric=1.0)
+    opt.step(np.ones(1), metric=1.0)
+    opt.t = 1
+    opt.step(np.ones(1))
+    assert p[0] == -2.5
+
+
+def test_metrics_that_nobody_reads_or_that_are_none():
+    p = np.ones(1)
+    for opt in (ac.SGD(p), ac.SGD(p, lr=s.cosine(1.0, 5)), ac.SGD(p, lr=lambda t: 1.0)):
+        with pytest.raises(ValueError, match=r"metric=0.5 is read by nobody: it is for a plateau schedule.*drop it"):
+            opt.step(np.ones(1), metric=0.5)
+        assert opt.t == 0
+    opt = ac.SGD(p, lr=s.warmup(s.plateau(1.0), 5))
+    for bad in ("low", np.ones(1), True):
+        with pytest.raises(TypeError, match="metric must be a number, got"):
+            opt.step(np.ones(1), metric=bad)
+    assert (p == 1).all()
+    opt.step(np.ones(1), np.float32(0.5), loss_scale=2.0)
+    assert opt.t == 1
+
+
+# --- groups that come later ------------------------------------------------------------------------------------------
+
+LATER = [
+    *[(case, name, options, {}) for case, name, options in CASES if case in ("sgd-nesterov", "rmsprop-centered-momentum", "nadam", "rprop")],
+    ("stages", "AdamW", {"lr": 0.1}, {"ema_decay": 0.9, "bounds": (-2, 2), "max_grad_norm": 1.0, "max_grad_value": 0.5}),
+    ("uint8", "AdamW", {"lr": 0.1}, {"state_dtype": "uint8", "seed": 3}),
+    ("bfloat16-state", "Adam", {"lr": 0.1, "amsgrad": True}, {"state_dtype": "bfloat16"}),
+    ("schedule", "AdamW", {"lr": s.cosine(0.1, 9), "betas": (s.linear(0.9, 9, end=0.5), 0.9)}, {}),
+    ("accumulator", "Adagrad", {"lr": 0.1, "initial_accumulator_value": 0.3}, {"state_dtype": "uint8"}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("start", ["array", "list", "dict", "groups"])
+@pytest.mark.parametrize(("name", "options", "shared"), [c[1:] for c in LATER], ids=[c[0] for c in LATER])
+def test_adding_a_group_changes_nothing_for_the_others(name, options, shared, start):
+    """Old groups go on as if nothing had been; the new one is the second of an optimizer that had it from the start."""
+    rng = np.random.default_rng(2)
+    w, b, late = (rng.normal(size=n).astype("float32") for n in (CHUNK + 300, 50, 700))
+
+    def make(first):
+        arrays = [first.pop(), first.pop()]
+        return {"array": arrays[0], "list": arrays, "dict": {"w": arrays[0], "b": arrays[1]},
+                "groups": [{"params": arrays[0]}, {"params": {"b": arrays[1]}, "weight_decay": 0.1}]
+                if name not in ("Rprop",) else [{"params": arrays[0]}, {"params": {"b": arrays[1]}}]}[start]  # fmt: skip
+
+    def like(params, make):
+        if isinstance(params, dict):
+            return {key: make(x) for key, x in params.items()}
+        if isinstance(params, (list, tuple)):
+            return [like(x["params"], make) if isinstance(x, dict) else make(x) for x in params]
+        return make(params)
+
+    p, q = make([b.copy(), w.copy()]), make([b.copy(), w.copy()])
+    new, twin = late.copy(), late.copy()
+    opt = build(name, p, options, **shared)
+    groups = q if start == "groups" else [{"params": q}]
+    both = build(name, [*groups, {"params": [twin]}], options, **shared)
+    assert both.param_groups[0].keys() == opt.param_groups[0].keys()
+    for t in range(6):
+        g = like(p, lambda x: rng.normal(size=x.shape).astype("float32"))
+        if t == 3:
+            opt.add_param_group({"params": [new]})
+        g_new = None if t < 3 else rng.normal(size=700).astype("float32")
+        g_both = [*g, [g_new]] if start == "groups" else [g, [g_new]]
+        opt.step(g if t < 3 else g_both)
+        both.step(g_both)
+        assert opt.t == both.t == t + 1
+    assert_same_bits(new, twin)
+    assert not np.array_equal(new, late)
+    flat = lambda x: [  # noqa: E731
+        y for z in (x.values() if isinstance(x, Mapping) else x if isinstance(x, (list, tuple)) else [x])
+        for y in (flat(z) if isinstance(z, (Mapping, list, tuple)) else [z])
+    ]  # fmt: skip
+    assert list(opt.state) == list(both.state)
+    for key in opt.state:
+        for x, y in zip(flat(opt.state[key]), flat(both.state[key]), strict=True):
+            if x is not None:
+                assert_same_bits(x, y, key)
+    for x, y in zip(flat(opt.ema), flat(both.ema), strict=True):
+        if x is not None:
+            assert_same_bits(x, y, "ema")
+    for group, other in zip(opt.param_groups, both.param_groups, strict=True):
+        assert {**group, "params": 0} == {**other, "params": 0}
+        for x, y in zip(flat(group["params"]), flat(other["params"]), strict=True):
+            assert_same_bits(x, y)
+    assert [int(x) for x in flat(opt.state["step"])][-1] == 3
+    assert opt.grad_norm == both.grad_norm or (opt.grad_norm != opt.grad_norm and both.grad_norm != both.grad_norm)
+
+
+def test_a_new_group_has_options_of_its_own_and_the_constructors():
+    p = np.zeros(2, "float32")
+    opt = ac.SGD(p, lr=s.linear(1.0, 4), momentum=0.0, n_threads=3, on_nonfinite="skip", copy_to=np.zeros(2, "float32"))
+    opt.step(np.full(2, np.nan, "float32"))
+    opt.step(np.ones(2, "float32"))
+    opt.param_groups[0]["lr"] = 0.5
+    copy = np.zeros(1, "float16")
+    q, r = np.full(1, 8.0, "float32"), np.zeros(1)
+    opt.add_param_group({"params": [q], "lr": 0.25, "copy_to": [copy], "ema_decay": 0.0})
+    opt.add_param_group({"params": {"r": r}, "momentum": 0.5})
+    assert copy[0] == 8.0
+    assert opt.ema[1][0][0] == 8.0
+    assert [group["lr"] for group in opt.param_groups] == [0.5, 0.25, 0.75]
+    assert (opt.n_threads, opt.skipped_steps, opt.t) == (3, 1, 1)
+    opt.step([np.ones(2, "float32"), [np.ones(1, "float32")], {"r": np.ones(1)}])
+    assert opt.param_groups[0]["copy_to"][0] == p[0] == -1.5
+    assert copy[0] == q[0] == opt.ema[1][0][0] == 7.75
+    assert r[0] == -0.75
+    assert opt.state["momentum_buffer"][2]["r"][0] == 1.0
+    assert opt.state["momentum_buffer"][0] is None
+    assert "3 groups" in repr(opt)
+
+
+def test_narrow_parameters_in_a_new_group():
+    opt = ac.Adam(np.ones(3), lr=0.125)
+    late = np.full(3, 2.0, "float16")
+    opt.add_param_group({"params": late, "master": "float32"})
+    assert (opt.state["master"][1] == 2.0).all()
+    opt.step([None, np.ones(3, "float16")])
+    assert (late == 1.875).all()
+
+
+def test_names_after_a_group_was_added():
+    w, b, c = (np.ones(3, "float32") for _ in range(3))
+    opt = ac.AdamW({"w": w, "b": b})
+    with pytest.raises(ValueError, match=r"^grads\['b'\] has shape"):
+        opt.step({"w": None, "b": np.ones(2, "float32")})
+    opt.add_param_group({"params": {"c": c}})
+    with pytest.raises(
+        ValueError, match=r"^grads must be a list with one entry for each of the 2 parameter groups, got a dict"
+    ):
+        opt.step({"w": None, "b": None})
+    with pytest.raises(ValueError, match=r"^grads\[0\]\['b'\] has shape"):
+        opt.step([{"w": None, "b": np.ones(2, "float32")}, {"c": None}])
+    with pytest.raises(ValueError, match=r"^grads\[1\] must be a dict with the keys 'c'"):
+        opt.step([{"w": None, "b": None}, {"d": None}])
+    with pytest.raises(ValueError, match=r"^grads\[1\]\['c'\] shares memory with params\[0\]\['params'\]\['w'\]"):
+        opt.step([{"w": None, "b": None}, {"c": w}])
+    with pytest.raises(ValueError, match=r"^grads\[1\]\['c'\] shares memory with this optimizer's state"):
+        opt.step([{"w": None, "b": None}, {"c": opt.state["exp_avg"][0]["w"]}])
+    with pytest.raises(ValueError, match=r"^param_groups\[1\]: lr must be"):
+        opt.param_groups[1]["lr"] = -1.0
+    assert list(opt.state["exp_avg"][0]) == ["w", "b"]
+    assert list(opt.state["step"][1]) == ["c"]
+    assert list(opt.decoded_state("exp_avg")[1]) == ["c"]
+    assert list(opt.param_groups[1]["params"]) == ["c"]
+    assert opt.t == 0
+
+
+def test_names_from_dicts_in_state_average_and_messages():
+    params = {"w": np.ones((2, 3), "float32"), 7: np.ones(4, "float32"), ("a", 1): np.ones((), "float32")}
+    grads = {key: np.ones_like(x) for key, x in params.items()}
+    opt = ac.AdamW(params, ema_decay=0.9, state_dtype="bfloat16")
+    opt.step(dict(reversed(grads.items())))
+    for found in (*opt.state.values(), opt.ema, opt.decoded_state("exp_avg"), opt.param_groups[0]["params"]):
+        assert list(found) == list(params)
+    for name in ("exp_avg", "exp_avg_sq"):
+        assert {key: x.shape for key, x in opt.state[name].items()} == {key: x.shape for key, x in params.items()}
+    with pytest.raises(ValueError, match=r"grads\[\('a', 1\)\] has shape \(1,\), its parameter \(\)"):
+        opt.step({**grads, ("a", 1): np.ones(1, "float32")})
+    with pytest.raises(ValueError, match=r"must be a dict with the keys 'w', 7, \('a', 1\) of the parameters"):
+        opt.step({"w": None})
+    with pytest.raises(ValueError, match=r"copy_to must be a dict with the keys of the parameters, 'w', 7, \('a', 1\)"):
+        ac.SGD(params, copy_to={"w": np.ones((2, 3), "float32")})
+
+
+BAD_GROUPS = [
+    ("not a dict", lambda p: np.ones(3), ValueError, r"params\[1\] must be a dict with 'params', as every group is; got a ndarray"),
+    ("no params", lambda p: {"lr": 0.1}, ValueError, r"params\[1\] must be a dict with 'params'"),
+    ("empty", lambda p: {"params": []}, ValueError, r"params\[1\] is empty"),
+    ("unknown option", lambda p: {"params": np.ones(3), "rate": 1}, TypeError, r"params\[1\] has the unknown option 'rate'"),
+    ("bad option", lambda p: {"params": np.ones(3), "lr": -1}, ValueError, r"^params\[1\]: lr must be in \[0, inf\), got -1"),
+    ("bad schedule", lambda p: {"params": np.ones(3), "lr": s.linear(1.0, 1, end=-1)}, ValueError, r"^params\[1\]: at t=2 lr must be in"),
+    ("the same", lambda p: {"params": [np.ones(3), p]}, ValueError, r"params\[0\]\['params'\] and params\[1\]\['params'\]\[1\] share memory"),
+    ("dtype", lambda p: {"params": {"a": np.ones(3, int)}}, TypeError, r"params\[1\]\['params'\]\['a'\] has dtype int64"),
+    ("strided", lambda p: {"params": np.ones(6)[::2]}, ValueError, r"params\[1\]\['params'\] is not C-contiguous"),
+    ("narrow", lambda p: {"params": np.ones(3, "float16")}, ValueError, r"params\[1\]: the parameters are float16"),
+    ("copy", lambda p: {"params": np.ones(3), "copy_to": np.ones(2, "float32")}, ValueError, r"params\[1\]\['copy_to'\] must be an array of its"),
+    ("copy shared", lambda p: {"params": np.ones(3), "copy_to": p}, TypeError, r"params\[1\]\['copy_to'\] has dtype float64|is float64"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("make", "error", "message"), [b[1:] for b in BAD_GROUPS], ids=[b[0] for b in BAD_GROUPS])
+def test_a_bad_new_group_changes_nothing(make, error, message):
+    p = np.ones(3)
+    opt = ac.Adam(p, lr=s.linear(0.5, 4))
+    for _ in range(2):
+        opt.step(np.ones(3))
+    before = p.copy(), opt.state["exp_avg"].copy(), opt._plan
+    for _ in range(2):
+        with pytest.raises(error, match=message):
+            opt.add_param_group(make(p))
+    assert len(opt.param_groups) == 1
+    assert opt._plan is opt.param_groups[0]._plan is before[2]
+    assert_same_bits(p, before[0])
+    assert_same_bits(opt.state["exp_avg"], before[1])
+    opt.step(np.ones(3))  # as before: one array
+    assert opt.t == opt.state["step"] == 3
+    assert opt.param_groups[0]["lr"] == 0.125
+
+
+def test_a_new_group_that_the_settings_do_not_fit():
+    opt = ac.SGD(np.ones(3), max_grad_value=1e-300)
+    with pytest.raises(ValueError, match="max_grad_value=1e-300 rounds to 0 in float32"):
+        opt.add_param_group({"params": np.ones(3, "float32")})
+    assert len(opt.param_groups) == 1
+
+
+def test_no_group_inside_averaged_parameters():
+    opt = ac.SGD(np.ones(3), ema_decay=0.5)
+    with (
+        opt.averaged_parameters(),
+        pytest.raises(RuntimeError, match="no group can be added inside averaged_parameters"),
+    ):
+        opt.add_param_group({"params": np.ones(2)})
+    opt.add_param_group({"params": np.ones(2)})
+    with opt.averaged_parameters():
+        pass
+
+
+def test_adding_many_groups_frees_the_old_plans():
+    def plans():
+        return sum(type(x).__name__ == "Plan" for x in gc.get_objects())
+
+    gc.collect()
+    gc.disable()
+    try:
+        before = plans()
+        opt = ac.SGD([{"params": np.ones(3)}], lr=1.0)
+        for i in range(50):
+            opt.add_param_group({"params": np.full(1, float(i)), "lr": s.constant(1.0)})
+        assert plans() == before + 1
+    finally:
+        gc.enable()
+    opt.step([np.ones(3)] + [np.ones(1)] * 50)
+    assert [group["params"][0] for group in opt.param_groups] == [0.0, *range(-1, 49)]
