@@ -8,6 +8,8 @@ import sys
 import warnings
 import weakref
 from collections.abc import Mapping
+from dataclasses import MISSING, fields
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -660,61 +662,51 @@ LATER = [
 ]  # fmt: skip
 
 
+def leaves_of(x):
+    """The arrays of a structure, in order."""
+    if isinstance(x, (Mapping, list, tuple)):
+        return [leaf for part in (x.values() if isinstance(x, Mapping) else x) for leaf in leaves_of(part)]
+    return [] if x is None else [x]
+
+
 @pytest.mark.parametrize("start", ["array", "list", "dict", "groups"])
 @pytest.mark.parametrize(("name", "options", "shared"), [c[1:] for c in LATER], ids=[c[0] for c in LATER])
 def test_adding_a_group_changes_nothing_for_the_others(name, options, shared, start):
-    """Old groups go on as if nothing had been; the new one is the second of an optimizer that had it from the start."""
+    """The same bits as of an optimizer that had the group from the start, and no gradient for it until then."""
     rng = np.random.default_rng(2)
-    w, b, late = (rng.normal(size=n).astype("float32") for n in (CHUNK + 300, 50, 700))
+    arrays = [rng.normal(size=n).astype("float32") for n in (CHUNK + 300, 50, 700)]
 
-    def make(first):
-        arrays = [first.pop(), first.pop()]
-        return {"array": arrays[0], "list": arrays, "dict": {"w": arrays[0], "b": arrays[1]},
-                "groups": [{"params": arrays[0]}, {"params": {"b": arrays[1]}, "weight_decay": 0.1}]
-                if name not in ("Rprop",) else [{"params": arrays[0]}, {"params": {"b": arrays[1]}}]}[start]  # fmt: skip
+    def structure(w, b):
+        return {"array": w, "list": [w, b], "dict": {"w": w, "b": b}, "groups": [w, {"b": b}]}[start]
 
-    def like(params, make):
-        if isinstance(params, dict):
-            return {key: make(x) for key, x in params.items()}
-        if isinstance(params, (list, tuple)):
-            return [like(x["params"], make) if isinstance(x, dict) else make(x) for x in params]
-        return make(params)
+    def optimizer(w, b, *late):
+        params = structure(w, b)
+        groups = [{"params": x} for x in (params if start == "groups" else [params])]
+        return build(
+            name, [*groups, {"params": late}] if late else groups if start == "groups" else params, options, **shared
+        )
 
-    p, q = make([b.copy(), w.copy()]), make([b.copy(), w.copy()])
-    new, twin = late.copy(), late.copy()
-    opt = build(name, p, options, **shared)
-    groups = q if start == "groups" else [{"params": q}]
-    both = build(name, [*groups, {"params": [twin]}], options, **shared)
-    assert both.param_groups[0].keys() == opt.param_groups[0].keys()
+    p, q = ([x.copy() for x in arrays] for _ in range(2))
+    opt, both = optimizer(*p[:2]), optimizer(*q)
     for t in range(6):
-        g = like(p, lambda x: rng.normal(size=x.shape).astype("float32"))
+        *g, g_late = (rng.normal(size=x.size).astype("float32") for x in arrays)
+        grads = structure(*g)
+        whole = [*(grads if start == "groups" else [grads]), [None if t < 3 else g_late]]
         if t == 3:
-            opt.add_param_group({"params": [new]})
-        g_new = None if t < 3 else rng.normal(size=700).astype("float32")
-        g_both = [*g, [g_new]] if start == "groups" else [g, [g_new]]
-        opt.step(g if t < 3 else g_both)
-        both.step(g_both)
+            opt.add_param_group({"params": [p[2]]})
+        opt.step(grads if t < 3 else whole)
+        both.step(whole)
         assert opt.t == both.t == t + 1
-    assert_same_bits(new, twin)
-    assert not np.array_equal(new, late)
-    flat = lambda x: [  # noqa: E731
-        y for z in (x.values() if isinstance(x, Mapping) else x if isinstance(x, (list, tuple)) else [x])
-        for y in (flat(z) if isinstance(z, (Mapping, list, tuple)) else [z])
-    ]  # fmt: skip
+    assert not np.array_equal(p[2], arrays[2])
     assert list(opt.state) == list(both.state)
-    for key in opt.state:
-        for x, y in zip(flat(opt.state[key]), flat(both.state[key]), strict=True):
-            if x is not None:
-                assert_same_bits(x, y, key)
-    for x, y in zip(flat(opt.ema), flat(both.ema), strict=True):
-        if x is not None:
-            assert_same_bits(x, y, "ema")
+    found = [(p, q), (opt.ema, both.ema), *((opt.state[key], both.state[key]) for key in opt.state)]
+    for x, y in found:
+        for a, b in zip(leaves_of(x), leaves_of(y), strict=True):
+            assert_same_bits(a, b)
+    assert [int(n) for n in leaves_of(opt.state["step"])][-1] == 3
     for group, other in zip(opt.param_groups, both.param_groups, strict=True):
         assert {**group, "params": 0} == {**other, "params": 0}
-        for x, y in zip(flat(group["params"]), flat(other["params"]), strict=True):
-            assert_same_bits(x, y)
-    assert [int(x) for x in flat(opt.state["step"])][-1] == 3
-    assert opt.grad_norm == both.grad_norm or (opt.grad_norm != opt.grad_norm and both.grad_norm != both.grad_norm)
+    np.testing.assert_equal(opt.grad_norm, both.grad_norm)
 
 
 def test_a_new_group_has_options_of_its_own_and_the_constructors():
@@ -863,3 +855,23 @@ def test_adding_many_groups_frees_the_old_plans():
         gc.enable()
     opt.step([np.ones(3)] + [np.ones(1)] * 50)
     assert [group["params"][0] for group in opt.param_groups] == [0.0, *range(-1, 49)]
+
+
+# --- the page --------------------------------------------------------------------------------------------------------
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.mark.skipif(not (ROOT / "docs" / "schedules.md").is_file(), reason="not in a clone")
+def test_the_page_has_every_schedule_and_its_examples_run():
+    text = (ROOT / "docs" / "schedules.md").read_text()
+    for block in re.findall(r"```python\n(.*?)```", text, re.S):
+        exec(compile(block, "docs/schedules.md", "exec"), {})
+    for name, cls in s._NAMED.items():
+        assert name in s.__all__
+        (row,) = re.findall(rf"^\| `{name}\((.*?)\)` \|", text, re.M)
+        shown = [x.partition("=") for x in re.split(r", (?=\w+(?:=|,|$))", row)]
+        given = [f for f in fields(cls) if f.name not in ("value", "best", "num_bad_epochs", "cooldown_counter")]
+        assert [x[0] for x in shown] == [f.name for f in given]
+        assert [eval(x[2]) if x[1] else MISSING for x in shown] == [f.default for f in given]
+    assert (ROOT / "docs" / "schedules.png").stat().st_size < 150_000
