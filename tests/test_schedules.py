@@ -127,6 +127,17 @@ def test_plateau_is_torchs(options):
     np.testing.assert_allclose(got, want, rtol=1e-12)
 
 
+@pytest.mark.parametrize("mode", ["min", "max"])
+def test_a_metric_that_is_not_finite_is_no_improvement(mode):
+    nan, inf = float("nan"), float("inf")
+    schedule = s.plateau(1.0, 0.5, patience=1, mode=mode)
+    for metric in (nan, inf, -inf, nan):
+        schedule = schedule.observe(0, metric)
+    assert (schedule(0), schedule.best) == (0.25, None)
+    schedule = schedule.observe(0, 3.0).observe(0, inf).observe(0, -inf)
+    assert (schedule(0), schedule.best) == (0.125, 3.0)
+
+
 def test_inverse_sqrt_is_noams():
     d, w = 512, 40
     schedule = s.inverse_sqrt((d * w) ** -0.5, w)
@@ -405,6 +416,7 @@ def test_assigning_replaces_a_schedule_and_starts_one():
     assert group["lr"] == 0.75
     group["lr"] = 0.5
     assert not group.schedules
+    assert not opt._plan.scheduled  # and a step costs what it did without
     opt.step(np.ones(1))
     assert p[0] == -1.5
     assert group["lr"] == 0.5
