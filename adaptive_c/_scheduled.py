@@ -18,12 +18,17 @@ MOVABLE = {"lr", "weight_decay", "eps", "betas", "alpha", "rho", "momentum", "da
            "etas", "step_sizes", "eta_plus", "eta_minus", "max_rate", "ema_decay"}  # fmt: skip
 
 
+def moves(value: Any) -> bool:
+    """Is this a schedule?  A type is none: number formats come as types, and float(t) is nobody's wish."""
+    return callable(value) and not isinstance(value, type)
+
+
 def schedules_in(options: Mapping[str, Any], cls: Any, where: str) -> dict[str, Any]:
     """Those of the options of a group that are schedules."""
     found = {}
     for name, value in options.items():
-        pair = isinstance(value, (tuple, list)) and any(map(callable, value))
-        if not pair and not callable(value):
+        pair = isinstance(value, (tuple, list)) and any(map(moves, value))
+        if not pair and not moves(value):
             continue
         if name not in MOVABLE:
             names = ", ".join(name for name in options if name in MOVABLE)
@@ -42,7 +47,7 @@ def numbers_at(schedules: Mapping[str, Any], t: int, where: str) -> dict[str, An
         label = f"{where}at t={t} {name}"
         try:
             parts = schedule if isinstance(schedule, tuple) else (schedule,)
-            values = tuple(part(t) if callable(part) else part for part in parts)
+            values = tuple(part(t) if moves(part) else part for part in parts)
         except Exception as error:
             error.add_note(f"raised by the schedule of {label}: {schedule!r}")
             raise

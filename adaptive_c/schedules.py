@@ -19,6 +19,7 @@ from itertools import pairwise
 from typing import Any
 
 from ._options import Check, choice, flag, number, optional
+from ._scheduled import moves
 
 __all__ = [  # noqa: RUF022  from simple to composed
     "Schedule",
@@ -62,7 +63,7 @@ def _milestones(name: str, value: Any) -> tuple[int, ...]:
 
 
 def _schedule(name: str, value: Any) -> Any:
-    return value if callable(value) else constant(_finite(name, value))
+    return value if moves(value) else constant(_finite(name, value))
 
 
 def _schedules(name: str, value: Any) -> tuple[Any, ...]:

@@ -496,6 +496,8 @@ REFUSED = [
     ("Adagrad", {"initial_accumulator_value": s.constant(1.0)}, TypeError, "initial_accumulator_value can't follow a schedule"),
     ("Rprop", {"lr": s.constant(1.0)}, ValueError, "lr of Rprop is read at an array's first step only and can't follow a schedule"),
     ("SuperSAB", {"lr": s.constant(1.0)}, ValueError, "lr of SuperSAB is read"),
+    ("Adam", {"lr": float}, TypeError, "lr must be a number, got <class 'float'>"),
+    ("Adam", {"betas": (0.9, float)}, TypeError, r"betas\[1\] must be a number, got <class 'float'>"),
     ("Adam", {"max_grad_norm": s.constant(1.0)}, TypeError, "max_grad_norm must be a number, got constant"),
     ("Adam", {"lr": s.constant(-1.0)}, ValueError, r"^at t=0 lr must be in \[0, inf\), got -1.0"),
     ("Adam", {"lr": lambda t: "fast"}, TypeError, "at t=0 lr must be a number, got 'fast'"),
@@ -515,7 +517,7 @@ def test_what_can_not_follow_a_schedule(name, options, error, message):
         build(name, p, options)
     with pytest.raises(
         error,
-        match=re.sub(r"^\^?(at|lr|\w+ can't)", r"params\\[1\\]: \1", message)
+        match=re.sub(r"^\^?(at|lr|betas|\w+ can't)", r"params\\[1\\]: \1", message)
         if "max_grad" not in message
         else "unknown",
     ):
