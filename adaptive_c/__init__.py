@@ -43,11 +43,13 @@ __all__ = [  # noqa: RUF022  the rules in order of increasing complexity, as eve
     "Optimizer",
     "flatten",
     "get_num_threads",
+    "schedules",
     "set_num_threads",
     "show_config",
 ]
 
 if TYPE_CHECKING:
+    from . import schedules
     from ._config import get_num_threads, set_num_threads, show_config
     from ._flatten import flatten
     from ._optimizer import Optimizer
@@ -69,6 +71,8 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
+    if name == "schedules":
+        return importlib.import_module("adaptive_c.schedules")
     if name not in _MODULE:
         raise AttributeError(f"module 'adaptive_c' has no attribute {name!r}")
     value = globals()[name] = getattr(importlib.import_module(f"adaptive_c.{_MODULE[name]}"), name)

@@ -4,11 +4,13 @@ from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any, ClassVar, Never
+from weakref import ref
 
 import numpy as np
 
 from ._config import checked_threads, core
-from ._options import SETTINGS, check_options, inward
+from ._options import SETTINGS, _real, check_options, check_together, inward
+from ._scheduled import Number, numbers_at, observed, schedules_in
 
 Array = np.ndarray[Any, Any]
 _TORCH_ONLY = {"foreach", "fused", "capturable", "differentiable"}
@@ -24,7 +26,10 @@ _CODINGS = {
 
 
 class ParamGroup(MutableMapping[str, Any]):
-    """Arrays that share options.  Assigning an option checks it at once; ``params`` is read-only."""
+    """Arrays that share options.  Assigning an option checks it at once; ``params`` is read-only.
+
+    An option that follows a schedule reads as its number for the next step; `schedules` has the schedules themselves.
+    """
 
     _plan: Any  # set once all groups are there; the optimizer itself is not kept: a cycle would hold its state alive
     _uint16_as: str | None
@@ -40,7 +45,9 @@ class ParamGroup(MutableMapping[str, Any]):
             self._keys, self._arrays = None, tuple(params)
         else:
             self._keys, self._arrays = (), (params,)
-        self._options = options
+        self._numbers = options  # the plan's; where a schedule moves one, that of the last step
+        self._schedules: dict[str, Any] = {}
+        self._followed = -1  # the count of steps that the numbers belong to
         self._slots: tuple[Array | None, ...] = ()
         self._scales: tuple[Array | None, ...] = ()
         self._master: Array | None = None
@@ -110,43 +117,78 @@ class ParamGroup(MutableMapping[str, Any]):
             kind = kind_here
         self._plan.attach_copies(self._index, kind, tuple(copies))
 
+    @property
+    def schedules(self) -> Mapping[str, Any]:
+        """The schedules by the option's name; for a pair a tuple of schedules and numbers."""
+        return MappingProxyType(self._schedules)
+
+    @property
+    def _options(self) -> dict[str, Any]:
+        """All options as plain numbers, those of the next step."""
+        return self._numbers_at(self._plan.t) if self._schedules else self._numbers
+
+    def _numbers_at(self, t: int) -> dict[str, Any]:
+        where = f"param_groups[{self._index}]: "
+        numbers = {**self._numbers, **numbers_at(self._schedules, t, where)}
+        check_together(numbers, np.dtype(self._computed), f"{where}at t={t} ")
+        return numbers
+
+    def _follow(self, t: int) -> None:
+        """Give the plan the numbers for the step after t applied ones.  It asks for them before every step."""
+        if self._schedules and t != self._followed:
+            numbers = self._numbers_at(t)
+            self._plan.assign(self._index, {**self._cls._fixed, **numbers})
+            self._numbers, self._followed = numbers, t
+
     def __getitem__(self, name: str) -> Any:
-        return self.arrange(list(self._arrays)) if name == "params" else self._options[name]
+        if name == "params":
+            return self.arrange(list(self._arrays))
+        return (self._options if name in self._schedules else self._numbers)[name]
 
     def __setitem__(self, name: str, value: Any) -> None:
         if name == "params":
             raise TypeError("params is read-only: an optimizer is bound to its arrays; construct a new one")
-        if name not in self._options:
-            raise KeyError(f"{name!r} is not an option of {self._cls.__name__}; it has {', '.join(self._options)}")
-        self._assign({**self._options, name: value}, f"param_groups[{self._index}]: ")
+        if name not in self._numbers:
+            raise KeyError(f"{name!r} is not an option of {self._cls.__name__}; it has {', '.join(self._numbers)}")
+        self._assign({**self._numbers, **self._schedules, name: value}, f"param_groups[{self._index}]: ")
 
     def _assign(self, options: dict[str, Any], where: str) -> None:
-        dtype = self._plan.dtype(self._index)
-        options = check_options(options, np.dtype(self._computed), where)
+        """Check and take over all options, numbers or schedules."""
+        dtype, t = self._plan.dtype(self._index), self._plan.t
+        schedules = schedules_in(options, self._cls, where)
+        options = check_options({**options, **numbers_at(schedules, t, where)}, np.dtype(self._computed), where)
         if self._slots:
-            self._check_changes(options, where)
+            self._check_changes(options, schedules, where)
         else:
             self._check_formats(options, dtype, where)
         bounds = None  # leave them
-        if not self._slots or options["bounds"] is not self._options["bounds"]:
+        if not self._slots or options["bounds"] is not self._numbers["bounds"]:
             bounds = (None, None)
             if options["bounds"] is not None:
                 bounds = inward(options["bounds"], dtype, where, self._flat)
         self._plan.assign(self._index, {**self._cls._fixed, **options}, bounds)
-        self._options = options
+        self._numbers, self._schedules, self._followed = options, schedules, t
+        if schedules:
+            self._plan.scheduled[self._index] = ref(self)
+        else:
+            self._plan.scheduled.pop(self._index, None)
+
+    def _state_names(self, options: Mapping[str, Any], schedules: Mapping[str, Any]) -> tuple[str | None, ...]:
+        """The state arrays that are needed: what a schedule moves may be 0 now and on later."""
+        return self._cls._state({**options, **dict.fromkeys(schedules, True)})
 
     @property
     def _computed(self) -> str:
         """The dtype that the rule computes in."""
         return "float64" if self._plan.dtype(self._index) == "float64" else "float32"
 
-    def _check_changes(self, options: dict[str, Any], where: str) -> None:
-        for slot, name in zip(self._slots, self._cls._state(options), strict=True):
+    def _check_changes(self, options: dict[str, Any], schedules: dict[str, Any], where: str) -> None:
+        for slot, name in zip(self._slots, self._state_names(options, schedules), strict=True):
             if name and slot is None:
                 raise ValueError(f"{where}this would need new state ({name}) in the middle of a run; "
                                  "construct a new optimizer with it")  # fmt: skip
         for name in _FIXED:
-            if self._options[name] is not options[name]:
+            if self._numbers[name] is not options[name]:
                 raise ValueError(
                     f"{where}{name} can't be changed in the middle of a run; construct a new optimizer with it"
                 )
@@ -187,10 +229,10 @@ class ParamGroup(MutableMapping[str, Any]):
         raise TypeError(f"{name!r} can't be removed from a parameter group")
 
     def __iter__(self) -> Iterator[str]:
-        return iter(("params", *self._options))
+        return iter(("params", *self._numbers))
 
     def __len__(self) -> int:
-        return 1 + len(self._options)
+        return 1 + len(self._numbers)
 
     def __repr__(self) -> str:
         return f"{{'params': <{len(self._arrays)} arrays>, {repr(self._options)[1:]}"
@@ -272,6 +314,9 @@ class Optimizer:
         float32, float64, float16 or bfloat16 NumPy arrays of any shape, C-contiguous and writable; memory maps are
         fine.  They are updated where they are.  A group dict has ``params`` and any options that differ from the
         defaults; all arrays of a group have one dtype.  float16 and bfloat16 need `master` or `rounding`.
+    any number of a rule, or an element of a pair of them
+        A number, or a schedule: an object of ``adaptive_c.schedules``, or any function of the number of applied steps.
+        Step k uses ``schedule(k - 1)``; a skipped step does not advance it.
     n_threads : int, optional
         Threads of a large step, used as given.  None: what ``set_num_threads`` says, else OMP_NUM_THREADS, else the
         smaller of CPU affinity and cgroup quota.
@@ -320,12 +365,15 @@ class Optimizer:
     Attributes
     ----------
     param_groups : list of dict-like
-        The options of each group; assign to change them: ``opt.param_groups[0]["lr"] = 1e-4``.
+        The options of each group; assign a number or a schedule to change them: ``opt.param_groups[0]["lr"] = 1e-4``.
+        Where an option follows a schedule, it reads as the number of the next step; ``param_groups[0].schedules`` has
+        the schedules by name.
     state : mapping
         The live state arrays by name, in the structure of params (but for the scales of 8-bit state: flat).
     t : int
         Applied steps: not those in which every gradient was None.  Each array has a count of its own, for its bias
         correction (``state["step"]``); assigning t sets them all, and t > 0 says that state is there to be used.
+        Schedules follow t.
     ema : structure of arrays
         The averages, None for groups without; float32 for parameters narrower than that.
     grad_norm : float
@@ -365,7 +413,7 @@ class Optimizer:
         loss_scale: float = 1.0,
         zero_grad: bool = False,
         flush_denormals: bool = False,
-        ema_decay: float | None = None,
+        ema_decay: Number | None = None,
         bounds: Any = None,
         copy_to: Any = None,
         state_dtype: str | None = None,
@@ -379,6 +427,7 @@ class Optimizer:
         settings = {name: given[name] for name in SETTINGS}
         self._own = tuple(options)
         options = {**options, **{name: given[name] for name in _SHARED}}
+        self._defaults = options
         if uint16_as not in (None, "bfloat16"):
             raise ValueError(f"uint16_as must be 'bfloat16' or None, got {uint16_as!r}")
         for name in unknown:
@@ -389,26 +438,72 @@ class Optimizer:
         self._structured = isinstance(params, (list, tuple)) and any(isinstance(item, dict) for item in params)
         if isinstance(params, dict) and "params" in params and not isinstance(params["params"], np.ndarray):
             raise ValueError("params looks like one group dict; groups come in a list: [{'params': ...}]")
-        self._groups = tuple(
+        self._groups: tuple[ParamGroup, ...] = ()
+        self._uint16_as = uint16_as
+        new = [
             self._group(i, spec, options) for i, spec in enumerate(params if self._structured else [{"params": params}])
-        )
-        self._plan = core.Plan(
-            self._rule,
-            [(g._keys, g._arrays) for g in self.param_groups],
-            self._structured,
-            uint16_as == "bfloat16",
-        )
-        for group in self._groups:
-            group._plan = self._plan
-            group._uint16_as = uint16_as
+        ]
+        self._new_plan(new)
         self._settings = {name: SETTINGS[name](name, value) for name, value in settings.items()}
         self._plan.configure(self._settings)
         self.n_threads = n_threads
-        for i, group in enumerate(self.param_groups):
-            group._assign(group._options, f"params[{i}]: " if self._structured else "")
-        for i, group in enumerate(self.param_groups):
+        self._bind(new)
+
+    def _new_plan(self, new: list[ParamGroup]) -> None:
+        """A plan over the groups there are and new ones."""
+        groups = (*self._groups, *new)
+        self._plan = core.Plan(
+            self._rule, [(g._keys, g._arrays) for g in groups], self._structured, self._uint16_as == "bfloat16"
+        )
+
+    def _bind(self, new: list[ParamGroup]) -> None:
+        """Check the options of new groups, give them their state, and begin."""
+        first = len(self._groups)
+        for group in new:
+            group._plan, group._uint16_as = self._plan, self._uint16_as
+            group._assign(group._numbers, f"{group._where}: " if self._structured else "")
+        for i, group in enumerate(new, first):
             self._allocate(i, group)
-        self._plan.start()
+        self._groups = (*self._groups, *new)
+        self._plan.start(first)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group to those that are stepped, as torch has it.
+
+        Its arrays begin like those of a new optimizer, each with a count of steps of its own, from 0; `t`, and with it
+        the schedules, goes on, and state, options and counts of the other groups stay as they are.  Options that the
+        dict does not have are those of the constructor, but for copy_to.  From now on gradients are a list with one
+        entry for each group, and so is what ``state`` and ``ema`` give, if they were not before.
+
+        Parameters
+        ----------
+        param_group : dict
+            ``params``, and options that differ from the constructor's.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As at construction; also for arrays that share memory with others of this optimizer.  Nothing has changed
+            then.
+        RuntimeError
+            Inside ``averaged_parameters``, or where another thread is inside a step.
+        """
+        before = {name: getattr(self, name) for name in ("_plan", "_groups", "_structured")}
+        old = self._plan
+        if old.closed:
+            raise RuntimeError("no group can be added inside averaged_parameters()")
+        try:
+            self._structured = True
+            group = self._group(len(self._groups), param_group, {**self._defaults, "copy_to": None})
+            self._new_plan([group])  # a plan binds its arrays once
+            self._plan.take_over(old)
+            self._plan.configure(self._settings)
+            self._bind([group])
+        except BaseException:
+            self.__dict__.update(before)
+            raise
+        for other in before["_groups"]:
+            other._plan = self._plan
 
     def _group(self, index: int, spec: Any, defaults: dict[str, Any]) -> ParamGroup:
         where = f"params[{index}]" if self._structured else "params"
@@ -429,7 +524,7 @@ class Optimizer:
         n = self._plan.size(index)
         kind = "native" if group["state_dtype"] in (None, "float32") else group["state_dtype"]
         dtype = {"native": group._computed, "bfloat16": "uint16", "uint8": "uint8"}[kind]
-        names = self._state(group)
+        names = group._state_names(group, group._schedules)
         group._slots = tuple(_zeros(n, "int8" if name == "prev" else dtype) if name else None for name in names)
         group._scales = tuple(
             _zeros(-(-n // _BLOCK), "float32") if name and kind == "uint8" else None for name in names
@@ -486,7 +581,7 @@ class Optimizer:
             flat = stored.astype(group._computed)
         return group.views(flat)
 
-    def step(self, grads: Any, *, loss_scale: float | None = None) -> None:
+    def step(self, grads: Any, metric: float | None = None, *, loss_scale: float | None = None) -> None:
         """Update the parameters in place.
 
         Parameters
@@ -496,20 +591,40 @@ class Optimizer:
             alone.  float64 for float64 parameters; for all others float32, float16 or bfloat16 (ml_dtypes, or uint16
             under uint16_as="bfloat16"), widened as they are read.  For a list of group dicts, a list with one such
             entry per group.  Read only, but for zero_grad.
+        metric : float, optional
+            What the plateau schedules read, such as a loss: with every step, or with one in a while.  It sets the
+            numbers of the steps after this one; if this one is skipped, it is not taken.
         loss_scale : float, optional
             By what the gradients are divided in this step, in the place of the optimizer's own loss_scale.
 
         Raises
         ------
         TypeError, ValueError
-            For gradients that don't fit, with the name of the first; nothing has changed then.
+            For gradients that don't fit, with the name of the first, for a number of a schedule that is out of its
+            range, and for a metric that nobody reads; nothing has changed then.
         RuntimeError
             Where another thread is inside a step of this optimizer.
         """
-        if loss_scale is None:
+        if loss_scale is None and metric is None:
             self._plan.step(grads)
-        else:
-            self._plan.step(grads, SETTINGS["loss_scale"]("loss_scale", loss_scale))
+            return
+        t = self.t
+        seen = [] if metric is None else self._observed(t, metric)
+        self._plan.step(grads, 0.0 if loss_scale is None else SETTINGS["loss_scale"]("loss_scale", loss_scale))
+        if self.t != t:
+            for group, schedules in zip(self._groups, seen, strict=False):
+                group._schedules.update(schedules)
+                group._followed = -1
+
+    def _observed(self, t: int, metric: Any) -> list[dict[str, Any]]:
+        """For each group, the schedules that a metric changes, as they are after it."""
+        metric = _real("metric", metric)
+        seen = [observed(group._schedules, t, metric) for group in self._groups]
+        if not any(seen):
+            raise ValueError(
+                f"metric={metric!r} is read by nobody: it is for a plateau schedule, and no group has one; drop it"
+            )
+        return seen
 
     @property
     def ema(self) -> Any:
@@ -567,6 +682,8 @@ class Optimizer:
             raise TypeError(f"t must be an integer, got {t!r}")
         if not 0 <= t.__index__() < 1 << 62:
             raise ValueError(f"t must be in [0, 2**62), got {t}")
+        for group in self._groups:
+            group._follow(t.__index__())
         self._plan.set_t(t.__index__())
 
     @property
@@ -585,12 +702,13 @@ class Optimizer:
     def __repr__(self) -> str:
         first = self.param_groups[0]
         shown = {*self._own, *(name for name in ("state_dtype", "master", "rounding") if first[name])}
-        options = ", ".join(f"{name}={value!r}" for name, value in first._options.items() if name in shown)
+        options = {**first._numbers, **first._schedules}
+        listed = ", ".join(f"{name}={value!r}" for name, value in options.items() if name in shown)
         groups = range(len(self.param_groups))
         size = sum(self._plan.size(i) for i in groups)
         dtypes = " and ".join(dict.fromkeys(self._plan.dtype(i) for i in groups))
         more = f", {len(groups)} groups" if len(groups) > 1 else ""
-        return f"{type(self).__name__}({options}, t={self.t}, {size} {dtypes} elements{more})"
+        return f"{type(self).__name__}({listed}, t={self.t}, {size} {dtypes} elements{more})"
 
     def __reduce_ex__(self, protocol: Any) -> Never:
         raise TypeError(

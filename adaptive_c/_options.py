@@ -180,6 +180,12 @@ def inward(bounds: Any, dtype: str, where: str, arrange: Callable[[Any, str], An
 def check_options(options: dict[str, Any], dtype: np.dtype[Any], where: str = "") -> dict[str, Any]:
     """Every option of one group, normalised; `where` goes before the names in messages."""
     checked = {name: CHECKS[name](where + name, value) for name, value in options.items()}
+    check_together(checked, dtype, where)
+    return checked
+
+
+def check_together(checked: dict[str, Any], dtype: np.dtype[Any], where: str) -> None:
+    """What depends on the dtype or on several options, each of which was checked by itself."""
     eps = checked.get("eps", 0.0)
     if eps > float(np.finfo(dtype).max):
         raise ValueError(f"{where}eps={eps!r} is infinite in {dtype}")
@@ -190,4 +196,3 @@ def check_options(options: dict[str, Any], dtype: np.dtype[Any], where: str = ""
     if checked.get("nesterov") and not (checked["momentum"] > 0 and checked.get("dampening", 0) == 0):
         given = " and ".join(f"{name}={checked[name]!r}" for name in ("momentum", "dampening") if name in checked)
         raise ValueError(f"{where}nesterov=True needs momentum > 0 and dampening 0, got {given}")
-    return checked

@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import Any
 
 from ._optimizer import Optimizer
+from ._scheduled import Number, Pair
 
 
 def _options(arguments: dict[str, Any]) -> dict[str, Any]:
@@ -39,8 +40,8 @@ class SGD(Optimizer):
     _rule = "sgd"
     _slots = ("momentum_buffer",)
 
-    def __init__(self, params: Any, lr: float = 1e-3, momentum: float = 0.0, dampening: float = 0.0,
-                 weight_decay: float = 0.0, nesterov: bool = False, *, maximize: bool = False, **shared: Any) -> None:
+    def __init__(self, params: Any, lr: Number = 1e-3, momentum: Number = 0.0, dampening: Number = 0.0,
+                 weight_decay: Number = 0.0, nesterov: bool = False, *, maximize: bool = False, **shared: Any) -> None:
         super().__init__(params, _options(locals()), **shared)
 
     @classmethod
@@ -70,8 +71,8 @@ class Momentum(Optimizer):
     _rule = "momentum"
     _slots = ("momentum_buffer",)
 
-    def __init__(self, params: Any, lr: float = 1e-3, momentum: float = 0.9, nesterov: bool = False,
-                 weight_decay: float = 0.0, maximize: bool = False, **shared: Any) -> None:
+    def __init__(self, params: Any, lr: Number = 1e-3, momentum: Number = 0.9, nesterov: bool = False,
+                 weight_decay: Number = 0.0, maximize: bool = False, **shared: Any) -> None:
         super().__init__(params, _options(locals()), **shared)
 
 
@@ -97,8 +98,8 @@ class Adagrad(Optimizer):
     _rule = "adagrad"
     _slots = ("sum",)
 
-    def __init__(self, params: Any, lr: float = 1e-2, lr_decay: float = 0.0, weight_decay: float = 0.0,
-                 initial_accumulator_value: float = 0.0, eps: float = 1e-10, *, maximize: bool = False,
+    def __init__(self, params: Any, lr: Number = 1e-2, lr_decay: Number = 0.0, weight_decay: Number = 0.0,
+                 initial_accumulator_value: float = 0.0, eps: Number = 1e-10, *, maximize: bool = False,
                  eps_mode: str = "outside", **shared: Any) -> None:
         super().__init__(params, _options(locals()), **shared)
 
@@ -128,8 +129,8 @@ class RMSprop(Optimizer):
     _rule = "rmsprop"
     _slots = ("square_avg", "momentum_buffer", "grad_avg")
 
-    def __init__(self, params: Any, lr: float = 1e-2, alpha: float = 0.99, eps: float = 1e-8,
-                 weight_decay: float = 0.0, momentum: float = 0.0, centered: bool = False, *, maximize: bool = False,
+    def __init__(self, params: Any, lr: Number = 1e-2, alpha: Number = 0.99, eps: Number = 1e-8,
+                 weight_decay: Number = 0.0, momentum: Number = 0.0, centered: bool = False, *, maximize: bool = False,
                  eps_mode: str = "outside", **shared: Any) -> None:
         super().__init__(params, _options(locals()), **shared)
 
@@ -160,8 +161,8 @@ class Adadelta(Optimizer):
     _rule = "adadelta"
     _slots = ("square_avg", "acc_delta")
 
-    def __init__(self, params: Any, lr: float = 1.0, rho: float = 0.9, eps: float = 1e-6, weight_decay: float = 0.0, *,
-                 maximize: bool = False, **shared: Any) -> None:
+    def __init__(self, params: Any, lr: Number = 1.0, rho: Number = 0.9, eps: Number = 1e-6,
+                 weight_decay: Number = 0.0, *, maximize: bool = False, **shared: Any) -> None:
         super().__init__(params, _options(locals()), **shared)
 
 
@@ -190,8 +191,8 @@ class Adam(Optimizer):
     _rule = "adam"
     _slots = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
 
-    def __init__(self, params: Any, lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8,
-                 weight_decay: float = 0.0, amsgrad: bool = False, *, maximize: bool = False,
+    def __init__(self, params: Any, lr: Number = 1e-3, betas: Pair = (0.9, 0.999), eps: Number = 1e-8,
+                 weight_decay: Number = 0.0, amsgrad: bool = False, *, maximize: bool = False,
                  decoupled_weight_decay: bool = False, eps_mode: str = "outside", **shared: Any) -> None:
         super().__init__(params, _options(locals()), **shared)
 
@@ -218,8 +219,8 @@ class AdamW(Adam):
 
     _fixed = MappingProxyType({"decoupled_weight_decay": True})
 
-    def __init__(self, params: Any, lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8,
-                 weight_decay: float = 1e-2, amsgrad: bool = False, *, maximize: bool = False,
+    def __init__(self, params: Any, lr: Number = 1e-3, betas: Pair = (0.9, 0.999), eps: Number = 1e-8,
+                 weight_decay: Number = 1e-2, amsgrad: bool = False, *, maximize: bool = False,
                  eps_mode: str = "outside", **shared: Any) -> None:
         Optimizer.__init__(self, params, _options(locals()), **shared)
 
@@ -245,8 +246,8 @@ class Adamax(Optimizer):
     _rule = "adamax"
     _slots = ("exp_avg", "exp_inf")
 
-    def __init__(self, params: Any, lr: float = 2e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8,
-                 weight_decay: float = 0.0, *, maximize: bool = False, **shared: Any) -> None:
+    def __init__(self, params: Any, lr: Number = 2e-3, betas: Pair = (0.9, 0.999), eps: Number = 1e-8,
+                 weight_decay: Number = 0.0, *, maximize: bool = False, **shared: Any) -> None:
         super().__init__(params, _options(locals()), **shared)
 
 
@@ -273,8 +274,8 @@ class NAdam(Optimizer):
     _rule = "nadam"
     _slots = ("exp_avg", "exp_avg_sq")
 
-    def __init__(self, params: Any, lr: float = 2e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8,
-                 weight_decay: float = 0.0, momentum_decay: float = 4e-3, decoupled_weight_decay: bool = False, *,
+    def __init__(self, params: Any, lr: Number = 2e-3, betas: Pair = (0.9, 0.999), eps: Number = 1e-8,
+                 weight_decay: Number = 0.0, momentum_decay: Number = 4e-3, decoupled_weight_decay: bool = False, *,
                  maximize: bool = False, eps_mode: str = "outside", **shared: Any) -> None:
         super().__init__(params, _options(locals()), **shared)
 
@@ -303,8 +304,8 @@ class RAdam(Optimizer):
     _rule = "radam"
     _slots = ("exp_avg", "exp_avg_sq")
 
-    def __init__(self, params: Any, lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8,
-                 weight_decay: float = 0.0, decoupled_weight_decay: bool = False, *, maximize: bool = False,
+    def __init__(self, params: Any, lr: Number = 1e-3, betas: Pair = (0.9, 0.999), eps: Number = 1e-8,
+                 weight_decay: Number = 0.0, decoupled_weight_decay: bool = False, *, maximize: bool = False,
                  eps_mode: str = "hat", **shared: Any) -> None:
         super().__init__(params, _options(locals()), **shared)
 
@@ -330,8 +331,8 @@ class Lion(Optimizer):
     _slots = ("exp_avg",)
     _fixed = MappingProxyType({"decoupled_weight_decay": True})
 
-    def __init__(self, params: Any, lr: float = 1e-4, betas: tuple[float, float] = (0.9, 0.99),
-                 weight_decay: float = 0.0, maximize: bool = False, **shared: Any) -> None:
+    def __init__(self, params: Any, lr: Number = 1e-4, betas: Pair = (0.9, 0.99),
+                 weight_decay: Number = 0.0, maximize: bool = False, **shared: Any) -> None:
         super().__init__(params, _options(locals()), **shared)
 
 
@@ -361,8 +362,8 @@ class Rprop(Optimizer):
     _rule = "rprop"
     _slots = ("step_size", "prev")
 
-    def __init__(self, params: Any, lr: float = 1e-2, etas: tuple[float, float] = (0.5, 1.2),
-                 step_sizes: tuple[float, float] = (1e-6, 50.0), *, maximize: bool = False, variant: str = "irprop-",
+    def __init__(self, params: Any, lr: Number = 1e-2, etas: Pair = (0.5, 1.2),
+                 step_sizes: Pair = (1e-6, 50.0), *, maximize: bool = False, variant: str = "irprop-",
                  **shared: Any) -> None:
         super().__init__(params, _options(locals()), **shared)
 
@@ -390,6 +391,6 @@ class SuperSAB(Optimizer):
     _rule = "supersab"
     _slots = ("step_size", "prev", "momentum_buffer")
 
-    def __init__(self, params: Any, lr: float = 0.1, eta_plus: float = 1.05, eta_minus: float = 0.5,
-                 max_rate: float = 30.0, momentum: float = 0.9, maximize: bool = False, **shared: Any) -> None:
+    def __init__(self, params: Any, lr: Number = 0.1, eta_plus: Number = 1.05, eta_minus: Number = 0.5,
+                 max_rate: Number = 30.0, momentum: Number = 0.9, maximize: bool = False, **shared: Any) -> None:
         super().__init__(params, _options(locals()), **shared)

@@ -156,6 +156,7 @@ cdef class Plan:
     cdef readonly bint closed      # averaged parameters are in place: no step now
     cdef list aside                # narrow parameters as they were, while their averages are in place
     cdef public long long t      # applied steps
+    cdef readonly dict scheduled   # group: a weak reference to what has its schedules, and refers to this plan
 
     def __cinit__(self, str rule, list groups, bint structured=False, bint uint16_is_bfloat16=False):
         cdef Py_ssize_t n = sum([len(arrays) for _, arrays in groups])
@@ -177,7 +178,7 @@ cdef class Plan:
         self.structured = structured
         self.uint16_is_bfloat16 = uint16_is_bfloat16
         self.keys = [keys for keys, _ in groups]
-        self.keep, self.owners, self.bounds = [], [], {}
+        self.keep, self.owners, self.bounds, self.scheduled = [], [], {}, {}
         for i in range(len(groups)):
             self.space.groups[i].rule = <Rule> <int> RULES[rule]
             self.bind_group(i, groups[i][1])
@@ -279,12 +280,28 @@ cdef class Plan:
         self.index_memory()
         group.copy_format = FORMATS[kind]
 
-    def start(self):
-        """The first write of all that is held, and of the copies: once nothing can be refused any more."""
-        cdef Py_ssize_t i, work = 0
-        for i in range(self.space.n_groups):
+    def take_over(self, Plan old):
+        """Go on where another plan is, whose groups are the first of this one: its state, options and counts."""
+        old.refuse_while_stepping()
+        memcpy(self.space.groups, old.space.groups, old.space.n_groups * sizeof(Group))
+        memcpy(self.space.arrays, old.space.arrays, old.space.n_arrays * sizeof(Array))
+        self.keep += old.keep
+        self.bounds.update(old.bounds)
+        self.scheduled.update(old.scheduled)
+        self.owners += [owner for owner in old.owners if owner[3] < 0]  # the parameters are bound already
+        self.index_memory()
+        self.t, self.n_threads, self.grad_norm = old.t, old.n_threads, old.grad_norm
+        self.skipped_steps = old.skipped_steps
+
+    def start(self, Py_ssize_t first=0):
+        """The first write of all that is held, and of the copies, from group `first` on.
+
+        Called once nothing can be refused any more.
+        """
+        cdef Py_ssize_t i, work = 0, chunk = self.space.groups[first].chunk
+        for i in range(first, self.space.n_groups):
             work += self.space.groups[i].size
-        self.run(START, work, 0, self.space.n_chunks, self.team(work, self.space.n_chunks))
+        self.run(START, work, chunk, self.space.n_chunks, self.team(work, self.space.n_chunks - chunk))
 
     def decode(self, Py_ssize_t index, int slot, out):
         """A group's narrow state into a flat float32 array."""
@@ -442,6 +459,8 @@ cdef class Plan:
         self.refuse_while_stepping()
         if self.closed:
             raise RuntimeError("no step inside averaged_parameters(): the parameters are their average there")
+        if self.scheduled:
+            self.follow()
         if group != -1 or lo != 0 or hi != -1:
             if self.space.zero_grad and (self.max_grad_norm or self.on_nonfinite != IGNORE):
                 raise ValueError("a range can't be stepped with zero_grad and a norm or check, which need all of them")
@@ -475,6 +494,11 @@ cdef class Plan:
         else:
             sweep(&self.space, what, first, last, n_threads)
         return 0
+
+    cdef follow(self):
+        """Have the numbers of this step assigned where options follow a schedule."""
+        for of_group in list(self.scheduled.values()):
+            of_group()._follow(self.t)
 
     cdef (Py_ssize_t, Py_ssize_t) chunks(self, Py_ssize_t group, Py_ssize_t lo, Py_ssize_t hi) except *:
         if group == -1 and self.space.n_groups == 1:

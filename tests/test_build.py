@@ -76,6 +76,8 @@ def test_the_reference_works_without_extensions_and_an_optimizer_says_what_to_do
         "-c", script + "from adaptive_c import reference; print(reference.sgd(1.0, 2.0, {}, 1, lr=0.5))", **env
     )
     assert out.stdout == "0.0\n", out.stderr
+    out = python("-c", script + "print(adaptive_c.schedules.linear(1.0, 2)(1))", **env)
+    assert out.stdout == "0.5\n", out.stderr
     out = python("-c", script + "adaptive_c.AdamW", **env)
     assert "ImportError: adaptive_c's extension _cpu is missing or broken" in out.stderr
     assert "pip install --force-reinstall" in out.stderr
@@ -161,7 +163,9 @@ def test_the_chunk_of_the_tests_is_the_cores():
         opt._plan.step(np.zeros(cases.CHUNK + 1), lo=cases.CHUNK // 2)
 
 
-@pytest.mark.parametrize("module", ["adaptive_c", "adaptive_c.optimizers", "adaptive_c._flatten"])
+@pytest.mark.parametrize(
+    "module", ["adaptive_c", "adaptive_c.optimizers", "adaptive_c._flatten", "adaptive_c.schedules"]
+)
 def test_the_examples_of_the_docstrings(module):
     result = doctest.testmod(importlib.import_module(module), extraglobs={"np": np})
     assert result.attempted

@@ -1,0 +1,579 @@
+"""Schedules: hyperparameters as functions of the step number.
+
+``lr=schedules.cosine(1e-3, 10_000)`` in a constructor, a group, or assigned to ``opt.param_groups[0]["lr"]``.  A
+schedule is a small immutable object, called with the number of steps applied so far, ``opt.t``: 0 for the first step.
+It has a closed form in that number, so that going on from a checkpoint needs nothing else; behind its last step it
+keeps its last value.  `plateau` alone depends on more, the metrics that it was shown: what it keeps of them are fields
+of its own, and a metric makes a new plateau of it.
+
+Any other function of the step number will do as well: ``lr=lambda t: 0.1 / (1 + t)``.
+
+What a schedule computes is plain Python in float64; nothing here needs the compiled core.
+"""
+
+import math
+from bisect import bisect_right
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field, fields, replace
+from itertools import pairwise
+from typing import Any
+
+from ._options import Check, choice, flag, number, optional
+from ._scheduled import moves
+
+__all__ = [  # noqa: RUF022  from simple to composed
+    "Schedule",
+    "constant",
+    "step",
+    "multistep",
+    "exponential",
+    "linear",
+    "polynomial",
+    "cosine",
+    "cosine_restarts",
+    "inverse_sqrt",
+    "one_cycle",
+    "plateau",
+    "warmup",
+    "chain",
+    "from_dict",
+]
+
+_finite = number(-math.inf, open_low=True)
+
+
+def _count(low: int) -> Check:
+    def check(name: str, value: Any) -> int:
+        if isinstance(value, bool) or not hasattr(value, "__index__"):
+            raise TypeError(f"{name} must be an integer, got {value!r}")
+        if value.__index__() < low:
+            raise ValueError(f"{name} must be at least {low}, got {value!r}")
+        return int(value.__index__())
+
+    return check
+
+
+def _milestones(name: str, value: Any) -> tuple[int, ...]:
+    if not isinstance(value, (list, tuple)):
+        raise TypeError(f"{name} must be a list of step numbers, got {value!r}")
+    steps = tuple(_count(1)(f"{name}[{i}]", x) for i, x in enumerate(value))
+    if any(a >= b for a, b in pairwise(steps)):
+        raise ValueError(f"{name} must ascend, got {value!r}")
+    return steps
+
+
+def _schedule(name: str, value: Any) -> Any:
+    return value if moves(value) else constant(_finite(name, value))
+
+
+def _schedules(name: str, value: Any) -> tuple[Any, ...]:
+    if not isinstance(value, (list, tuple)) or not value:
+        raise TypeError(f"{name} must be a list of schedules, got {value!r}")
+    return tuple(_schedule(f"{name}[{i}]", x) for i, x in enumerate(value))
+
+
+# One name means one thing in every schedule.
+_CHECKS: dict[str, Check] = {
+    "base": _finite,
+    "end": _finite,
+    "start": _finite,
+    "steps": _count(1),
+    "step_size": _count(1),
+    "warmup_steps": _count(1),
+    "mult": _count(1),
+    "milestones": _milestones,
+    "gamma": number(0),
+    "power": number(0),
+    "pct_start": number(0, 1, open_high=False),
+    "anneal_strategy": choice("cos", "linear"),
+    "div_factor": number(0, open_low=True),
+    "final_div_factor": number(0, open_low=True),
+    "three_phase": flag,
+    "mode": choice("min", "max"),
+    "factor": number(0, 1),
+    "patience": _count(0),
+    "threshold": number(0),
+    "threshold_mode": choice("rel", "abs"),
+    "cooldown": _count(0),
+    "min": _finite,
+    "eps": number(0),
+    "value": optional(_finite),
+    "best": optional(_finite),
+    "num_bad_epochs": _count(0),
+    "cooldown_counter": _count(0),
+    "of": _schedule,
+    "schedules": _schedules,
+}
+
+
+@dataclass(frozen=True, repr=False)
+class Schedule:
+    """Base of all schedules: immutable, compared by value, called with a step number."""
+
+    def __post_init__(self) -> None:
+        for f in fields(self):
+            value = _CHECKS[f.name](f"{type(self).__name__}: {f.name}", getattr(self, f.name))
+            object.__setattr__(self, f.name, value)
+
+    def __call__(self, step: int) -> float:
+        """The value for the step that follows `step` applied ones: 0 is the first."""
+        raise NotImplementedError
+
+    def __repr__(self) -> str:
+        shown = (f for f in fields(self) if f.default is MISSING or getattr(self, f.name) != f.default)
+        return f"{type(self).__name__}({', '.join(f'{f.name}={getattr(self, f.name)!r}' for f in shown)})"
+
+    @property
+    def _length(self) -> int:
+        """How many steps are worth a drawing."""
+        return int(getattr(self, "steps", 999)) + 1
+
+    @property
+    def reads_metric(self) -> bool:
+        """Is there a plateau in it?"""
+        return False
+
+    def observe(self, step: int, metric: float) -> "Schedule":
+        """The schedule after a metric that came with step number `step`: itself, unless there is a plateau in it."""
+        return self
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers, strings, lists and dicts, for ``json`` or a checkpoint; `from_dict` is the inverse.
+
+        Raises
+        ------
+        TypeError
+            Where a function of your own is part of it: a function can't be stored.
+        """
+        return {"schedule": type(self).__name__, **{f.name: _plain(getattr(self, f.name)) for f in fields(self)}}
+
+    def plot(self, steps: int | None = None, ax: Any = None, **line: Any) -> Any:
+        """Draw the values of the first `steps` steps, and return matplotlib's axes.
+
+        steps: None takes as many as the schedule has, or a fair number.  ax: axes to draw into, None for new ones.
+        line: what ``ax.plot`` takes.  A plateau is drawn at its present value.
+
+        Raises
+        ------
+        ImportError
+            Where matplotlib is not installed.
+        """
+        try:
+            from matplotlib import pyplot
+        except ImportError as error:
+            raise ImportError("plot needs matplotlib: pip install matplotlib") from error
+        n = _count(1)("steps", self._length if steps is None else steps)
+        if ax is None:
+            _, ax = pyplot.subplots()
+        at = range(0, n, max(1, n // 2000))
+        ax.plot(at, [self(t) for t in at], **line)
+        ax.set_xlabel("step")
+        return ax
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Schedule):
+        return value.to_dict()
+    if isinstance(value, tuple):
+        return [_plain(x) for x in value]
+    if callable(value):
+        raise TypeError(f"{value!r} is no schedule of this module and can't be stored; give it again after loading")
+    return value
+
+
+@dataclass(frozen=True, repr=False)
+class constant(Schedule):
+    """base, at every step."""
+
+    base: float
+
+    def __call__(self, step: int) -> float:
+        return self.base
+
+
+@dataclass(frozen=True, repr=False)
+class step(Schedule):
+    """base gamma^floor(t / step_size): a factor gamma every step_size steps.  torch: StepLR.
+
+    >>> [step(1.0, 2, gamma=0.5)(t) for t in range(5)]
+    [1.0, 1.0, 0.5, 0.5, 0.25]
+    """
+
+    base: float
+    step_size: int
+    gamma: float = 0.1
+
+    def __call__(self, step: int) -> float:
+        return self.base * self.gamma ** (step // self.step_size)
+
+    @property
+    def _length(self) -> int:
+        return 4 * self.step_size
+
+
+@dataclass(frozen=True, repr=False)
+class multistep(Schedule):
+    """base gamma^k, k of the milestones having been reached: a factor gamma at each.  torch: MultiStepLR.
+
+    >>> [multistep(1.0, [1, 3], gamma=0.5)(t) for t in range(5)]
+    [1.0, 0.5, 0.5, 0.25, 0.25]
+    """
+
+    base: float
+    milestones: tuple[int, ...] | list[int]
+    gamma: float = 0.1
+
+    def __call__(self, step: int) -> float:
+        return self.base * self.gamma ** bisect_right(self.milestones, step)
+
+    @property
+    def _length(self) -> int:
+        return sum(self.milestones[-1:]) + sum(self.milestones[:1]) or 1000
+
+
+@dataclass(frozen=True, repr=False)
+class exponential(Schedule):
+    """base gamma^t.  torch: ExponentialLR.
+
+    >>> [exponential(1.0, 0.5)(t) for t in range(4)]
+    [1.0, 0.5, 0.25, 0.125]
+    """
+
+    base: float
+    gamma: float
+
+    def __call__(self, step: int) -> float:
+        return self.base * self.gamma**step
+
+
+@dataclass(frozen=True, repr=False)
+class linear(Schedule):
+    """base + (end - base) t / steps, up to t = steps.
+
+    torch: LinearLR(opt, a, b, steps) is linear(a lr, steps, end=b lr).
+
+    >>> [linear(1.0, 4)(t) for t in range(6)]
+    [1.0, 0.75, 0.5, 0.25, 0.0, 0.0]
+    """
+
+    base: float
+    steps: int
+    end: float = 0.0
+
+    def __call__(self, step: int) -> float:
+        return self.base + (self.end - self.base) * (min(step, self.steps) / self.steps)
+
+
+@dataclass(frozen=True, repr=False)
+class polynomial(Schedule):
+    """end + (base - end) (1 - t / steps)^power, up to t = steps.  torch: PolynomialLR, whose end is 0.
+
+    >>> [polynomial(1.0, 2, power=2.0)(t) for t in range(4)]
+    [1.0, 0.25, 0.0, 0.0]
+    """
+
+    base: float
+    steps: int
+    power: float = 1.0
+    end: float = 0.0
+
+    def __call__(self, step: int) -> float:
+        return self.end + (self.base - self.end) * math.pow(1 - min(step, self.steps) / self.steps, self.power)
+
+
+@dataclass(frozen=True, repr=False)
+class cosine(Schedule):
+    """end + (base - end) (1 + cos(pi t / steps)) / 2, up to t = steps.
+
+    torch: CosineAnnealingLR(opt, steps, end), which rises again behind its T_max.
+
+    >>> [cosine(1.0, 4)(t) for t in (0, 2, 4, 6)]
+    [1.0, 0.5, 0.0, 0.0]
+    """
+
+    base: float
+    steps: int
+    end: float = 0.0
+
+    def __call__(self, step: int) -> float:
+        return self.end + (self.base - self.end) * (1 + math.cos(math.pi * (min(step, self.steps) / self.steps))) / 2
+
+
+@dataclass(frozen=True, repr=False)
+class cosine_restarts(Schedule):
+    """A cosine from base to end over `steps` steps, begun again and again, each `mult` times as long as the one before.
+
+    torch: CosineAnnealingWarmRestarts(opt, steps, mult, end).
+
+    >>> [cosine_restarts(1.0, 2, mult=2)(t) for t in (0, 2, 4, 6)]
+    [1.0, 1.0, 0.5, 1.0]
+    """
+
+    base: float
+    steps: int
+    mult: int = 1
+    end: float = 0.0
+
+    def __call__(self, step: int) -> float:
+        length = self.steps
+        if self.mult == 1:
+            step %= length
+        while step >= length:
+            step, length = step - length, length * self.mult
+        return self.end + (self.base - self.end) * (1 + math.cos(math.pi * step / length)) / 2
+
+    @property
+    def _length(self) -> int:
+        return self.steps * (1 + self.mult + self.mult**2) + 1
+
+
+@dataclass(frozen=True, repr=False)
+class inverse_sqrt(Schedule):
+    """base min(n / warmup_steps, sqrt(warmup_steps / n)), n = t + 1: up to base in a line, then down as 1 / sqrt(n).
+
+    The schedule of the Transformer ("Noam": Vaswani et al. 2017, section 5.3), whose factor is
+    base = (d_model warmup_steps)^-0.5.  warmup_steps = 1: base / sqrt(n).  torch has none.
+
+    >>> [inverse_sqrt(1.0, 2)(t) for t in (0, 1, 7)]
+    [0.5, 1.0, 0.5]
+    """
+
+    base: float
+    warmup_steps: int = 1
+
+    def __call__(self, step: int) -> float:
+        n = step + 1
+        return self.base * min(n / self.warmup_steps, math.sqrt(self.warmup_steps / n))
+
+    @property
+    def _length(self) -> int:
+        return 10 * self.warmup_steps
+
+
+@dataclass(frozen=True, repr=False)
+class one_cycle(Schedule):
+    """Up from base/div_factor to base in the first pct_start of `steps` steps, then down to that/final_div_factor.
+
+    torch: OneCycleLR(opt, max_lr=base, total_steps=steps), with its anneal_strategy "cos" or "linear", and three_phase:
+    up, down to the start in as many steps, down to the end.  The first phase ends at step pct_start * steps - 1, the
+    last at steps - 1, as there.  torch's cycle of a momentum from high to low to high is
+    ``one_cycle(low, steps, div_factor=low / high, final_div_factor=1.0)``.
+
+    Paper: Smith & Topin 2018, arXiv 1708.07120.
+
+    >>> [round(one_cycle(1.0, 11, pct_start=0.5, anneal_strategy="linear")(t), 4) for t in (0, 4, 5, 10)]
+    [0.04, 0.8933, 0.9091, 0.0]
+    """
+
+    base: float
+    steps: int
+    pct_start: float = 0.3
+    anneal_strategy: str = "cos"
+    div_factor: float = 25.0
+    final_div_factor: float = 1e4
+    three_phase: bool = False
+
+    def __call__(self, step: int) -> float:
+        last, up = self.steps - 1, self.pct_start * self.steps - 1
+        start = self.base / self.div_factor
+        ends = [(up, self.base), (2 * up, start)] if self.three_phase else [(up, self.base)]
+        step, begin = min(step, last), 0.0
+        for end, value in ends:  # of each phase but the last
+            if step <= end:
+                break
+            begin, start = end, value
+        else:
+            end, value = last, self.base / self.div_factor / self.final_div_factor
+        part = (step - begin) / (end - begin) if end != begin else 1.0
+        if self.anneal_strategy == "linear":
+            return (value - start) * part + start
+        return value + (start - value) / 2.0 * (math.cos(math.pi * part) + 1)
+
+    @property
+    def _length(self) -> int:
+        return self.steps
+
+
+@dataclass(frozen=True, repr=False)
+class plateau(Schedule):
+    """base, times `factor` whenever the metric has not improved for more than `patience` metrics.
+
+    ::
+
+        better: metric < best (1 - threshold)                  mode "max": metric > best (1 + threshold)
+                metric < best - threshold, if "abs"                        metric > best + threshold
+        after more than patience metrics in a row that were not:  value <- max(factor value, min), if that is more
+                                                                  than eps less; the next cooldown metrics don't count
+
+    The metrics are those of ``opt.step(grads, metric=loss)``: with every step, or once in a while, as for an epoch.  A
+    step without one leaves the value alone.  A metric sets the numbers of the steps after its own.  What is not finite
+    is no improvement.  `value`, `best`, `num_bad_epochs` and `cooldown_counter` are what it knows so far; leave them
+    out.
+
+    torch: ReduceLROnPlateau, whose min_lr is `min`.
+
+    >>> p = plateau(1.0, factor=0.5, patience=1)
+    >>> for loss in (3.0, 2.0, 2.0, 2.0):
+    ...     p = p.observe(0, loss)
+    >>> p(4), p.best
+    (0.5, 2.0)
+    """
+
+    base: float
+    factor: float = 0.1
+    patience: int = 10
+    threshold: float = 1e-4
+    mode: str = field(default="min", kw_only=True)
+    threshold_mode: str = field(default="rel", kw_only=True)
+    cooldown: int = field(default=0, kw_only=True)
+    min: float = field(default=0.0, kw_only=True)
+    eps: float = field(default=1e-8, kw_only=True)
+    value: float | None = field(default=None, kw_only=True)
+    best: float | None = field(default=None, kw_only=True)
+    num_bad_epochs: int = field(default=0, kw_only=True)
+    cooldown_counter: int = field(default=0, kw_only=True)
+
+    def __call__(self, step: int) -> float:
+        return self.base if self.value is None else self.value
+
+    @property
+    def reads_metric(self) -> bool:
+        return True
+
+    def _is_better(self, metric: float) -> bool:
+        if self.best is None or not math.isfinite(metric):
+            return math.isfinite(metric)
+        sign = 1 if self.mode == "max" else -1
+        if self.threshold_mode == "rel":
+            return sign * metric > sign * self.best * (1.0 + sign * self.threshold)
+        return sign * metric > sign * (self.best + sign * self.threshold)
+
+    def observe(self, step: int, metric: float) -> "plateau":
+        better = self._is_better(metric)
+        bad, rest, value = 0 if better else self.num_bad_epochs + 1, self.cooldown_counter, self(step)
+        if rest > 0:
+            bad, rest = 0, rest - 1
+        if bad > self.patience:
+            lower = max(value * self.factor, self.min)
+            value = lower if value - lower > self.eps else value
+            bad, rest = 0, self.cooldown
+        best = metric if better else self.best
+        return replace(self, value=value, best=best, num_bad_epochs=bad, cooldown_counter=rest)
+
+
+@dataclass(frozen=True, repr=False)
+class warmup(Schedule):
+    """In a line from `start` to the first value of another schedule, or to a number, in `steps` steps; then that.
+
+    The schedule begins behind the warm-up, with its own step 0.  With start = 0 the first step has the value 0.
+
+    torch: SequentialLR of a LinearLR and another.
+
+    >>> [warmup(linear(1.0, 2), 4)(t) for t in range(7)]
+    [0.0, 0.25, 0.5, 0.75, 1.0, 0.5, 0.0]
+    """
+
+    of: Any
+    steps: int
+    start: float = 0.0
+
+    def __call__(self, step: int) -> float:
+        if step >= self.steps:
+            return float(self.of(step - self.steps))
+        return self.start + (float(self.of(0)) - self.start) * (step / self.steps)
+
+    @property
+    def _length(self) -> int:
+        return self.steps + int(getattr(self.of, "_length", 1000))
+
+    @property
+    def reads_metric(self) -> bool:
+        return bool(getattr(self.of, "reads_metric", False))
+
+    def observe(self, step: int, metric: float) -> "warmup":
+        if step < self.steps or not self.reads_metric:
+            return self
+        return replace(self, of=self.of.observe(step - self.steps, metric))
+
+
+@dataclass(frozen=True, repr=False)
+class chain(Schedule):
+    """Schedules (or numbers) one after the other: the next from each milestone on, from its own beginning.
+
+    torch: SequentialLR(opt, schedules, milestones).  ConstantLR(opt, factor, n) is ``chain([factor * lr, lr], [n])``.
+
+    >>> [chain([0.5, linear(1.0, 2)], [2])(t) for t in range(6)]
+    [0.5, 0.5, 1.0, 0.5, 0.0, 0.0]
+    """
+
+    schedules: tuple[Any, ...] | list[Any]
+    milestones: tuple[int, ...] | list[int]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.milestones) != len(self.schedules) - 1:
+            raise ValueError(
+                f"chain: {len(self.schedules)} schedules have {len(self.schedules) - 1} milestones between "
+                f"them, got {len(self.milestones)}"
+            )
+
+    def _part(self, step: int) -> tuple[int, int]:
+        """Which schedule rules a step, and where that began."""
+        i = bisect_right(self.milestones, step)
+        return i, self.milestones[i - 1] if i else 0
+
+    def __call__(self, step: int) -> float:
+        i, begin = self._part(step)
+        return float(self.schedules[i](step - begin))
+
+    @property
+    def _length(self) -> int:
+        return sum(self.milestones[-1:]) + int(getattr(self.schedules[-1], "_length", 1000))
+
+    @property
+    def reads_metric(self) -> bool:
+        return any(getattr(part, "reads_metric", False) for part in self.schedules)
+
+    def observe(self, step: int, metric: float) -> "chain":
+        i, begin = self._part(step)
+        part = self.schedules[i]
+        if not getattr(part, "reads_metric", False):
+            return self
+        seen = part.observe(step - begin, metric)
+        return replace(self, schedules=(*self.schedules[:i], seen, *self.schedules[i + 1 :]))
+
+
+_NAMED: dict[str, type[Schedule]] = {
+    cls.__name__: cls
+    for cls in (constant, step, multistep, exponential, linear, polynomial, cosine, cosine_restarts, inverse_sqrt,
+                one_cycle, plateau, warmup, chain)
+}  # fmt: skip
+
+
+def from_dict(d: Mapping[str, Any]) -> Schedule:
+    """The schedule that ``to_dict`` described.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For what is no such dict: another type, an unknown schedule, an unknown or missing entry, a value out of range.
+    """
+    if not isinstance(d, Mapping):
+        raise TypeError(f"a schedule is described by a dict, got {d!r}")
+    name = d.get("schedule")
+    if not isinstance(name, str) or name not in _NAMED:
+        raise ValueError(f"the dict names the schedule {name!r}; there is {', '.join(_NAMED)}")
+    cls = _NAMED[name]
+    known = {f.name: f for f in fields(cls)}
+    given = {key: _revived(value) for key, value in d.items() if key != "schedule"}
+    if unknown := [key for key in given if key not in known]:
+        raise ValueError(f"{name} has no {unknown[0]!r}; it has {', '.join(known)}")
+    if missing := [key for key, f in known.items() if key not in given and f.default is MISSING]:
+        raise ValueError(f"{name} needs {missing[0]!r}")
+    return cls(**given)
+
+
+def _revived(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return from_dict(value)
+    return [_revived(x) for x in value] if isinstance(value, (list, tuple)) else value
