@@ -106,8 +106,9 @@ def build(level, flags, folder):
     """Compile a level; returns the loops that gcc did not vectorise, and {level or "v4 wide": {loop: count}}."""
     source, program, report = f"{folder}/core.c", f"{folder}/core.o", Path(folder, "report")
     run("cython", ROOT / f"src/_{level}.pyx", "-o", source)
-    run(*GCC, "-c", "-g", "-fno-var-tracking", "-fPIC", "-fopenmp", *flags, f"-I{sysconfig.get_paths()['include']}",
-        source, "-o", program, f"-fopt-info-vec-optimized={report}")  # fmt: skip
+    python = ["-fwrapv", "-DNDEBUG", "-fPIC", f"-I{sysconfig.get_paths()['include']}"]  # as every build of CPython has
+    run(*GCC, "-c", "-g", "-fno-var-tracking", "-fopenmp", *python, *flags, source, "-o", program,
+        f"-fopt-info-vec-optimized={report}")  # fmt: skip
     text = Path(source).read_text()
     loops, missed, counts = source_loops(text), [], {level: {}}
     notes = re.findall(r"core\.c:(\d+):\d+: optimized: +loop vectorized using (\d+) byte", report.read_text())
@@ -115,7 +116,9 @@ def build(level, flags, folder):
     notes = [new for old, new in pairwise(notes) if new[0] != old[0] or new[1] >= old[1]]  # without the remainders
     for name, first, last, _, calls in loops.values():
         found = sum(first <= line <= last and by == WIDTH[level] for line, by in notes)
-        wanted = 0 if (level, name) == ("baseline", "largest64") else max(len(calls), 1)  # SSE2 can't compare 64 bits
+        wanted = max(len(calls), 1)
+        if (level, name) == ("baseline", "largest64") or "add_squares" in name:
+            wanted = 0  # SSE2 compares no 64-bit integers; 16 sums at a time are not a loop to gcc, but a block
         if found < wanted:
             missed.append(f"{level}: {name}: {found} of {wanted} loops use {WIDTH[level]}-byte vectors")
     wide = re.findall(r"^static WIDE (\w+)\(.*{$", text, re.M) if level == "v4" else []
@@ -176,7 +179,7 @@ def main():
     else:
         then = json.loads(RECORD.read_text())
         if gcc.split(".")[0] == then["gcc"].split(".")[0]:
-            wrong += compare(now, then["loops"])
+            wrong = wrong or list(compare(now, then["loops"]))  # a loop that isn't vectorised isn't found either
         else:
             print(f"gcc {gcc}, and the record is of gcc {then['gcc']}: instruction counts were not compared")
     print("\n".join(wrong) or "all well")
