@@ -31,7 +31,7 @@ def during(work):
     return result, {{task: n - before.get(task, 0) for task, n in faults().items()}}
 
 class Untouched(_optimizer.core.Plan):
-    def start(self):
+    def start(self, first=0):
         pass
 
 def groups(*sizes):

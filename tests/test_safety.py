@@ -231,7 +231,7 @@ def test_the_last_elements_beyond_2_to_the_31(monkeypatch):
     """A range behind 2**31 of an array whose other pages are never touched."""
 
     class Untouched(_config.core.Plan):
-        def start(self):
+        def start(self, first=0):
             pass
 
     monkeypatch.setattr(_config.core, "Plan", Untouched)
