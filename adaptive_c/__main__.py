@@ -15,7 +15,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     bench = commands.add_parser("bench", help="time this library and its peers, each checked against the reference")
     bench.add_argument("groups", nargs="*", metavar="ROWS", help="sizes, rules, float64, whole, formats, lists, "
                        "threads, import, memory; all of them unless named")  # fmt: skip
-    bench.add_argument("--quick", action="store_true", help="smaller arrays and fewer rounds: about two minutes")
+    bench.add_argument(
+        "--quick", action="store_true", help="smaller arrays and fewer rounds: half a minute, four with all peers"
+    )
     bench.add_argument("--rounds", type=int, metavar="N", help="how often each contender has its turn (21; quick: 7)")
     bench.add_argument("--config", metavar="FILE", help="a TOML file of settings, such as benchmarks/recorded.toml")
     for command in (demo, bench):

@@ -51,7 +51,7 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
     group = rows[0]["group"]
     names = list(dict.fromkeys(name for row in rows for name in row["contenders"] if name != OURS))
     if group == "memory":
-        names = [OURS, *names]
+        names = [OURS, *(name for name in names if name != "ceiling")]
         lines = [f"| elements | {' | '.join(names)} |", f"|---|{'---|' * len(names)}"]
         for row in rows:
             found = [row["contenders"].get(name, {}) for name in names]
@@ -65,7 +65,7 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
                 *(f"| {name} | {_time(facts['median'])} |" for name, facts in libraries)]  # fmt: skip
     names.sort(key="ceiling".__eq__)
     heads = ["ceiling: share reached" if name == "ceiling" else name for name in names]
-    lines = [f"| | {OURS} | ns per element | {' | '.join(heads)} |", f"|---|---|---|{'---|' * len(names)}"]
+    lines = [f"| {' | '.join(['', OURS, 'ns per element', *heads])} |", f"|---|---|---|{'---|' * len(names)}"]
     for row in rows:
         mine = row["contenders"].get(OURS, {})
         if "median" not in mine:
@@ -198,14 +198,14 @@ def whole_step(axis: Any, results: dict[str, Any]) -> bool:
     rows = _rows(results, "whole")
     if not rows:
         return False
-    found = [(name, facts) for name, facts in rows[0]["contenders"].items() if "median" in facts]
-    found.sort(key=lambda item: -item[1]["median"])
-    for i, (name, facts) in enumerate(found):
+    bars = [(name, facts) for name, facts in rows[0]["contenders"].items() if "median" in facts]
+    bars.sort(key=lambda item: -item[1]["median"])
+    for i, (name, facts) in enumerate(bars):
         middle, (low, high) = facts["median"] * 1e3, (q * 1e3 for q in facts["quartiles"])
         axis.barh(i, middle, xerr=[[middle - low], [high - middle]], capsize=4,
                   color={"ceiling": "0.7", OURS: "C0"}.get(name, "C1"))  # fmt: skip
-        share = ratio(facts.get("times_ours"))
-        axis.text(0, i, f"  {name}: {middle:.1f} ms{'' if share == NOTHING else ', ' + share}", va="center")
+        share = {NOTHING: "", "=": ", within the noise"}.get(found := ratio(facts.get("times_ours")), f", {found}")
+        axis.text(0, i, f"  {name}: {middle:.1f} ms{share}", va="center")
     axis.set(yticks=[], xlabel="ms", title=f"The whole step, {rows[0]['task']['elements']:,} elements:\nunscale, clip, "
              "AdamW, average, bfloat16 copy, zero the gradient")  # fmt: skip
     axis.grid(alpha=0.3, axis="x")

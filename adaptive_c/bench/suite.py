@@ -317,7 +317,7 @@ def imports(settings: Settings, advance: Callable[[float], None]) -> dict[str, A
     script = "import time, numpy; start = time.perf_counter(); {}; print(time.perf_counter() - start)"
     names = [name for name in IMPORTS if name in settings.contenders]
     rounds: dict[str, list[float]] = {name: [] for name in names}
-    total = min(settings.rounds, 7)
+    total = min(settings.rounds, ENOUGH)
     for _ in range(total):
         for name in names:
             command = [sys.executable, "-P", "-c", script.format(IMPORTS[name])]
