@@ -8,7 +8,9 @@ from typing import Any, ClassVar, Never
 import numpy as np
 
 from ._config import checked_threads, core
-from ._options import SETTINGS, check_options, inward
+from ._options import SETTINGS, check_options, check_settings, flag, inward
+from ._options import loss_scale as checked_scale
+from ._scaler import LossScaler
 
 Array = np.ndarray[Any, Any]
 _TORCH_ONLY = {"foreach", "fused", "capturable", "differentiable"}
@@ -45,6 +47,8 @@ class ParamGroup(MutableMapping[str, Any]):
         self._scales: tuple[Array | None, ...] = ()
         self._master: Array | None = None
         self._ema: Array | None = None
+        self._sums: Array | None = None  # flat, made by the first accumulate; of the arrays that _summed says
+        self._summed = np.zeros(len(self._arrays), "uint8")
         self._per_array: dict[str, Array] = {}
 
     def arrange(self, items: list[Any]) -> Any:
@@ -258,9 +262,24 @@ class _Setting:
         return self if optimizer is None else optimizer._settings[self._name]
 
     def __set__(self, optimizer: "Optimizer", value: Any) -> None:
-        settings = {**optimizer._settings, self._name: SETTINGS[self._name](self._name, value)}
+        settings = check_settings({**optimizer._settings, self._name: value})
         optimizer._plan.configure(settings)
         optimizer._settings = settings
+
+
+class _LossScale(_Setting):
+    """A number, or of a dynamic scale the current one."""
+
+    def __get__(self, optimizer: Any, owner: type) -> Any:
+        return self if optimizer is None else optimizer._plan.loss_scale
+
+    def __set__(self, optimizer: "Optimizer", value: Any) -> None:
+        if isinstance(value, str):
+            raise ValueError(f"loss_scale is assigned a number, got {value!r}; 'dynamic' is chosen in the constructor")
+        if optimizer._scaler is None:
+            super().__set__(optimizer, value)
+        else:
+            optimizer._scaler.scale = value
 
 
 class Optimizer:
@@ -280,9 +299,12 @@ class Optimizer:
         of all groups, unscaled.  The gradient is read once more for it, and not written.
     max_grad_value : float, optional
         Clamp every element of the gradient, unscaled and clipped, into [-max_grad_value, max_grad_value].
-    loss_scale : float
+    loss_scale : float or "dynamic"
         Gradients are divided by it as they are read.  ``step(grads, loss_scale=s)`` gives one for a single step.
-    on_nonfinite : "ignore", "skip" or "raise"
+        "dynamic" is the rule of torch.amp.GradScaler: 65536 at first, half of it behind a step that was skipped, twice
+        behind 2000 in a row that were not.  Multiply the loss by ``opt.loss_scale``, which reads the current one;
+        assigning a number goes on from there.  It stays within [2**-126, 2**126], where torch goes on to 2**127 and 0.
+    on_nonfinite : "ignore", "skip" or "raise"; "ignore" unless loss_scale is "dynamic", which is for "skip" alone
         What to do with a step whose gradients hold a NaN or an infinity or, for a rule that squares them, a number
         whose square overflows the dtype (it would make the second moment infinite for ever; Adagrad's sum of many
         squares may still).  "skip" counts it in
@@ -290,6 +312,9 @@ class Optimizer:
         as they were.  A skipped step still zeroes the gradients if zero_grad asks for it.
     zero_grad : bool
         Zero the gradient behind the sweep.  Gradients must be writable then, and share no memory.
+    keep_undo : bool
+        Before each step keep what it overwrites, for `rollback`: as much memory again as parameters, state, averages
+        and copies take, and one more pass that copies them.
     flush_denormals : bool
         Run the threads of a step with denormal numbers taken as 0 (FTZ and DAZ), and restore the mode.  Changes bits.
     ema_decay : float in [0, 1], optional; per group
@@ -332,8 +357,10 @@ class Optimizer:
         The last step's norm, unscaled and unclipped; NaN before the first and without max_grad_norm.
     skipped_steps : int
         Steps left out by on_nonfinite="skip".
+    pending : int
+        Calls of `accumulate` since the last step.
     nbytes : int
-        Bytes of state: averages, scales and master copies included.
+        Bytes of state: averages, scales, master copies, sums of gradients and what keep_undo keeps included.
 
     Raises
     ------
@@ -348,7 +375,7 @@ class Optimizer:
     max_grad_norm = _Setting()
     max_grad_value = _Setting()
     on_nonfinite = _Setting()
-    loss_scale = _Setting()
+    loss_scale = _LossScale()
     zero_grad = _Setting()
     flush_denormals = _Setting()
     seed = _Setting()
@@ -361,9 +388,10 @@ class Optimizer:
         n_threads: int | None = None,
         max_grad_norm: float | None = None,
         max_grad_value: float | None = None,
-        on_nonfinite: str = "ignore",
-        loss_scale: float = 1.0,
+        on_nonfinite: str | None = None,
+        loss_scale: float | str = 1.0,
         zero_grad: bool = False,
+        keep_undo: bool = False,
         flush_denormals: bool = False,
         ema_decay: float | None = None,
         bounds: Any = None,
@@ -384,7 +412,7 @@ class Optimizer:
         for name in unknown:
             raise TypeError(f"{type(self).__name__} has no argument {name!r}"
                             + ("; drop it: there is one implementation, always fused" if name in _TORCH_ONLY else
-                               f"; it has params, {', '.join(options)}, n_threads, uint16_as, "
+                               f"; it has params, {', '.join(options)}, n_threads, uint16_as, keep_undo, "
                                  f"{', '.join(SETTINGS)}"))  # fmt: skip
         self._structured = isinstance(params, (list, tuple)) and any(isinstance(item, dict) for item in params)
         if isinstance(params, dict) and "params" in params and not isinstance(params["params"], np.ndarray):
@@ -401,13 +429,17 @@ class Optimizer:
         for group in self._groups:
             group._plan = self._plan
             group._uint16_as = uint16_as
-        self._settings = {name: SETTINGS[name](name, value) for name, value in settings.items()}
+        self._settings = check_settings(settings)
         self._plan.configure(self._settings)
+        self._scaler = LossScaler(self._plan) if self._settings["loss_scale"] == "dynamic" else None
         self.n_threads = n_threads
         for i, group in enumerate(self.param_groups):
             group._assign(group._options, f"params[{i}]: " if self._structured else "")
         for i, group in enumerate(self.param_groups):
             self._allocate(i, group)
+        if flag("keep_undo", keep_undo):
+            for i in range(len(self.param_groups)):
+                self._plan.keep_undo(i)
         self._plan.start()
 
     def _group(self, index: int, spec: Any, defaults: dict[str, Any]) -> ParamGroup:
@@ -491,7 +523,7 @@ class Optimizer:
             flat = stored.astype(group._computed)
         return group.views(flat)
 
-    def step(self, grads: Any, *, loss_scale: float | None = None) -> None:
+    def step(self, grads: Any = ..., *, loss_scale: float | None = None) -> None:
         """Update the parameters in place.
 
         Parameters
@@ -500,21 +532,95 @@ class Optimizer:
             For each array its gradient, of the same shape and C-contiguous, or None to leave the array and its state
             alone.  float64 for float64 parameters; for all others float32, float16 or bfloat16 (ml_dtypes, or uint16
             under uint16_as="bfloat16"), widened as they are read.  For a list of group dicts, a list with one such
-            entry per group.  Read only, but for zero_grad.
+            entry per group.  Read only, but for zero_grad.  Without grads: the mean of what was accumulated.
         loss_scale : float, optional
-            By what the gradients are divided in this step, in the place of the optimizer's own loss_scale.
+            By what the gradients are divided in this step, in the place of the optimizer's own loss_scale.  Refused
+            where that is "dynamic".
 
         Raises
         ------
         TypeError, ValueError
-            For gradients that don't fit, with the name of the first; nothing has changed then.
+            For gradients that don't fit, with the name of the first, or given while accumulated ones are pending, or
+            missing while there are none; nothing has changed then.
         RuntimeError
             Where another thread is inside a step of this optimizer.
         """
         if loss_scale is None:
             self._plan.step(grads)
+        elif self._scaler is not None:
+            raise ValueError(f"loss_scale={loss_scale!r} is refused in step: this optimizer's is 'dynamic'; multiply the "
+                             "loss by opt.loss_scale, and drop it here")  # fmt: skip
         else:
-            self._plan.step(grads, SETTINGS["loss_scale"]("loss_scale", loss_scale))
+            self._plan.step(grads, checked_scale("loss_scale", loss_scale))
+
+    def accumulate(self, grads: Any) -> None:
+        """Add the gradients of a micro-batch to the sums; ``step()`` then uses their mean over all calls.
+
+        ::
+
+            s <- s + g                                        s <- g at an array's first gradient
+            k = (-1 if maximize) * clip coefficient / (loss_scale * calls),  g' = k s             at the step
+
+        Sums are float32, float64 for float64 parameters: float16 and bfloat16 gradients neither overflow nor stagnate
+        in them.  They are allocated by the first call.  The step's loss_scale, norm, clipping and on_nonfinite are
+        those of the mean.  A step that is skipped drops the sums; one that raises leaves them, and `discard` drops them.
+
+        Parameters
+        ----------
+        grads : the structure of params
+            As for `step`.  None adds nothing: the array's gradient was 0 in this call.  An array that had None in every
+            call is left alone by the step.  zero_grad zeroes the gradients behind this call.
+
+        Raises
+        ------
+        TypeError, ValueError
+            For gradients that don't fit, with the name of the first; nothing was added then.
+        RuntimeError
+            Where another thread is inside a step of this optimizer.
+
+        Differs from: torch, which sums in the gradient's own type, and whose sum is not divided.
+        """
+        self._plan.accumulate(grads, self._allocate_sums)
+
+    def _allocate_sums(self, index: int) -> None:
+        group = self._groups[index]
+        group._sums = _zeros(self._plan.size(index), group._computed)
+        self._plan.attach_sums(index, group._sums, group._summed)
+
+    def discard(self) -> None:
+        """Drop what was accumulated, if anything was."""
+        self._plan.discard()
+
+    def rollback(self) -> None:
+        """Undo the last call of `step`, once.  Needs ``keep_undo=True`` in the constructor.
+
+        Parameters, state, averages, copies, counts, t, grad_norm, skipped_steps and a dynamic loss scale are to the bit
+        what they were before that step; whatever was written into those arrays since is lost.  A step that was skipped
+        is undone too: its count, and what it did to the loss scale.  A step that raised was none.  Options keep what
+        was assigned meanwhile; gradients that zero_grad zeroed and sums that the step used do not come back.
+
+        Raises
+        ------
+        ValueError
+            Without keep_undo, where there is no step to undo or it is undone already, and where gradients were
+            accumulated since (`discard` them).
+        RuntimeError
+            Inside averaged_parameters, and where another thread is inside a step of this optimizer.
+        """
+        self._plan.rollback()
+
+    @property
+    def pending(self) -> int:
+        n: int = self._plan.pending
+        return n
+
+    @property
+    def _pending(self) -> int:
+        return self.pending
+
+    @_pending.setter
+    def _pending(self, n: int) -> None:
+        self._plan.pending = n
 
     @property
     def ema(self) -> Any:
@@ -584,8 +690,9 @@ class Optimizer:
 
     @property
     def nbytes(self) -> int:
-        held = [(*group._slots, *group._scales, group._master, group._ema) for group in self.param_groups]
-        return sum(x.nbytes for arrays in held for x in arrays if x is not None)
+        held = [(*group._slots, *group._scales, group._master, group._ema, group._sums) for group in self.param_groups]
+        undo: int = self._plan.undo_nbytes
+        return undo + sum(x.nbytes for arrays in held for x in arrays if x is not None)
 
     def __repr__(self) -> str:
         first = self.param_groups[0]

@@ -43,6 +43,8 @@ cdef struct Array:
     char* copy               # the array that receives the updated parameters, or NULL
     bint started             # a step has written its state
 
+cdef struct Undo
+
 cdef struct Group:
     Rule rule
     Options options
@@ -71,6 +73,9 @@ cdef struct Group:
     double low, high
     const char* lows
     const char* highs
+    char* sums               # of gradients, as the rule computes; NULL until they are wanted
+    uint8_t* summed          # of each array: is there a sum?
+    Undo* undo               # NULL: nothing is kept
 
 cdef struct Space:
     Group* groups
