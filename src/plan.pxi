@@ -506,10 +506,12 @@ cdef class Plan:
             if self.space.zero_grad:
                 self.check_gradients_apart()
             work = min(work, (last - first) * CHUNK)
-            n_threads = self.team(work, last - first)
-            before = self.counts()
+            n_threads = self.team(last - first) if work >= PARALLEL_FROM else 1
+            if self.keeps_undo:
+                before = self.counts()
+            loss_scale = loss_scale or self.loss_scale
             if work >= 0:
-                usable = self.inspect((loss_scale or self.loss_scale) * max(self.pending, 1), n_threads, count)
+                usable = self.inspect(loss_scale * self.pending if summed else loss_scale, n_threads, count)
             if self.keeps_undo:
                 self.save(before, usable, work)
             if usable:
@@ -522,17 +524,17 @@ cdef class Plan:
                     sweep(&self.space, first, last, n_threads)
                 if count:
                     self.count()
-            if count and self.dynamic and work >= 0:
+            if self.dynamic and count and work >= 0:
                 self.rescale(usable)
-            if count and summed:
+            if summed and count:
                 self.drop_sums()
         finally:
             self.space.zero_grad = self.zero_grad
             self.release()
             self.busy = False
 
-    cdef int team(self, Py_ssize_t work, Py_ssize_t n_chunks) noexcept:
-        return <int> min(get_threads(self.n_threads), n_chunks) if work >= PARALLEL_FROM else 1
+    cdef int team(self, Py_ssize_t n_chunks) noexcept:
+        return <int> min(get_threads(self.n_threads), n_chunks)
 
     cdef (Py_ssize_t, Py_ssize_t) chunks(self, Py_ssize_t group, Py_ssize_t lo, Py_ssize_t hi) except *:
         if group == -1 and self.space.n_groups == 1:
@@ -636,7 +638,7 @@ cdef class Plan:
         for i in range(self.space.n_groups):
             group = self.space.groups + i
             group.factor = (-1 if group.options.maximize else 1) * coefficient / loss_scale
-            if not self.holds_factor(group, coefficient):
+            if group.factor != 1 and not self.holds_factor(group, coefficient):
                 usable = False
                 if not self.dynamic:  # which backs off
                     raise ValueError(f"loss_scale={loss_scale / max(self.pending, 1)!r}"
@@ -951,7 +953,7 @@ cdef class Plan:
         self.undoable = False
 
     cdef int run(self, Pass what, Py_ssize_t work) except -1:
-        cdef int n_threads = self.team(work, self.space.n_chunks)
+        cdef int n_threads = self.team(self.space.n_chunks) if work >= PARALLEL_FROM else 1
         if work >= PARALLEL_FROM:
             with nogil:
                 run_pass(&self.space, what, n_threads)
