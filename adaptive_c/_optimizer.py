@@ -548,8 +548,10 @@ class Optimizer:
         if loss_scale is None:
             self._plan.step(grads)
         elif self._scaler is not None:
-            raise ValueError(f"loss_scale={loss_scale!r} is refused in step: this optimizer's is 'dynamic'; multiply the "
-                             "loss by opt.loss_scale, and drop it here")  # fmt: skip
+            raise ValueError(
+                f"loss_scale={loss_scale!r} is refused in step: this optimizer's is 'dynamic'; multiply the loss by "
+                "opt.loss_scale, and drop it here"
+            )
         else:
             self._plan.step(grads, checked_scale("loss_scale", loss_scale))
 
@@ -562,8 +564,8 @@ class Optimizer:
             k = (-1 if maximize) * clip coefficient / (loss_scale * calls),  g' = k s             at the step
 
         Sums are float32, float64 for float64 parameters: float16 and bfloat16 gradients neither overflow nor stagnate
-        in them.  They are allocated by the first call.  The step's loss_scale, norm, clipping and on_nonfinite are
-        those of the mean.  A step that is skipped drops the sums; one that raises leaves them, and `discard` drops them.
+        in them.  They are allocated by the first call.  Norm, clipping and on_nonfinite are those of the mean, at the
+        step.  One that is skipped drops the sums; one that raises leaves them, and `discard` drops them.
 
         Parameters
         ----------

@@ -784,7 +784,7 @@ cdef class Plan:
             self.busy = False
 
     def attach_sums(self, Py_ssize_t index, sums, summed):
-        """Give a group a flat array for sums, in the type that its rule computes in, and a flag for each array, uint8."""
+        """Give a group a flat array for sums, as its rule computes, and a uint8 for each array: is there a sum?"""
         self.keep.append(summed)
         self.space.groups[index].summed = <uint8_t*> address(summed)
         self.space.groups[index].sums = self.own(index, sums)

@@ -7,7 +7,7 @@ import pytest
 from cases import CHUNK, IDS, PAIRS, assert_same_bits, build, gradients, spec
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_formats import FORMATS, Composition, allocate, every_format, every_rule, shared
+from test_formats import Composition, allocate, every_format, every_rule, shared
 from test_stages import DTYPES, norm, to_bfloat16
 
 import adaptive_c as ac
@@ -75,7 +75,7 @@ def test_narrow_parameters_and_state(name, options, formats):
         micro, wide = [], []
         for x in np.split(g, 3):
             x = np.clip(x, -100, 100)
-            stored = {"float32": lambda x: x, "float16": lambda x: x.astype("float16"), "bfloat16": to_bfloat16}[kind](x)
+            stored = to_bfloat16(x) if kind == "bfloat16" else x.astype(kind)
             micro.append(stored)
             wide.append((stored.astype("uint32") << np.uint32(16)).view("float32") if kind == "bfloat16" else
                         stored.astype("float32"))  # fmt: skip
@@ -205,7 +205,7 @@ def test_a_step_with_the_wrong_source_is_refused():
         opt.step()
     opt.accumulate(np.ones(3, "float32"))
     for grads in (np.ones(3, "float32"), None):
-        with pytest.raises(ValueError, match=r"1 accumulated gradients are pending, .*step\(\) takes .*discard\(\) drops"):
+        with pytest.raises(ValueError, match=r"1 accumulated .*pending, .*step\(\) takes .*discard\(\) drops"):
             opt.step(grads)
     assert opt.pending == 1
     assert opt.t == 0
@@ -316,7 +316,9 @@ def test_the_mean_of_large_gradients():
     opt = ac.SGD(np.zeros(3, "float32"), loss_scale=1e44)
     for _ in range(100):
         opt.accumulate(np.ones(3, "float32"))
-    with pytest.raises(ValueError, match=r"loss_scale=1e\+44, times 100 calls of accumulate\(\), makes gradients times"):
+    with pytest.raises(
+        ValueError, match=r"loss_scale=1e\+44, times 100 calls of accumulate\(\), makes gradients times"
+    ):
         opt.step()
     assert opt.pending == 100
     wide = ac.SGD(np.zeros(3), loss_scale=1e307)
@@ -469,7 +471,7 @@ def test_the_options_of_the_dynamic_scale():
             opt.loss_scale = scale
     with pytest.raises(ValueError, match="growth_tracker must be in"):
         opt._scaler.load_state_dict({"scale": 1.0, "growth_tracker": 2000})
-    with pytest.raises(ValueError, match="loss_scale is assigned a number, got 'dynamic'; .* in the constructor"):
+    with pytest.raises(ValueError, match=r"loss_scale is assigned a number, got 'dynamic'; .* in the constructor"):
         opt.loss_scale = "dynamic"
     with pytest.raises(ValueError, match="loss_scale must be 'dynamic', got 'auto'; or a number"):
         ac.SGD(p, loss_scale="auto")
