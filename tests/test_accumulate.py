@@ -85,6 +85,16 @@ def test_narrow_parameters_and_state(name, options, formats):
         want.check(opt, parts)
 
 
+def test_a_nan_among_sums_of_bfloat16_and_float32_stays_one():
+    """Rounding looks for no NaN where all that comes in is bfloat16.  Sums of both are not."""
+    p = np.zeros(600, "uint16")
+    opt = ac.SGD(p, momentum=0.5, rounding="stochastic", state_dtype="bfloat16", uint16_as="bfloat16")
+    opt.accumulate(np.full(600, 0x7FFFFFFF, "uint32").view("float32"))
+    opt.accumulate(np.zeros(600, "uint16"))
+    opt.step()
+    assert ((p & 0x7FFF) > 0x7F80).all()
+
+
 @given(
     cuts=st.lists(st.integers(0, 20 * CHUNK + 123), max_size=8),
     kinds=st.lists(st.sampled_from(["float32", "float16", "bfloat16", None]), min_size=1, max_size=5),

@@ -120,6 +120,19 @@ def test_the_first_buffer_is_the_first_again():
     np.testing.assert_array_equal(p, -2)  # undamped, as an array's first gradient is
 
 
+def test_a_buffer_that_begins_after_some_steps_begins_again():
+    p = np.zeros(3)
+    opt = ac.SGD(p, lr=1.0, momentum=0.5, dampening=0.5, keep_undo=True)
+    opt.param_groups[0]["momentum"] = 0.0
+    opt.step(np.ones(3))
+    opt.param_groups[0]["momentum"] = 0.5
+    for _ in range(2):
+        opt.step(np.ones(3))
+        np.testing.assert_array_equal(p, -2)
+        opt.rollback()
+    np.testing.assert_array_equal(p, -1)
+
+
 def test_a_skipped_step_is_undone_too_and_one_that_raised_is_none():
     p = np.ones(SIZE, "float32")
     opt = ac.Adam(p, loss_scale="dynamic", keep_undo=True, max_grad_norm=1.0)
