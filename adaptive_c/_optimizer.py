@@ -652,8 +652,8 @@ class Optimizer:
         if loss_scale is not None:
             if self._scaler is not None:
                 raise ValueError(
-                    f"loss_scale={loss_scale!r} is refused in step: this optimizer's is 'dynamic'; multiply the loss by "
-                    "opt.loss_scale, and drop it here"
+                    f"loss_scale={loss_scale!r} is refused in step: this optimizer's is 'dynamic'; multiply the loss "
+                    "by opt.loss_scale, and drop it here"
                 )
             scale = checked_scale("loss_scale", loss_scale)
         t = self.t
@@ -718,10 +718,11 @@ class Optimizer:
     def rollback(self) -> None:
         """Undo the last call of `step`, once.  Needs ``keep_undo=True`` in the constructor.
 
-        Parameters, state, averages, copies, counts, t, grad_norm, skipped_steps, a dynamic loss scale and what
-        plateau schedules made of a metric are to the bit what they were before that step; whatever was written into those arrays since is lost.  A step that was skipped
-        is undone too: its count, and what it did to the loss scale.  A step that raised was none.  Options keep what
-        was assigned meanwhile; gradients that zero_grad zeroed and sums that the step used do not come back.
+        Parameters, state, averages, copies, counts, t, grad_norm, skipped_steps, a dynamic loss scale and what plateau
+        schedules made of a metric are to the bit what they were before that step; whatever was written into those
+        arrays since is lost.  A step that was skipped is undone too: its count, and what it did to the loss scale.  A
+        step that raised was none.  Options keep what was assigned meanwhile; gradients that zero_grad zeroed and sums
+        that the step used do not come back.
 
         Raises
         ------

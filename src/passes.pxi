@@ -1,5 +1,5 @@
-# Two more passes over the parameter space, beside the step: gradients are added to sums, and what a step is about to
-# overwrite is kept so that it can be undone.  They know of neither rules nor options, and cost what memory costs.
+# What the sweep does beside a step: gradients are added to sums, and what a step is about to overwrite is kept so that
+# it can be undone.  These passes know of neither rules nor options, and cost what memory costs.
 
 cdef enum:
     KEPT = 2 * SLOTS + 2     # flat arrays of a group: state and its scales, the master copy, the average
@@ -55,7 +55,7 @@ cdef void add_elements(const Space* space, const Group* group, Py_ssize_t start,
         index += start == a.stop
 
 
-cdef void move(char* live, char* kept, Py_ssize_t size, bint back) noexcept nogil:
+cdef void carry(char* live, char* kept, Py_ssize_t size, bint back) noexcept nogil:
     if back:
         memcpy(live, kept, size)
     else:
@@ -74,14 +74,14 @@ cdef void move_elements(const Space* space, const Group* group, Py_ssize_t start
         if undo.live[i] != NULL:
             low = start // undo.per[i] * undo.itemsize[i]
             stop = (end + undo.per[i] - 1) // undo.per[i] * undo.itemsize[i]
-            move(undo.live[i] + low, undo.kept[i] + low, stop - low, back)
+            carry(undo.live[i] + low, undo.kept[i] + low, stop - low, back)
     while start < end:
         a = space.arrays + index
         stop = min(a.stop, end)
-        move(a.p + (start - a.start) * p_size, undo.p + start * p_size, (stop - start) * p_size, back)
+        carry(a.p + (start - a.start) * p_size, undo.p + start * p_size, (stop - start) * p_size, back)
         if group.copy_format != NATIVE:
-            move(a.copy + (start - a.start) * copy_size, undo.copies + start * copy_size, (stop - start) * copy_size,
-                 back)
+            carry(a.copy + (start - a.start) * copy_size, undo.copies + start * copy_size, (stop - start) * copy_size,
+                  back)
         start = stop
         index += 1
 

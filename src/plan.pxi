@@ -859,8 +859,9 @@ cdef class Plan:
         """From now on keep what a step overwrites of this group.  Once its state is attached."""
         cdef Group* group = self.space.groups + index
         cdef Py_ssize_t i, n = group.last - group.first
-        self.keep.append(bytearray(sizeof(Undo)))  # zeros, shared by plans that take over
-        cdef Undo* undo = <Undo*> PyByteArray_AS_STRING(self.keep[-1])
+        memory = bytearray(sizeof(Undo))  # zeros; a plan that takes over shares them
+        cdef Undo* undo = <Undo*> PyByteArray_AS_STRING(memory)
+        self.keep.append(memory)
         group.undo = undo
         for i in range(SLOTS):
             self.keep_flat(group, i, group.state[i], group.state_itemsize[i], 1)

@@ -315,7 +315,7 @@ def test_a_group_that_is_refused_leaves_what_was_kept():
 
 def test_what_a_plateau_made_of_a_metric_is_undone_too():
     def make(**more):
-        plateau = ac.schedules.plateau(1.0, factor=0.5, patience=0)
+        plateau = ac.schedules.plateau(0.5, factor=0.5, patience=0)
         return ac.AdamW([{"params": np.zeros(2)}, {"params": np.zeros(2), "lr": 1.0, "betas": (plateau, 0.9)}],
                         lr=plateau, **more)  # fmt: skip
 
@@ -332,18 +332,18 @@ def test_what_a_plateau_made_of_a_metric_is_undone_too():
         straight.step(grads, metric)
         assert_same(opt, everything(straight))
         assert opt.param_groups[0].schedules == straight.param_groups[0].schedules
-    assert opt.param_groups[0]["lr"] == 0.25
+    assert opt.param_groups[0]["lr"] == 0.125
 
     opt.step(grads, 9.0)
     opt.param_groups[0]["lr"] = 0.75  # options keep what was assigned meanwhile
     opt.rollback()
     assert opt.param_groups[0]["lr"] == 0.75
     assert not opt.param_groups[0].schedules
-    assert opt.param_groups[1]["betas"] == (0.25, 0.9)
+    assert opt.param_groups[1]["betas"] == (0.125, 0.9)
     opt.step(grads, 9.0)  # the metric went to this step
     opt.step([None, None])
     opt.rollback()  # which is of another
-    assert opt.param_groups[1]["betas"] == (0.125, 0.9)
+    assert opt.param_groups[1]["betas"] == (0.0625, 0.9)
 
 
 def test_options_that_follow_a_schedule_go_back_with_the_count():
