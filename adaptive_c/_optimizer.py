@@ -9,7 +9,9 @@ from weakref import ref
 import numpy as np
 
 from ._config import checked_threads, core
-from ._options import SETTINGS, _real, check_options, check_together, inward
+from ._options import SETTINGS, _real, check_options, check_settings, check_together, flag, inward
+from ._options import loss_scale as checked_scale
+from ._scaler import LossScaler
 from ._scheduled import Number, numbers_at, observed, schedules_in
 
 Array = np.ndarray[Any, Any]
@@ -52,6 +54,8 @@ class ParamGroup(MutableMapping[str, Any]):
         self._scales: tuple[Array | None, ...] = ()
         self._master: Array | None = None
         self._ema: Array | None = None
+        self._sums: Array | None = None  # flat, made by the first accumulate; of the arrays that _summed says
+        self._summed = np.zeros(len(self._arrays), "uint8")
         self._per_array: dict[str, Array] = {}
 
     def arrange(self, items: list[Any]) -> Any:
@@ -300,9 +304,24 @@ class _Setting:
         return self if optimizer is None else optimizer._settings[self._name]
 
     def __set__(self, optimizer: "Optimizer", value: Any) -> None:
-        settings = {**optimizer._settings, self._name: SETTINGS[self._name](self._name, value)}
+        settings = check_settings({**optimizer._settings, self._name: value})
         optimizer._plan.configure(settings)
         optimizer._settings = settings
+
+
+class _LossScale(_Setting):
+    """A number, or of a dynamic scale the current one."""
+
+    def __get__(self, optimizer: Any, owner: type) -> Any:
+        return self if optimizer is None else optimizer._plan.loss_scale
+
+    def __set__(self, optimizer: "Optimizer", value: Any) -> None:
+        if isinstance(value, str):
+            raise ValueError(f"loss_scale is assigned a number, got {value!r}; 'dynamic' is chosen in the constructor")
+        if optimizer._scaler is None:
+            super().__set__(optimizer, value)
+        else:
+            optimizer._scaler.scale = value
 
 
 class Optimizer:
@@ -325,9 +344,12 @@ class Optimizer:
         of all groups, unscaled.  The gradient is read once more for it, and not written.
     max_grad_value : float, optional
         Clamp every element of the gradient, unscaled and clipped, into [-max_grad_value, max_grad_value].
-    loss_scale : float
+    loss_scale : float or "dynamic"
         Gradients are divided by it as they are read.  ``step(grads, loss_scale=s)`` gives one for a single step.
-    on_nonfinite : "ignore", "skip" or "raise"
+        "dynamic" is the rule of torch.amp.GradScaler: 65536 at first, half of it behind a step that was skipped, twice
+        behind 2000 in a row that were not.  Multiply the loss by ``opt.loss_scale``, which reads the current one;
+        assigning a number goes on from there.  It stays within [2**-126, 2**126], where torch goes on to 2**127 and 0.
+    on_nonfinite : "ignore", "skip" or "raise"; "ignore" unless loss_scale is "dynamic", which is for "skip" alone
         What to do with a step whose gradients hold a NaN or an infinity or, for a rule that squares them, a number
         whose square overflows the dtype (it would make the second moment infinite for ever; Adagrad's sum of many
         squares may still).  "skip" counts it in
@@ -335,6 +357,9 @@ class Optimizer:
         as they were.  A skipped step still zeroes the gradients if zero_grad asks for it.
     zero_grad : bool
         Zero the gradient behind the sweep.  Gradients must be writable then, and share no memory.
+    keep_undo : bool
+        Before each step keep what it overwrites, for `rollback`: as much memory again as parameters, state, averages
+        and copies take, and one more pass that copies them.
     flush_denormals : bool
         Run the threads of a step with denormal numbers taken as 0 (FTZ and DAZ), and restore the mode.  Changes bits.
     ema_decay : float in [0, 1], optional; per group
@@ -380,8 +405,10 @@ class Optimizer:
         The last step's norm, unscaled and unclipped; NaN before the first and without max_grad_norm.
     skipped_steps : int
         Steps left out by on_nonfinite="skip".
+    pending : int
+        Calls of `accumulate` since the last step.
     nbytes : int
-        Bytes of state: averages, scales and master copies included.
+        Bytes of state: averages, scales, master copies, sums of gradients and what keep_undo keeps included.
 
     Raises
     ------
@@ -396,7 +423,7 @@ class Optimizer:
     max_grad_norm = _Setting()
     max_grad_value = _Setting()
     on_nonfinite = _Setting()
-    loss_scale = _Setting()
+    loss_scale = _LossScale()
     zero_grad = _Setting()
     flush_denormals = _Setting()
     seed = _Setting()
@@ -409,9 +436,10 @@ class Optimizer:
         n_threads: int | None = None,
         max_grad_norm: float | None = None,
         max_grad_value: float | None = None,
-        on_nonfinite: str = "ignore",
-        loss_scale: float = 1.0,
+        on_nonfinite: str | None = None,
+        loss_scale: float | str = 1.0,
         zero_grad: bool = False,
+        keep_undo: bool = False,
         flush_denormals: bool = False,
         ema_decay: Number | None = None,
         bounds: Any = None,
@@ -433,7 +461,7 @@ class Optimizer:
         for name in unknown:
             raise TypeError(f"{type(self).__name__} has no argument {name!r}"
                             + ("; drop it: there is one implementation, always fused" if name in _TORCH_ONLY else
-                               f"; it has params, {', '.join(options)}, n_threads, uint16_as, "
+                               f"; it has params, {', '.join(options)}, n_threads, uint16_as, keep_undo, "
                                  f"{', '.join(SETTINGS)}"))  # fmt: skip
         self._structured = isinstance(params, (list, tuple)) and any(isinstance(item, dict) for item in params)
         if isinstance(params, dict) and "params" in params and not isinstance(params["params"], np.ndarray):
@@ -444,10 +472,11 @@ class Optimizer:
             self._group(i, spec, options) for i, spec in enumerate(params if self._structured else [{"params": params}])
         ]
         self._new_plan(new)
-        self._settings = {name: SETTINGS[name](name, value) for name, value in settings.items()}
+        self._settings = check_settings(settings)
         self._plan.configure(self._settings)
+        self._scaler = LossScaler(self._plan) if self._settings["loss_scale"] == "dynamic" else None
         self.n_threads = n_threads
-        self._bind(new)
+        self._bind(new, flag("keep_undo", keep_undo))
 
     def _new_plan(self, new: list[ParamGroup]) -> None:
         """A plan over the groups there are and new ones."""
@@ -456,7 +485,7 @@ class Optimizer:
             self._rule, [(g._keys, g._arrays) for g in groups], self._structured, self._uint16_as == "bfloat16"
         )
 
-    def _bind(self, new: list[ParamGroup]) -> None:
+    def _bind(self, new: list[ParamGroup], keep_undo: bool) -> None:
         """Check the options of new groups, give them their state, and begin."""
         first = len(self._groups)
         for group in new:
@@ -464,6 +493,8 @@ class Optimizer:
             group._assign(group._numbers, f"{group._where}: " if self._structured else "")
         for i, group in enumerate(new, first):
             self._allocate(i, group)
+            if keep_undo:
+                self._plan.keep_undo(i)
         self._groups = (*self._groups, *new)
         self._plan.start(first)
 
@@ -483,13 +514,18 @@ class Optimizer:
         Raises
         ------
         TypeError, ValueError
-            As at construction; also for arrays that share memory with others of this optimizer.  Nothing has changed
-            then.
+            As at construction; also for arrays that share memory with others of this optimizer, and while accumulated
+            gradients are pending.  Nothing has changed then.
         RuntimeError
             Inside ``averaged_parameters``, or where another thread is inside a step.
         """
         before = {name: getattr(self, name) for name in ("_plan", "_groups", "_structured")}
         old = self._plan
+        if self.pending:
+            raise ValueError(
+                f"{self.pending} accumulated gradients are pending, which the new group has no part in; step() takes "
+                "their mean, discard() drops them"
+            )
         if old.closed:
             raise RuntimeError("no group can be added inside averaged_parameters()")
         try:
@@ -498,12 +534,14 @@ class Optimizer:
             self._new_plan([group])  # a plan binds its arrays once
             self._plan.take_over(old)
             self._plan.configure(self._settings)
-            self._bind([group])
+            self._bind([group], self._plan.keeps_undo)
         except BaseException:
             self.__dict__.update(before)
             raise
         for other in before["_groups"]:
             other._plan = self._plan
+        if self._scaler is not None:
+            self._scaler = LossScaler(self._plan)
 
     def _group(self, index: int, spec: Any, defaults: dict[str, Any]) -> ParamGroup:
         where = f"params[{index}]" if self._structured else "params"
@@ -581,7 +619,7 @@ class Optimizer:
             flat = stored.astype(group._computed)
         return group.views(flat)
 
-    def step(self, grads: Any, metric: float | None = None, *, loss_scale: float | None = None) -> None:
+    def step(self, grads: Any = ..., metric: float | None = None, *, loss_scale: float | None = None) -> None:
         """Update the parameters in place.
 
         Parameters
@@ -590,31 +628,44 @@ class Optimizer:
             For each array its gradient, of the same shape and C-contiguous, or None to leave the array and its state
             alone.  float64 for float64 parameters; for all others float32, float16 or bfloat16 (ml_dtypes, or uint16
             under uint16_as="bfloat16"), widened as they are read.  For a list of group dicts, a list with one such
-            entry per group.  Read only, but for zero_grad.
+            entry per group.  Read only, but for zero_grad.  Without grads: the mean of what was accumulated.
         metric : float, optional
             What the plateau schedules read, such as a loss: with every step, or with one in a while.  It sets the
             numbers of the steps after this one; if this one is skipped, it is not taken.
         loss_scale : float, optional
-            By what the gradients are divided in this step, in the place of the optimizer's own loss_scale.
+            By what the gradients are divided in this step, in the place of the optimizer's own loss_scale.  Refused
+            where that is "dynamic".
 
         Raises
         ------
         TypeError, ValueError
-            For gradients that don't fit, with the name of the first, for a number of a schedule that is out of its
-            range, and for a metric that nobody reads; nothing has changed then.
+            For gradients that don't fit, with the name of the first, or given while accumulated ones are pending, or
+            missing while there are none; for a number of a schedule that is out of its range, and for a metric that
+            nobody reads; nothing has changed then.
         RuntimeError
             Where another thread is inside a step of this optimizer.
         """
         if loss_scale is None and metric is None:
             self._plan.step(grads)
             return
+        scale = 0.0
+        if loss_scale is not None:
+            if self._scaler is not None:
+                raise ValueError(
+                    f"loss_scale={loss_scale!r} is refused in step: this optimizer's is 'dynamic'; multiply the loss "
+                    "by opt.loss_scale, and drop it here"
+                )
+            scale = checked_scale("loss_scale", loss_scale)
         t = self.t
         seen = [] if metric is None else self._observed(t, metric)
-        self._plan.step(grads, 0.0 if loss_scale is None else SETTINGS["loss_scale"]("loss_scale", loss_scale))
-        if self.t != t:
-            for group, schedules in zip(self._groups, seen, strict=False):
-                group._schedules.update(schedules)
-                group._followed = -1
+        self._plan.step(grads, scale)
+        if self.t == t:
+            return
+        if self._plan.keeps_undo:
+            self._plan.moved = [(dict(g._schedules), after) for g, after in zip(self._groups, seen, strict=False)]
+        for group, after in zip(self._groups, seen, strict=False):
+            group._schedules.update(after)
+            group._followed = -1
 
     def _observed(self, t: int, metric: Any) -> list[dict[str, Any]]:
         """For each group, the schedules that a metric changes, as they are after it."""
@@ -625,6 +676,80 @@ class Optimizer:
                 f"metric={metric!r} is read by nobody: it is for a plateau schedule, and no group has one; drop it"
             )
         return seen
+
+    def accumulate(self, grads: Any) -> None:
+        """Add the gradients of a micro-batch to the sums; ``step()`` then uses their mean over all calls.
+
+        ::
+
+            s <- s + g                                        s <- g at an array's first gradient
+            k = (-1 if maximize) * clip coefficient / (loss_scale * calls),  g' = k s             at the step
+
+        Sums are float32, float64 for float64 parameters: float16 and bfloat16 gradients neither overflow nor stagnate
+        in them.  They are allocated by the first call.  Norm, clipping and on_nonfinite are those of the mean, at the
+        step.  One that is skipped drops the sums; one that raises leaves them, and `discard` drops them.
+
+        Parameters
+        ----------
+        grads : the structure of params
+            As for `step`.  None adds nothing: the array's gradient was 0 in this call.  An array that had None in every
+            call is left alone by the step.  zero_grad zeroes the gradients behind this call.
+
+        Raises
+        ------
+        TypeError, ValueError
+            For gradients that don't fit, with the name of the first; nothing was added then.
+        RuntimeError
+            Where another thread is inside a step of this optimizer.
+
+        Differs from: torch, which sums in the gradient's own type, and whose sum is not divided.
+        """
+        self._plan.accumulate(grads, self._allocate_sums)
+
+    def _allocate_sums(self, index: int) -> None:
+        group = self._groups[index]
+        group._sums = _zeros(self._plan.size(index), group._computed)
+        self._plan.attach_sums(index, group._sums, group._summed)
+
+    def discard(self) -> None:
+        """Drop what was accumulated, if anything was."""
+        self._plan.discard()
+
+    def rollback(self) -> None:
+        """Undo the last call of `step`, once.  Needs ``keep_undo=True`` in the constructor.
+
+        Parameters, state, averages, copies, counts, t, grad_norm, skipped_steps, a dynamic loss scale and what plateau
+        schedules made of a metric are to the bit what they were before that step; whatever was written into those
+        arrays since is lost.  A step that was skipped is undone too: its count, and what it did to the loss scale.  A
+        step that raised was none.  Options keep what was assigned meanwhile; gradients that zero_grad zeroed and sums
+        that the step used do not come back.
+
+        Raises
+        ------
+        ValueError
+            Without keep_undo, where there is no step to undo or it is undone already, and where gradients were
+            accumulated since (`discard` them).
+        RuntimeError
+            Inside averaged_parameters, and where another thread is inside a step of this optimizer.
+        """
+        moved = self._plan.moved
+        self._plan.rollback()
+        for group, (before, after) in zip(self._groups, moved, strict=False):
+            group._schedules.update((name, before[name]) for name in after if group._schedules.get(name) is after[name])
+            group._followed = -1
+
+    @property
+    def pending(self) -> int:
+        n: int = self._plan.pending
+        return n
+
+    @property
+    def _pending(self) -> int:
+        return self.pending
+
+    @_pending.setter
+    def _pending(self, n: int) -> None:
+        self._plan.pending = n
 
     @property
     def ema(self) -> Any:
@@ -696,8 +821,9 @@ class Optimizer:
 
     @property
     def nbytes(self) -> int:
-        held = [(*group._slots, *group._scales, group._master, group._ema) for group in self.param_groups]
-        return sum(x.nbytes for arrays in held for x in arrays if x is not None)
+        held = [(*group._slots, *group._scales, group._master, group._ema, group._sums) for group in self.param_groups]
+        undo: int = self._plan.undo_nbytes
+        return undo + sum(x.nbytes for arrays in held for x in arrays if x is not None)
 
     def __repr__(self) -> str:
         first = self.param_groups[0]

@@ -91,12 +91,16 @@ def whole(name: str, value: Any) -> int:
     return int(value)
 
 
+loss_scale = number(0, open_low=True)
+
 # Options of the optimizer as a whole: keyword arguments of the base class, attributes of the optimizer.
 SETTINGS: dict[str, Check] = {
     "max_grad_norm": optional(number(0, open_low=True)),
     "max_grad_value": optional(number(0, open_low=True)),
-    "on_nonfinite": choice("ignore", "skip", "raise"),
-    "loss_scale": number(0, open_low=True),
+    "on_nonfinite": optional(choice("ignore", "skip", "raise")),
+    "loss_scale": lambda name, value: (
+        choice("dynamic", hint="; or a number")(name, value) if isinstance(value, str) else loss_scale(name, value)
+    ),
     "zero_grad": flag,
     "flush_denormals": flag,
     "seed": whole,
@@ -134,6 +138,19 @@ CHECKS: dict[str, Check] = {
     "max_rate": number(0, open_low=True),
     "variant": choice("irprop-", "rprop+", "rprop-"),
 }
+
+
+def check_settings(settings: dict[str, Any]) -> dict[str, Any]:
+    """Every option of the optimizer as a whole, normalised."""
+    checked = {name: SETTINGS[name](name, value) for name, value in settings.items()}
+    dynamic = checked["loss_scale"] == "dynamic"
+    checked["on_nonfinite"] = checked["on_nonfinite"] or ("skip" if dynamic else "ignore")
+    if dynamic and checked["on_nonfinite"] != "skip":
+        raise ValueError(
+            f"on_nonfinite={checked['on_nonfinite']!r} is refused with loss_scale='dynamic', which finds its scale by "
+            "the steps that are skipped; drop it, or say 'skip'"
+        )
+    return checked
 
 
 def _rounded(exact: Any, dtype: str, inside: float) -> Any:

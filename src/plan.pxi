@@ -4,7 +4,7 @@
 from cpython.bytearray cimport PyByteArray_AS_STRING
 from cpython.buffer cimport PyBUF_FULL_RO, PyBuffer_IsContiguous, PyBuffer_Release, PyObject_GetBuffer
 from libc.stdlib cimport calloc, free
-from libc.math cimport NAN, isinf
+from libc.math cimport NAN, fabs, isinf
 from libc.string cimport memcmp, memcpy
 
 import numpy
@@ -128,6 +128,17 @@ cdef void swap(char* a, char* b, Py_ssize_t size) noexcept:
         a, b, size = a + n, b + n, size - n
 
 
+# PyTorch's torch.amp.GradScaler, whose defaults these are.
+cdef enum:
+    GROWTH_INTERVAL = 2000  # clean steps
+cdef double FIRST_SCALE = 65536, SMALLEST_SCALE = 2.0 ** -126, LARGEST_SCALE = 2.0 ** 126
+cdef double SMALLEST_NORMAL = 2.0 ** -126  # of float32
+
+cdef struct Counts:  # all that a step counts, beside each array's own
+    long long t, skipped_steps, growth_tracker
+    double loss_scale, grad_norm
+
+
 cdef class Plan:
     """Plan(rule, groups, structured=False, uint16_is_bfloat16=False): parameters and state, bound for stepping.
 
@@ -147,7 +158,8 @@ cdef class Plan:
     cdef bint structured
     cdef bint busy
     cdef uint64_t apart          # a hash of gradient buffers that were found not to overlap
-    cdef double max_grad_norm, loss_scale
+    cdef double max_grad_norm
+    cdef readonly double loss_scale
     cdef OnNonfinite on_nonfinite
     cdef public int n_threads    # 0: not chosen
     cdef public double grad_norm  # of the last step, unscaled and unclipped; NaN if none was taken
@@ -156,6 +168,14 @@ cdef class Plan:
     cdef readonly bint closed      # averaged parameters are in place: no step now
     cdef list aside                # narrow parameters as they were, while their averages are in place
     cdef public long long t      # applied steps
+    cdef public long long pending  # calls of accumulate since the last step
+    cdef readonly bint dynamic     # the loss scale is
+    cdef readonly long long growth_tracker  # clean steps since the loss scale last changed
+    cdef bint zero_grad
+    cdef readonly bint keeps_undo, undoable
+    cdef Counts before             # the last step
+    cdef readonly Py_ssize_t undo_nbytes
+    cdef public object moved       # by a metric with the last step: each group's schedules before and after
     cdef readonly dict scheduled   # group: a weak reference to what has its schedules, and refers to this plan
 
     def __cinit__(self, str rule, list groups, bint structured=False, bint uint16_is_bfloat16=False):
@@ -292,6 +312,8 @@ cdef class Plan:
         self.index_memory()
         self.t, self.n_threads, self.grad_norm = old.t, old.n_threads, old.grad_norm
         self.skipped_steps = old.skipped_steps
+        self.dynamic, self.loss_scale, self.growth_tracker = old.dynamic, old.loss_scale, old.growth_tracker
+        self.keeps_undo, self.undo_nbytes = old.keeps_undo, old.undo_nbytes  # a step was of fewer groups: no undoing it
 
     def start(self, Py_ssize_t first=0):
         """The first write of all that is held, and of the copies, from group `first` on.
@@ -368,8 +390,11 @@ cdef class Plan:
         self.max_grad_norm = settings["max_grad_norm"] or 0
         self.space.max_grad_value = settings["max_grad_value"] or 0
         self.on_nonfinite = ON_NONFINITE[settings["on_nonfinite"]]
-        self.loss_scale = settings["loss_scale"]
-        self.space.zero_grad = settings["zero_grad"]
+        if settings["loss_scale"] != "dynamic":
+            self.loss_scale = settings["loss_scale"]
+        elif not self.dynamic:
+            self.dynamic, self.loss_scale = True, FIRST_SCALE
+        self.zero_grad = self.space.zero_grad = settings["zero_grad"]
         self.space.flush_denormals = settings["flush_denormals"]
         self.space.seed = settings["seed"]
 
@@ -446,17 +471,22 @@ cdef class Plan:
 
     # --- one step ------------------------------------------------------------------------------------------------
 
-    def step(self, grads, double loss_scale=0.0, Py_ssize_t group=-1, Py_ssize_t lo=0, Py_ssize_t hi=-1,
+    def step(self, grads=..., double loss_scale=0.0, Py_ssize_t group=-1, Py_ssize_t lo=0, Py_ssize_t hi=-1,
              bint count=True):
         """Step every group, or elements lo .. hi-1 of one group's parameter space.
 
+        grads: without any, the mean of what was accumulated.
         loss_scale: by what gradients are divided in this call; 0 for the optimizer's own.
         lo and hi are multiples of CHUNK or the end (hi=-1).  The pieces of one step are calls with count=False but the
         last: they share a step number, and equal the whole step whatever their order.
         """
         cdef Py_ssize_t first = 0, last = self.space.n_chunks, work
         cdef int n_threads
+        cdef bint summed = grads is ..., usable = False
+        cdef Counts before
         self.refuse_while_stepping()
+        if summed != (self.pending > 0):
+            self.refuse_sums(summed)
         if self.closed:
             raise RuntimeError("no step inside averaged_parameters(): the parameters are their average there")
         if self.scheduled:
@@ -464,21 +494,35 @@ cdef class Plan:
         if group != -1 or lo != 0 or hi != -1:
             if self.space.zero_grad and (self.max_grad_norm or self.on_nonfinite != IGNORE):
                 raise ValueError("a range can't be stepped with zero_grad and a norm or check, which need all of them")
+            if self.keeps_undo:
+                raise ValueError("a range can't be stepped with keep_undo=True, which undoes whole steps")
             first, last = self.chunks(group, lo, hi)
         self.busy = True
         try:
-            work = self.acquire(grads)
+            work = self.acquire_sums() if summed else self.acquire(grads)
             if self.space.zero_grad:
                 self.check_gradients_apart()
             work = min(work, (last - first) * CHUNK)
             n_threads = self.team(work, last - first)
-            if work >= 0 and self.inspect(loss_scale or self.loss_scale, n_threads, count):
+            if self.keeps_undo:
+                before = self.counts()
+            loss_scale = loss_scale or self.loss_scale
+            if work >= 0:
+                usable = self.inspect(loss_scale * self.pending if summed else loss_scale, n_threads, count)
+            if self.keeps_undo:
+                self.save(before, usable, work, n_threads)
+            if usable:
                 self.form_steps()
                 self.space.t = self.t + 1
                 self.run(STEP, work, first, last, n_threads)
                 if count:
                     self.count()
+            if self.dynamic and count and work >= 0:
+                self.rescale(usable)
+            if summed and count:
+                self.drop_sums()
         finally:
+            self.space.zero_grad = self.zero_grad
             self.release()
             self.busy = False
 
@@ -582,7 +626,10 @@ cdef class Plan:
         return max(work, 0) + a.stop - a.start
 
     cdef bint inspect(self, double loss_scale, int n_threads, bint count) except -1:
-        """Take the norm and look for what is not finite, as asked; set the factors.  False: skip this step."""
+        """Take the norm and look for what is not finite, as asked; set the factors.  False: skip this step.
+
+        loss_scale: by what the gradients are divided; for sums, times their number.
+        """
         cdef Group* group
         cdef Py_ssize_t i
         cdef double squares = 0, coefficient = 1, most
@@ -599,10 +646,13 @@ cdef class Plan:
         for i in range(self.space.n_groups):
             group = self.space.groups + i
             group.factor = (-1 if group.options.maximize else 1) * coefficient / loss_scale
-            if isinf(group.factor) or (not group.wide and group.factor != 0
-                                       and (<float> group.factor == 0 or isinf(<float> group.factor))):
-                raise ValueError(f"loss_scale={loss_scale!r} makes gradients times {group.factor!r}, which "
-                                 f"{'float64' if group.wide else 'float32'} can't hold; nothing was changed")
+            if group.factor != 1 and not self.holds_factor(group, coefficient):
+                usable = False
+                if not self.dynamic:  # which backs off
+                    raise ValueError(f"loss_scale={loss_scale / max(self.pending, 1)!r}"
+                                     + (f", times {self.pending} calls of accumulate()," if self.pending > 1 else "")
+                                     + f" makes gradients times {group.factor!r}, which "
+                                     f"{'float64' if group.wide else 'float32'} can't hold; nothing was changed")
             if self.on_nonfinite != IGNORE:
                 # the root of the sum of squares bounds every element; only where that is too much a second look is due
                 most = sqrt(group.squares) * (1 + 1e-6) if self.max_grad_norm else NAN
@@ -622,6 +672,16 @@ cdef class Plan:
             for i in range(self.n_acquired if self.space.zero_grad else 0):
                 memset(self.g_views[i].buf, 0, self.g_views[i].len)  # or what is accumulated would stay infinite
         return usable
+
+    cdef bint holds_factor(self, const Group* group, double coefficient) noexcept:
+        """Can a group's type hold its factor?  A dynamic scale goes no further than its normal numbers."""
+        cdef double k = fabs(group.factor)
+        cdef float narrow = <float> k
+        if k == 0:
+            return coefficient == 0  # the norm is infinite: not the scale's fault
+        if group.wide:
+            return not isinf(k)
+        return not (narrow == 0 or isinf(narrow) or (self.dynamic and narrow < SMALLEST_NORMAL))
 
     cdef bint fits(self, const Group* group, double g, double loss_scale) noexcept:
         """Is a gradient's absolute value finite once unscaled, and its square where the rule squares it?
@@ -661,7 +721,8 @@ cdef class Plan:
                 if not self.fits(group, -x if x < 0 else x, loss_scale):
                     shape = [self.p_views[group.first + i].shape[k] for k in range(self.p_views[group.first + i].ndim)]
                     at = tuple([int(k) for k in numpy.unravel_index(j, shape)]) if shape else ()
-                    raise ValueError(f"{self.name(index, i, True)} is {x} at index {at}"
+                    raise ValueError(f"{'the sum of ' if self.pending else ''}{self.name(index, i, True)} is {x} at "
+                                     f"index {at}"
                                      f"{'' if x - x != 0 else ', too large for a step'}; nothing was changed")
 
     cdef int form_steps(self) noexcept:
@@ -704,6 +765,202 @@ cdef class Plan:
                         group.product[j] = self.space.steps[a.step].product
         self.t += 1
         return 0
+
+    # --- sums, the dynamic loss scale, undo ----------------------------------------------------------------------
+
+    def accumulate(self, grads, allocate):
+        """Add gradients to the sums.  allocate(i): attaches the sums of group i, where there are none yet."""
+        cdef Group* group
+        cdef Py_ssize_t i, j, work
+        self.refuse_while_stepping()
+        self.busy = True
+        try:
+            work = self.acquire(grads)
+            if self.space.zero_grad:
+                self.check_gradients_apart()
+            for i in range(self.space.n_groups):
+                if self.space.groups[i].sums == NULL:
+                    allocate(i)
+            self.run(ADD, work, 0, self.space.n_chunks, self.team(work, self.space.n_chunks))
+            for i in range(self.space.n_groups):
+                group = self.space.groups + i
+                for j in range(group.last - group.first):
+                    group.summed[j] |= self.space.arrays[group.first + j].g != NULL
+            self.pending += 1
+        finally:
+            self.release()
+            self.busy = False
+
+    def attach_sums(self, Py_ssize_t index, sums, summed):
+        """Give a group a flat array for sums, as its rule computes, and a uint8 for each array: is there a sum?"""
+        self.keep.append(summed)
+        self.space.groups[index].summed = <uint8_t*> address(summed)
+        self.space.groups[index].sums = self.own(index, sums)
+        self.index_memory()
+
+    def discard(self):
+        """Forget the sums."""
+        self.refuse_while_stepping()
+        self.drop_sums()
+
+    cdef int refuse_sums(self, bint summed) except -1:
+        if summed:
+            raise ValueError("step() without gradients takes the mean of accumulated ones, and there are none; pass "
+                             "grads, or call accumulate(grads) before it")
+        raise ValueError(f"{self.pending} accumulated gradients are pending, which step(grads) would leave behind; "
+                         "step() takes their mean, discard() drops them")
+
+    cdef Py_ssize_t acquire_sums(self) noexcept:
+        """Bind the sums as gradients; returns the number of their elements, -1 where there are none."""
+        cdef Group* group
+        cdef Array* a
+        cdef Py_ssize_t i, j, work = -1
+        self.space.zero_grad = False  # what was added is zeroed already, and the next sum begins with a write
+        for i in range(self.space.n_groups):
+            group = self.space.groups + i
+            group.narrow_grads = group.only_bfloat16 = False
+            for j in range(group.last - group.first):
+                if group.summed[j]:
+                    a = self.space.arrays + group.first + j
+                    a.g = group.sums + a.start * (8 if group.wide else 4)
+                    a.g_format = NATIVE
+                    work = max(work, 0) + a.stop - a.start
+        return work
+
+    cdef int drop_sums(self) noexcept:
+        cdef Group* group
+        cdef Py_ssize_t i
+        self.pending = 0
+        for i in range(self.space.n_groups):
+            group = self.space.groups + i
+            if group.summed != NULL:
+                memset(group.summed, 0, group.last - group.first)
+        return 0
+
+    def set_scale(self, double scale, long long growth_tracker):
+        """Set the dynamic loss scale, already checked, and the clean steps since its last change."""
+        self.refuse_while_stepping()
+        self.loss_scale, self.growth_tracker = scale, growth_tracker
+
+    cdef int rescale(self, bint clean) noexcept:
+        """PyTorch's rule: half the scale behind a step that was not usable, twice behind GROWTH_INTERVAL that were."""
+        if not clean:
+            self.growth_tracker = 0
+            self.loss_scale = max(self.loss_scale / 2, SMALLEST_SCALE)
+        elif self.growth_tracker + 1 < GROWTH_INTERVAL:
+            self.growth_tracker += 1
+        else:
+            self.growth_tracker = 0
+            if self.loss_scale * 2 <= LARGEST_SCALE:
+                self.loss_scale *= 2
+        return 0
+
+    def keep_undo(self, Py_ssize_t index):
+        """From now on keep what a step overwrites of this group.  Once its state is attached."""
+        cdef Group* group = self.space.groups + index
+        cdef Py_ssize_t i, n = group.last - group.first
+        memory = bytearray(sizeof(Undo))  # zeros; a plan that takes over shares them
+        cdef Undo* undo = <Undo*> PyByteArray_AS_STRING(memory)
+        self.keep.append(memory)
+        group.undo = undo
+        for i in range(SLOTS):
+            self.keep_flat(group, i, group.state[i], group.state_itemsize[i], 1)
+            self.keep_flat(group, SLOTS + i, <char*> group.scales[i], 4, BLOCK)
+        self.keep_flat(group, 2 * SLOTS, <char*> group.master, 4, 1)
+        self.keep_flat(group, 2 * SLOTS + 1, group.ema, 8 if group.wide else 4, 1)
+        undo.p = self.twin(group.size * parameter_itemsize(group))
+        if group.copy_format != NATIVE:
+            undo.copies = self.twin(group.size * (4 if group.copy_format == FLOAT32 else 2))
+        undo.stepped, undo.started = <uint8_t*> self.twin(n), <uint8_t*> self.twin(n)
+        undo.t = <long long*> self.twin(8 * n)
+        undo.product = <double*> self.twin(8 * n) if group.product != NULL else NULL
+        self.keeps_undo = True
+
+    cdef int keep_flat(self, Group* group, int i, char* live, Py_ssize_t itemsize, Py_ssize_t per) except -1:
+        cdef Undo* undo = group.undo
+        if live != NULL:
+            undo.live[i], undo.itemsize[i], undo.per[i] = live, itemsize, per
+            undo.kept[i] = self.twin((group.size + per - 1) // per * itemsize)
+        return 0
+
+    cdef char* twin(self, Py_ssize_t nbytes) except NULL:
+        memory = numpy.empty(nbytes, "uint8")
+        self.keep.append(memory)
+        self.undo_nbytes += nbytes
+        return <char*> address(memory)
+
+    cdef Counts counts(self) noexcept:
+        cdef Counts now
+        now.t, now.skipped_steps, now.growth_tracker = self.t, self.skipped_steps, self.growth_tracker
+        now.loss_scale, now.grad_norm = self.loss_scale, self.grad_norm
+        return now
+
+    cdef int save(self, Counts before, bint usable, Py_ssize_t work, int n_threads) except -1:
+        """Keep what the step is about to overwrite; of one that is skipped, the counts."""
+        cdef Group* group
+        cdef Undo* undo
+        cdef Py_ssize_t i, j, n
+        self.undoable, self.moved = False, ()
+        for i in range(self.space.n_groups):
+            group = self.space.groups + i
+            undo = group.undo
+            n = group.last - group.first
+            for j in range(n):
+                undo.stepped[j] = usable and self.space.arrays[group.first + j].g != NULL
+                undo.started[j] = self.space.arrays[group.first + j].started
+            memcpy(undo.t, group.t, 8 * n)
+            if undo.product != NULL:
+                memcpy(undo.product, group.product, 8 * n)
+        if usable:
+            self.run(KEEP, work, 0, self.space.n_chunks, n_threads)
+        self.before = before
+        self.undoable = True
+        return 0
+
+    def rollback(self):
+        """Undo the last step."""
+        cdef Group* group
+        cdef Undo* undo
+        cdef Py_ssize_t i, j, n, work = 0
+        self.refuse_while_stepping()
+        if self.closed:
+            raise RuntimeError("no rollback inside averaged_parameters(): the parameters are their average there")
+        if not self.keeps_undo:
+            raise ValueError("rollback() needs what a step overwrote: construct the optimizer with keep_undo=True")
+        if not self.undoable:
+            raise ValueError("there is no step to undo: rollback() undoes the last step, once")
+        if self.pending:
+            raise ValueError(f"{self.pending} accumulated gradients are pending, taken behind the step that rollback() "
+                             "would undo; discard() drops them")
+        self.busy = True
+        try:
+            for i in range(self.space.n_groups):
+                group = self.space.groups + i
+                for j in range(group.last - group.first):
+                    if group.undo.stepped[j]:
+                        work += self.space.arrays[group.first + j].stop - self.space.arrays[group.first + j].start
+            self.run(RESTORE, work, 0, self.space.n_chunks, self.team(work, self.space.n_chunks))
+            for i in range(self.space.n_groups):
+                group = self.space.groups + i
+                undo = group.undo
+                n = group.last - group.first
+                for j in range(n):
+                    self.space.arrays[group.first + j].started = undo.started[j]
+                memcpy(group.t, undo.t, 8 * n)
+                if undo.product != NULL:
+                    memcpy(group.product, undo.product, 8 * n)
+            self.t, self.skipped_steps, self.grad_norm = self.before.t, self.before.skipped_steps, self.before.grad_norm
+            if self.dynamic:
+                self.loss_scale, self.growth_tracker = self.before.loss_scale, self.before.growth_tracker
+            self.undoable = False
+        finally:
+            self.busy = False
+
+    def forget_undo(self):
+        """There is no step to undo any more: its state was replaced."""
+        self.undoable = False
+
+    # --- the end of a step ---------------------------------------------------------------------------------------
 
     cdef int release(self) noexcept:
         cdef Py_ssize_t i

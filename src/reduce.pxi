@@ -8,7 +8,7 @@ cdef enum:
 
 cdef void add_squares(Py_ssize_t start, Py_ssize_t n, const floating* g, double* lanes) noexcept nogil:
     """Add the squares of elements start .. start+n-1 of the parameter space to their lanes."""
-    cdef Py_ssize_t i = 0
+    cdef Py_ssize_t block, i = 0
     cdef int j
     cdef double x
     cdef double sums[LANES]  # in registers: through `lanes` each sum would wait for the last one's store
@@ -18,7 +18,7 @@ cdef void add_squares(Py_ssize_t start, Py_ssize_t n, const floating* g, double*
         i += 1
     for j in range(LANES):
         sums[j] = lanes[j]
-    while i + LANES <= n:
+    for block in range((n - i) // LANES):  # counted: gcc makes a block of vectors of no other loop under -fwrapv
         for j in range(LANES):
             sums[j] += <double> g[i + j] * <double> g[i + j]
         i += LANES

@@ -66,6 +66,13 @@ cdef void decay_gradient(Py_ssize_t n, floating* out, const floating* g, const f
         out[i] = g[i] + k * p[i]
 
 
+cdef void add(Py_ssize_t n, floating* s, const floating* g) noexcept nogil:
+    """s <- s + g: micro-batches are summed."""
+    cdef Py_ssize_t i
+    for i in range(n):
+        s[i] = s[i] + g[i]
+
+
 # --- behind the rule -------------------------------------------------------------------------------------------------
 
 cdef void bound(Py_ssize_t n, floating* p, double low, double high) noexcept nogil:

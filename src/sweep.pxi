@@ -31,8 +31,8 @@ cdef enum:
 cdef enum Format:  # NATIVE: as the rule computes, in float64 or float32
     NATIVE, FLOAT32, BFLOAT16, FLOAT16, UINT8
 
-cdef enum Work:          # of a sweep: a step, or the first write of all that is held
-    STEP, START
+cdef enum Work:          # of a sweep: a step, the first write of all that is held, and those of passes.pxi
+    STEP, START, ADD, KEEP, RESTORE
 
 cdef enum Bounds:
     NO_BOUNDS, SAME_BOUNDS, OWN_BOUNDS
@@ -45,6 +45,8 @@ cdef struct Array:
     Py_ssize_t step          # which of Space.steps holds its constants
     char* copy               # the array that receives the updated parameters, or NULL
     bint started             # a step has written its state
+
+cdef struct Undo
 
 cdef struct Group:
     Rule rule
@@ -74,6 +76,9 @@ cdef struct Group:
     double low, high
     const char* lows
     const char* highs
+    char* sums               # of gradients, as the rule computes; NULL until they are wanted
+    uint8_t* summed          # of each array: is there a sum?
+    Undo* undo               # NULL: nothing is kept
 
 cdef struct Space:
     Group* groups
@@ -431,17 +436,23 @@ cdef void run_chunks(const Space* space, Work work, Py_ssize_t first, Py_ssize_t
     cdef const Group* group
     cdef Py_ssize_t i, start, end
     cdef uint64_t mode = 0
-    cdef bint flush = space.flush_denormals and work == STEP
+    cdef bint flush = space.flush_denormals and (work == STEP or work == ADD)  # the others copy
     if flush:
         mode = flush_denormals()
     for i in range(space.n_groups):
         group = space.groups + i
         start = max((first - group.chunk) * CHUNK, 0)
         end = min((last - group.chunk) * CHUNK, group.size)
-        if start < end and work == STEP:
+        if start >= end:
+            continue
+        if work == STEP:
             run_group(space, group, start, end)
-        elif start < end:
+        elif work == START:
             start_group(space, group, start, end)
+        elif work == ADD:
+            add_elements(space, group, start, end)
+        else:
+            move_stepped(space, group, start, end, work == RESTORE)
     if flush:
         restore_denormals(mode)
 
