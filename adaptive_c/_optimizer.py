@@ -287,10 +287,14 @@ class State(Mapping[str, Any]):
         return f"<state: {', '.join(self)}>"
 
 
-def _zeros(n: int, dtype: Any) -> Array:
-    """A flat array whose first element lies on a cache line, its pages not yet touched."""
-    raw = np.zeros(n * np.dtype(dtype).itemsize + 64, np.uint8)
-    start = -raw.ctypes.data % 64
+def _zeros(n: int, dtype: Any, turn: int = 0) -> Array:
+    """A flat array whose first element lies on a cache line, its pages not yet touched.
+
+    turn: the arrays of a group that are swept together start at different places of a page (large parameters and
+    gradients, at its beginning).  A load would wait for a store whose address has the same last 12 bits.
+    """
+    raw = np.zeros(n * np.dtype(dtype).itemsize + 4096, np.uint8)
+    start = (704 * turn - raw.ctypes.data) % 4096
     return raw[start : start + n * np.dtype(dtype).itemsize].view(dtype)
 
 
@@ -563,7 +567,9 @@ class Optimizer:
         kind = "native" if group["state_dtype"] in (None, "float32") else group["state_dtype"]
         dtype = {"native": group._computed, "bfloat16": "uint16", "uint8": "uint8"}[kind]
         names = group._state_names(group, group._schedules)
-        group._slots = tuple(_zeros(n, "int8" if name == "prev" else dtype) if name else None for name in names)
+        group._slots = tuple(
+            _zeros(n, "int8" if name == "prev" else dtype, 1 + i) if name else None for i, name in enumerate(names)
+        )
         group._scales = tuple(
             _zeros(-(-n // _BLOCK), "float32") if name and kind == "uint8" else None for name in names
         )
@@ -571,9 +577,9 @@ class Optimizer:
         if self._rule == "nadam":
             group._per_array["mu_product"] = np.ones(len(group._arrays))
         if group["master"]:
-            group._master = _zeros(n, "float32")
+            group._master = _zeros(n, "float32", 4)
         if group["ema_decay"] is not None:
-            group._ema = _zeros(n, group._computed)
+            group._ema = _zeros(n, group._computed, 5)
         slots = zip(group._slots, group._scales, strict=True)
         self._plan.attach(
             index,
