@@ -323,7 +323,7 @@ cdef class Plan:
         self.space.groups[index].only_bfloat16 = False
         for i in range((n + BLOCK - 1) // BLOCK):
             encode_block(self.space.groups + index, slot, start + i * BLOCK, min(n - i * BLOCK, BLOCK), x + i * BLOCK,
-                         True, 0)
+                         True)
 
     def swap_averages(self, bint entering):
         """Exchange parameters and averages, in one go that nothing interrupts; no step until they are back.
@@ -477,8 +477,8 @@ cdef class Plan:
             work = min(work, (last - first) * CHUNK)
             n_threads = min(get_threads(self.n_threads), last - first) if work >= PARALLEL_FROM else 1
             if work >= 0 and self.inspect(loss_scale or self.loss_scale, n_threads, count):
-                self.form_steps()
                 self.space.t = self.t + 1
+                self.form_steps()
                 if work >= PARALLEL_FROM:
                     with nogil:
                         sweep(&self.space, first, last, n_threads)
@@ -662,6 +662,9 @@ cdef class Plan:
         cdef Py_ssize_t i, j, n = 0
         for i in range(self.space.n_groups):
             group = self.space.groups + i
+            if group.format != NATIVE or group.state_format != NATIVE:
+                for j in range(1 + SLOTS):
+                    group.keys[j] = noise_key(self.space.seed, self.space.t, i, j)
             before = NULL
             for j in range(group.last - group.first):
                 a = self.space.arrays + group.first + j

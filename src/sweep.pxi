@@ -24,7 +24,7 @@ from libc.string cimport memset
 
 cdef enum:
     CHUNK = 4096             # elements: 64 KiB of a float32 Adam step, within every core's second-level cache
-    AHEAD = 1024             # elements, by which narrow numbers are asked for before their turn
+    AHEAD = 512              # elements, by which narrow numbers are asked for before their turn
     SLOTS = 3                # state arrays of the rule that has most
     PARALLEL_FROM = 1 << 14  # elements: from here on a step takes several threads, and runs without the GIL
 
@@ -58,6 +58,7 @@ cdef struct Group:
     float* scales[SLOTS]     # of UINT8 state, one for each block
     bint signed[SLOTS]       # UINT8 state that may be negative
     bint nearest[SLOTS]      # narrow state that isn't rounded stochastically
+    uint64_t keys[1 + SLOTS]  # of this step's noise: the parameters', then the state's
     long long* t             # applied steps of each array
     double* product          # NAdam's product of mu of each array, else NULL
     bint narrow_grads        # some gradient of this call is float16 or bfloat16
@@ -141,7 +142,7 @@ cdef void store_parameters(const Space* space, const Group* group, const Array* 
         if group.master != NULL:
             copy_segment(group.format, n, out, 0, p)
             return
-        word = noise_word(noise_key(space.seed, space.t, group - space.groups, 0), start // BLOCK)
+        word = noise_word(group.keys[0], start // BLOCK)
         if group.only_bfloat16:
             round_number(n, <uint16_t*> out, p, noises.bfloat16 + at, word >> (32 - CUT_BFLOAT16))
         elif group.format == BFLOAT16:
@@ -163,11 +164,11 @@ cdef void decode_block(const Group* group, int slot, Py_ssize_t start, Py_ssize_
         decode_unsigned(n, out, <const uint8_t*> code, bits_of(group.scales[slot][start // BLOCK]))
 
 
-cdef void encode_block(const Group* group, int slot, Py_ssize_t start, Py_ssize_t n, const float* x, bint nearest,
-                       uint64_t key) noexcept nogil:
+cdef void encode_block(const Group* group, int slot, Py_ssize_t start, Py_ssize_t n, const float* x,
+                       bint nearest) noexcept nogil:
     """The inverse; what was decoded comes out as it was, but for numbers that a new scale leaves too small."""
     cdef char* code = group.state[slot] + start * group.state_itemsize[slot]
-    cdef uint32_t word = 0 if nearest else noise_word(key, start // BLOCK)
+    cdef uint32_t word = 0 if nearest else noise_word(group.keys[1 + slot], start // BLOCK)
     cdef const Noises* noise = &noises
     if nearest:
         noise = &halves
@@ -177,7 +178,8 @@ cdef void encode_block(const Group* group, int slot, Py_ssize_t start, Py_ssize_
         round_head(n, <uint16_t*> code, x, noise.bfloat16, word >> (32 - CUT_BFLOAT16))
     else:
         group.scales[slot][start // BLOCK] = encode_uint8(n, <uint8_t*> code, x, group.signed[slot], noise.uint8,
-                                                          word >> (32 - CUT_UINT8))
+                                                          word >> (32 - CUT_UINT8),
+                                                          group.scales[slot][start // BLOCK])
 
 
 cdef extern from *:
@@ -309,8 +311,7 @@ cdef WIDE run_block(const Space* space, const Group* group, Py_ssize_t start, Py
         if group.state[j] != NULL:
             prefetch(group.state[j], start + AHEAD, group.state_itemsize[j])
             if group.state_format != NATIVE:
-                encode_block(group, j, start, end - start, buffer[j], group.nearest[j],
-                             noise_key(space.seed, space.t, group - space.groups, 1 + j))
+                encode_block(group, j, start, end - start, buffer[j], group.nearest[j])
 
 
 cdef void run_group(const Space* space, const Group* group, Py_ssize_t start, Py_ssize_t end) noexcept nogil:
