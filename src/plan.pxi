@@ -339,7 +339,7 @@ cdef class Plan:
         self.space.groups[index].only_bfloat16 = False
         for i in range((n + BLOCK - 1) // BLOCK):
             encode_block(self.space.groups + index, slot, start + i * BLOCK, min(n - i * BLOCK, BLOCK), x + i * BLOCK,
-                         True, 0)
+                         True)
 
     def swap_averages(self, bint entering):
         """Exchange parameters and averages, in one go that nothing interrupts; no step until they are back.
@@ -512,8 +512,8 @@ cdef class Plan:
             if self.keeps_undo:
                 self.save(before, usable, work, n_threads)
             if usable:
-                self.form_steps()
                 self.space.t = self.t + 1
+                self.form_steps()
                 self.run(STEP, work, first, last, n_threads)
                 if count:
                     self.count()
@@ -733,6 +733,9 @@ cdef class Plan:
         cdef Py_ssize_t i, j, n = 0
         for i in range(self.space.n_groups):
             group = self.space.groups + i
+            if group.format != NATIVE or group.state_format != NATIVE:
+                for j in range(1 + SLOTS):
+                    group.keys[j] = noise_key(self.space.seed, self.space.t, i, j)
             before = NULL
             for j in range(group.last - group.first):
                 a = self.space.arrays + group.first + j

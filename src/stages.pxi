@@ -276,7 +276,7 @@ cdef enum:
     SIGNED_LOWEST = 21      # the exponent field of the smallest scale: 2^-106, so that 2^20/scale is a number
     UNSIGNED_LOWEST = 1     # 2^-126
     INFINITE = 0x7f80       # infinity's head
-    TINY = 0x10             # the smallest head that round_number makes of a number that it could not take for a NaN
+    TINY = 0x10             # a smaller head may be what adding noise made of a NaN
 
 
 cdef void decode_signed(Py_ssize_t n, float* out, const signed char* code, uint32_t scale) noexcept nogil:
@@ -296,20 +296,50 @@ cdef void decode_unsigned(Py_ssize_t n, float* out, const uint8_t* code, uint32_
         out[i] = float_of(<uint32_t> h << 16)
 
 
-cdef uint16_t largest_size(Py_ssize_t n, const uint16_t* head, int16_t* smallest) noexcept nogil:
-    """The largest head without sign; the smallest into `smallest`."""
+cdef int try_unsigned(Py_ssize_t n, uint8_t* code, const float* x, const uint32_t* noise, uint32_t word,
+                      uint16_t bottom) noexcept nogil:
+    """Codes under a scale that may be wrong; returns the largest head, and more than INFINITE for a suspicious block.
+
+    What is below the smallest code goes up to it: a second moment of 0 would make a step without bound.
+    """
     cdef Py_ssize_t i
-    cdef int16_t h, low = 0x7fff, high = 0
+    cdef uint16_t h
+    cdef int16_t size, high = -0x8000
+    for i in range(n):
+        h = <uint16_t> ((bits_of(x[i]) + (word ^ noise[i])) >> 16)
+        size = <int16_t> (h - TINY - 0x8000)  # less than TINY comes out largest of all
+        high = size if size > high else high
+        h = h if h > bottom else bottom
+        code[i] = <uint8_t> (<uint16_t> (h - bottom) >> 4)
+    return high + 0x8000 + TINY
+
+
+cdef int try_signed(Py_ssize_t n, uint8_t* code, const float* x, const uint32_t* noise, uint32_t word,
+                    uint16_t bottom) noexcept nogil:
+    """The same; suspicious is also what rounding may have taken from below the smallest code to it."""
+    cdef Py_ssize_t i
+    cdef uint16_t h
+    cdef int16_t size, high = -0x8000
+    for i in range(n):
+        h = <uint16_t> ((bits_of(x[i]) + (word ^ noise[i])) >> 16)
+        size = <int16_t> ((h & 0x7fff) - bottom - 32 - 0x8000)
+        high = size if size > high else high
+        h = <uint16_t> (h - bottom)
+        code[i] = <uint8_t> ((h >> 4) | ((h >> 8) & 0x80))
+    return high + 0x8000 + bottom + 32
+
+
+cdef uint16_t largest_size(Py_ssize_t n, const uint16_t* head) noexcept nogil:
+    """The largest head without sign."""
+    cdef Py_ssize_t i
+    cdef int16_t h, high = 0
     for i in range(n):
         h = <int16_t> (head[i] & 0x7fff)
-        low = h if h < low else low
         high = h if h > high else high
-    smallest[0] = low
     return high
 
 
 cdef void encode_unsigned(Py_ssize_t n, uint8_t* code, const uint16_t* head, uint16_t bottom) noexcept nogil:
-    """What is below the smallest code goes up to it: a second moment of 0 would make a step without bound."""
     cdef Py_ssize_t i
     cdef uint16_t h
     for i in range(n):
@@ -317,17 +347,8 @@ cdef void encode_unsigned(Py_ssize_t n, uint8_t* code, const uint16_t* head, uin
         code[i] = <uint8_t> (<uint16_t> (h - bottom) >> 4)
 
 
-cdef void encode_signed(Py_ssize_t n, uint8_t* code, const uint16_t* head, uint16_t bottom) noexcept nogil:
-    """Numbers that are all at least as large as the smallest code."""
-    cdef Py_ssize_t i
-    cdef uint16_t h
-    for i in range(n):
-        h = <uint16_t> (head[i] - bottom)
-        code[i] = <uint8_t> ((h >> 4) | ((h >> 8) & 0x80))
-
-
-cdef void encode_any_signed(Py_ssize_t n, uint8_t* code, const uint16_t* head, uint16_t bottom, const float* x,
-                            const uint32_t* noise, uint32_t word) noexcept nogil:
+cdef void encode_signed(Py_ssize_t n, uint8_t* code, const uint16_t* head, uint16_t bottom, const float* x,
+                        const uint32_t* noise, uint32_t word) noexcept nogil:
     """What is below the smallest code goes to it or to 0, by chance: a first moment must stay unbiased."""
     cdef Py_ssize_t i
     cdef int32_t a, c, low, up, smallest = <int32_t> (bottom + 16) << 16
@@ -341,23 +362,34 @@ cdef void encode_any_signed(Py_ssize_t n, uint8_t* code, const uint16_t* head, u
         code[i] = <uint8_t> (c | ((head[i] >> 8) & 0x80))
 
 
+cdef int scale_head(int largest, bint signed) noexcept nogil:
+    """The head of the scale of a block whose largest head this is."""
+    cdef int exponent = (largest >> 7) - (SIGNED_RANGE if signed else UNSIGNED_RANGE)
+    return max(exponent, <int> (SIGNED_LOWEST if signed else UNSIGNED_LOWEST)) << 7
+
+
 cdef float encode_uint8(Py_ssize_t n, uint8_t* code, const float* x, bint signed, const uint32_t* noise,
-                        uint32_t word) noexcept nogil:
-    """Codes of at most one block; returns its scale."""
+                        uint32_t word, float scale) noexcept nogil:
+    """Codes of at most one block; returns its scale.
+
+    scale: the last one, which most blocks keep: one loop rounds, encodes and finds the largest head.
+    """
     cdef uint16_t head[BLOCK]
-    cdef int16_t smallest = 0
-    cdef int largest, bottom
-    round_number(n, head, x, noise, word)
-    largest = largest_size(n, head, &smallest)
-    if largest >= INFINITE or smallest < TINY:  # a number rounded to infinity, or a NaN that was not seen
-        round_anything(n, head, x, noise, word)
-        largest = largest_size(n, head, &smallest)
-    bottom = (largest >> 7) - (SIGNED_RANGE if signed else UNSIGNED_RANGE)
-    bottom = max(bottom, <int> (SIGNED_LOWEST if signed else UNSIGNED_LOWEST)) << 7
-    if not signed:
-        encode_unsigned(n, code, head, <uint16_t> bottom)
-    elif smallest >= bottom + 32 and largest <= INFINITE:  # rounding took nothing from below the smallest code to it
-        encode_signed(n, code, head, <uint16_t> bottom)
+    cdef int turn, largest, bottom = bits_of(scale) >> 16, tried
+    for turn in range(2):
+        if signed:
+            largest = try_signed(n, code, x, noise, word, <uint16_t> bottom)
+        else:
+            largest = try_unsigned(n, code, x, noise, word, <uint16_t> bottom)
+        if largest >= INFINITE:
+            break
+        tried, bottom = bottom, scale_head(largest, signed)
+        if bottom == tried:
+            return float_of(<uint32_t> bottom << 16)
+    round_anything(n, head, x, noise, word)
+    bottom = scale_head(largest_size(n, head), signed)
+    if signed:
+        encode_signed(n, code, head, <uint16_t> bottom, x, noise, word)
     else:
-        encode_any_signed(n, code, head, <uint16_t> bottom, x, noise, word)
+        encode_unsigned(n, code, head, <uint16_t> bottom)
     return float_of(<uint32_t> bottom << 16)

@@ -23,8 +23,9 @@ from libc.stdint cimport uintptr_t
 from libc.string cimport memcpy, memset
 
 cdef enum:
-    CHUNK = 4096             # elements: 64 KiB of a float32 Adam step, within every core's second-level cache
-    AHEAD = 1024             # elements, by which narrow numbers are asked for before their turn
+    CHUNK = 4096             # elements: the unit of the cut into parts and of the reductions
+    TILE = 512               # elements that pass through all stages: they stay in the first-level cache between them
+    AHEAD = 512              # elements, by which narrow numbers are asked for before their turn
     SLOTS = 3                # state arrays of the rule that has most
     PARALLEL_FROM = 1 << 14  # elements: from here on a step takes several threads, and runs without the GIL
 
@@ -63,6 +64,7 @@ cdef struct Group:
     float* scales[SLOTS]     # of UINT8 state, one for each block
     bint signed[SLOTS]       # UINT8 state that may be negative
     bint nearest[SLOTS]      # narrow state that isn't rounded stochastically
+    uint64_t keys[1 + SLOTS]  # of this step's noise: the parameters', then the state's
     long long* t             # applied steps of each array
     double* product          # NAdam's product of mu of each array, else NULL
     bint narrow_grads        # some gradient of this call is float16 or bfloat16
@@ -92,7 +94,7 @@ cdef struct Space:
 
 
 cdef bint staged(const Space* space, const Group* group) noexcept nogil:
-    """Does anything but the rule run?  Then what the stages hand on must stay in cache, and a segment in its chunk."""
+    """Does anything but the rule run?  Then what the stages hand on must stay in cache, tile by tile."""
     return (group.factor != 1 or space.max_grad_value != 0 or group.bounds != NO_BOUNDS or group.ema != NULL
             or group.copy_format != NATIVE or space.zero_grad or group.narrow_grads
             or (group.options.weight_decay != 0 and not group.options.decoupled))
@@ -104,7 +106,7 @@ cdef void run_segment(const Space* space, const Group* group, const Array* a, fl
 
     p, s: the parameters and the state of these elements as the rule takes them.
     """
-    cdef floating spare[2][CHUNK]  # a stage reads one and writes the other
+    cdef floating spare[2][TILE]  # a stage reads one and writes the other
     cdef int turn = 0
     cdef Py_ssize_t at = start - a.start
     cdef const floating* g = <const floating*> a.g + at
@@ -149,7 +151,7 @@ cdef void store_parameters(const Space* space, const Group* group, const Array* 
         if group.master != NULL:
             copy_segment(group.format, n, out, 0, p)
             return
-        word = noise_word(noise_key(space.seed, space.t, group - space.groups, 0), start // BLOCK)
+        word = noise_word(group.keys[0], start // BLOCK)
         if group.only_bfloat16:
             round_number(n, <uint16_t*> out, p, noises.bfloat16 + at, word >> (32 - CUT_BFLOAT16))
         elif group.format == BFLOAT16:
@@ -171,11 +173,11 @@ cdef void decode_block(const Group* group, int slot, Py_ssize_t start, Py_ssize_
         decode_unsigned(n, out, <const uint8_t*> code, bits_of(group.scales[slot][start // BLOCK]))
 
 
-cdef void encode_block(const Group* group, int slot, Py_ssize_t start, Py_ssize_t n, const float* x, bint nearest,
-                       uint64_t key) noexcept nogil:
+cdef void encode_block(const Group* group, int slot, Py_ssize_t start, Py_ssize_t n, const float* x,
+                       bint nearest) noexcept nogil:
     """The inverse; what was decoded comes out as it was, but for numbers that a new scale leaves too small."""
     cdef char* code = group.state[slot] + start * group.state_itemsize[slot]
-    cdef uint32_t word = 0 if nearest else noise_word(key, start // BLOCK)
+    cdef uint32_t word = 0 if nearest else noise_word(group.keys[1 + slot], start // BLOCK)
     cdef const Noises* noise = &noises
     if nearest:
         noise = &halves
@@ -185,7 +187,8 @@ cdef void encode_block(const Group* group, int slot, Py_ssize_t start, Py_ssize_
         round_head(n, <uint16_t*> code, x, noise.bfloat16, word >> (32 - CUT_BFLOAT16))
     else:
         group.scales[slot][start // BLOCK] = encode_uint8(n, <uint8_t*> code, x, group.signed[slot], noise.uint8,
-                                                          word >> (32 - CUT_UINT8))
+                                                          word >> (32 - CUT_UINT8),
+                                                          group.scales[slot][start // BLOCK])
 
 
 cdef extern from *:
@@ -317,8 +320,7 @@ cdef WIDE run_block(const Space* space, const Group* group, Py_ssize_t start, Py
         if group.state[j] != NULL:
             prefetch(group.state[j], start + AHEAD, group.state_itemsize[j])
             if group.state_format != NATIVE:
-                encode_block(group, j, start, end - start, buffer[j], group.nearest[j],
-                             noise_key(space.seed, space.t, group - space.groups, 1 + j))
+                encode_block(group, j, start, end - start, buffer[j], group.nearest[j])
 
 
 cdef void run_group(const Space* space, const Group* group, Py_ssize_t start, Py_ssize_t end) noexcept nogil:
@@ -331,7 +333,7 @@ cdef void run_group(const Space* space, const Group* group, Py_ssize_t start, Py
             start = stop
     elif staged(space, group):
         while start < end:
-            stop = min(start + CHUNK, end)
+            stop = min(start + TILE, end)
             run_arrays(space, group, start, stop, &index, NULL)
             start = stop
     else:
