@@ -227,6 +227,15 @@ def test_a_huge_momentum_decay_or_t_ends():
     assert np.isfinite(opt.param_groups[0]["params"]).all()
 
 
+def test_state_arrays_start_apart_from_each_other_within_a_page():
+    """And from 0, where large parameters and gradients start: a load would wait for a store to the same place of a page."""
+    opt = ac.Adam(np.ones(1 << 21, "float32"), amsgrad=True, ema_decay=0.9)
+    arrays = [*(opt.state[name] for name in ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")), opt.param_groups[0]._ema]
+    places = sorted([0, *(x.ctypes.data % 4096 for x in arrays), 4096])
+    assert min(np.diff(places)) >= 512
+    assert all(place % 64 == 0 for place in places)
+
+
 def test_state_is_freed_with_the_optimizer():
     import gc
     import weakref
