@@ -30,9 +30,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         show_config()
         return 0
     try:
-        return _bench(parser, options) if options.command == "bench" else _demo(parser, options)
+        Path(options.out).mkdir(parents=True, exist_ok=True)  # before the work, so that it isn't lost
     except OSError as error:
         parser.exit(1, f"adaptive-c {options.command}: can't write to --out {options.out}: {error}\n")
+    return _bench(parser, options) if options.command == "bench" else _demo(parser, options)
 
 
 def _demo(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
@@ -60,15 +61,16 @@ def _bench(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
     folder = Path(options.out)
     results = suite.run(settings, folder)
     text = report.markdown(results)
-    (folder / "adaptive-c-bench.md").write_text(text)
+    written = [folder / "adaptive-c-bench.json", folder / "adaptive-c-bench.md"]
+    written[1].write_text(text)
     print(text)
     try:
-        report.pictures(results, folder)
+        written += report.pictures(results, folder)
     except ImportError as error:
         if (error.name or "").partition(".")[0] != "matplotlib":
             raise
         print("no pictures: pip install matplotlib (or 'adaptive_c[bench]')")
-    print("wrote", ", ".join(sorted(str(path) for path in folder.glob("adaptive-c-bench*"))))
+    print("wrote", ", ".join(map(str, written)))
     return 0
 
 

@@ -484,13 +484,13 @@ cdef class Plan:
         cdef int n_threads
         cdef bint summed = grads is ..., usable = False
         cdef Counts before
+        if self.scheduled:  # before the checks: a schedule may be anybody's Python, and other threads run meanwhile
+            self.follow()
         self.refuse_while_stepping()
         if summed != (self.pending > 0):
             self.refuse_sums(summed)
         if self.closed:
             raise RuntimeError("no step inside averaged_parameters(): the parameters are their average there")
-        if self.scheduled:
-            self.follow()
         if group != -1 or lo != 0 or hi != -1:
             if self.space.zero_grad and (self.max_grad_norm or self.on_nonfinite != IGNORE):
                 raise ValueError("a range can't be stepped with zero_grad and a norm or check, which need all of them")

@@ -104,7 +104,7 @@ def test_pictures_are_drawn(alone, tmp_path):
 @pytest.mark.parametrize("name", list(CONTENDERS))
 def test_every_contender_that_is_here_passes_its_check(name):
     with suite.Processes() as processes:
-        facts = processes.get(name, None).build(Task((5000,), whole=name == "torch, call by call"))
+        facts = processes.get(name, None).build(Task((8192,), whole=name == "torch, call by call"))
     if "missing" in facts and name != OURS:
         pytest.skip(facts["missing"])
     assert not {"missing", "failed"} & set(facts), facts
@@ -182,7 +182,7 @@ def test_no_ratio_is_shown_where_noise_is_larger_than_the_difference(factor, n):
     row.results = {OURS: {"rounds": [1.0] * n}, "peer": {"rounds": [factor * x for x in noise]}}
     shown = report.ratio(suite.compare(row, "peer"))
     if factor * 0.7 <= 1 <= factor * 1.3:
-        assert shown == "="
+        assert shown.startswith("=")
     else:
         assert shown.startswith(f"{suite.compare(row, 'peer')['ratio']:.2f}x [")
 

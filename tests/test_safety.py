@@ -114,6 +114,29 @@ def test_two_threads_stepping_one_optimizer_get_an_error_never_a_corrupted_state
     assert all("another thread is inside step()" in message for message in refused)
 
 
+def test_a_slow_schedule_lets_no_second_thread_into_a_step():
+    p = np.zeros(4_000_000, "float32")
+    opt = ac.SGD(p, lr=lambda step: (time.sleep(0.002), 1.0)[1])
+    g = np.ones_like(p)
+    refused = []
+
+    def work():
+        for _ in range(20):
+            try:
+                opt.step(g)
+            except RuntimeError as error:
+                refused.append(str(error))
+
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert opt.t == 60 - len(refused)
+    assert (p == -opt.t).all()
+    assert all("another thread is inside step()" in message for message in refused)
+
+
 def test_options_assigned_by_another_thread_wait_for_no_step_and_break_none():
     params = [np.ones(100_000, "float32") for _ in range(20)]
     grads = [np.ones_like(p) for p in params]

@@ -1,8 +1,9 @@
 """The rows, and how they are measured: contenders in processes of their own, in turn, for many rounds.
 
-What is kept of a row is each round's seconds.  Ratios are taken round by round, between neighbours in time; their
-median comes with an interval that holds the true median with a chance of 95%, whatever the distribution of the noise
-(order statistics and the binomial distribution).  A ratio whose interval holds 1 is not shown.
+What is kept of a row is each round's seconds.  Ratios are taken within a round; their median comes with an interval
+that holds the true median with a chance of 95%, whatever the distribution of the noise, if rounds are independent
+(order statistics and the binomial distribution).  It speaks of one allocation of the arrays: where they lie counts too.
+A ratio whose interval holds 1 is not shown.
 """
 
 import json
@@ -235,14 +236,18 @@ def measure(row: Row, settings: Settings, processes: Processes, say: Callable[[s
     turns = [(process, what) for process in ready for what in process.facts["steps"]]
     seconds: dict[tuple[Process, str], list[float]] = {turn: [] for turn in turns}
     for number in range(settings.rounds if row.group != "memory" else 0):
-        for process, what in turns:
+        turns = [*turns[1:], *turns[:1]]  # nobody always follows the same one
+        for process, what in [turn for turn in turns if turn in seconds]:
             once = process.facts["seconds"]
             if number < ENOUGH or once < 10 * ready[0].facts["seconds"]:
                 repeat = max(1, min(5000, int(settings.seconds / max(once, 1e-7))))
                 time.sleep(0.02)  # until the last one's threads have stopped spinning
                 took = process.ask(time=what, repeat=repeat)
-                if isinstance(took, dict):
-                    raise RuntimeError(f"{process.name} in {row.group}, {row.label}: {took['failed']}")
+                if isinstance(took, dict):  # it died, for want of memory perhaps
+                    row.results[process.name] = took
+                    say(f"{row.group}, {row.label}: {process.name} is left out (failed: {took['failed']})")
+                    seconds = {turn: times for turn, times in seconds.items() if turn[0] is not process}
+                    continue
                 seconds[process, what].append(took)
         advance(1 / settings.rounds)
     for (process, what), times in seconds.items():
@@ -349,7 +354,7 @@ def environment() -> dict[str, Any]:
         "system": platform.platform(),
         "python": platform.python_version(),
         "instruction_set": isa,
-        "compiler": info.get("version", info["compiler"]),
+        "compiler": info.get("version") or info["compiler"],
         "flags": " ".join(info["flags"]),
         "openmp": info["openmp"],
         "commit": info.get("commit") or "unknown (not built in a git clone)",
@@ -403,7 +408,6 @@ def progress(total: int) -> Iterator[tuple[Callable[[str], None], Callable[[str]
 
 def run(settings: Settings, folder: Path) -> dict[str, Any]:
     """Measure everything, with a progress bar; the JSON file is written after every row."""
-    folder.mkdir(parents=True, exist_ok=True)
     planned = list(rows(settings))
     results: dict[str, Any] = {"environment": environment(), "settings": asdict(settings), "rows": []}
     file = folder / "adaptive-c-bench.json"

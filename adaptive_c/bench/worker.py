@@ -74,7 +74,7 @@ def build(name: str, task: Task) -> tuple[Subject, dict[str, Any]]:
     contender = CONTENDERS[name]
     if name != "adaptive_c":  # a peer has its own state, whatever the task says of ours
         task = replace(task, dtype=contender.dtype or task.dtype, state_dtype=None)
-    contender.build(replace(task, sizes=(1000,))).step()  # imports, compiles and starts threads
+    contender.build(replace(task, sizes=(8192,))).step()  # imports, compiles and starts threads
     params, grads = task.arrays()
     before, g, norm = sample(params), sample(grads), 0.0
     if task.whole:
