@@ -300,7 +300,7 @@ def _check_arrays(arrays: Any, live: dict[str, Entry], d: Any, where: str, param
     if parameters and "params" not in names:
         raise ValueError(f"{where} has no parameters: it was saved without; load(path, parameters=False) loads the rest")
     if names != live.keys():
-        switches = [f"{k}={v!r}" for k, v in d["options"].items() if k in ("amsgrad", "centered", "momentum", "ema_decay")]
+        switches = [f"{k}={v!r}" for k, v in _get(d, "options", Mapping, where).items() if k in ("amsgrad", "centered", "momentum", "ema_decay")]
         raise ValueError(
             f"{where} has the state {', '.join(sorted(names)) or 'none'}, this optimizer's "
             f"{', '.join(sorted(live)) or 'none'}; construct it with the options of the saved one"
