@@ -218,7 +218,7 @@ def write(path: Any, head: Mapping[str, Any], arrays: Mapping[str, Entry], forma
 
 def _checksum(file: Any, size: int) -> int:
     """CRC-32 of a file as it was before its own CRC was put in."""
-    buffers = [memoryview(bytearray(_PIECE)) for _ in range(2)]
+    buffers = [memoryview(bytearray(min(_PIECE, size))) for _ in range(2)]
     crc = at = 0
     with ThreadPoolExecutor(1) as pool:
         before = pool.submit(zlib.crc32, b"")
