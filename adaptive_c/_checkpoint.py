@@ -15,10 +15,12 @@ import secrets
 import stat
 import struct
 import sys
+import threading
 import zipfile
 import zlib
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
@@ -90,18 +92,33 @@ class _Stream:
 
     def __init__(self, fd: int, pool: ThreadPoolExecutor) -> None:
         self._fd, self._pool = fd, pool
-        self.crc = self.size = 0
+        self._sums: deque[Future[None]] = deque()
+        self._crc = self._pushed = self.size = 0
 
     def write(self, data: Any) -> int:
         whole = memoryview(data)
         for i in range(0, len(whole), _PIECE):
             piece = whole[i : i + _PIECE]
-            crc = self._pool.submit(zlib.crc32, piece, self.crc)
+            self._sums.append(self._pool.submit(self._sum, piece))
             while len(piece):
-                piece = piece[os.write(self._fd, piece) :]
-            self.crc = crc.result()
-        self.size += len(whole)
+                n = os.write(self._fd, piece)
+                piece, self.size = piece[n:], self.size + n
+            if len(self._sums) > 4:
+                self._sums.popleft().result()
         return len(whole)
+
+    def _sum(self, piece: memoryview) -> None:
+        self._crc = zlib.crc32(piece, self._crc)
+        size = self.size
+        if size - self._pushed >= 4 * _PIECE and hasattr(os, "posix_fadvise"):
+            # Linux begins to write out what it is told will not be needed, and would else wait for fsync.
+            os.posix_fadvise(self._fd, self._pushed, size - self._pushed, os.POSIX_FADV_DONTNEED)
+            self._pushed = size
+
+    def crc(self) -> int:
+        while self._sums:
+            self._sums.popleft().result()
+        return self._crc
 
     def flush(self) -> None:
         pass
@@ -197,9 +214,12 @@ def write(path: Any, head: Mapping[str, Any], arrays: Mapping[str, Entry], forma
         with ThreadPoolExecutor(1) as pool:
             stream = _Stream(fd, pool)
             (_write_npz if format == "npz" else _write_safetensors)(stream, text, arrays)
-        os.pwrite(fd, _END % stream.crc, stream.size - _END_SIZE)
+        os.pwrite(fd, _END % stream.crc(), stream.size - _END_SIZE)
         os.fsync(fd)
+        old = os.open(path, os.O_RDONLY) if os.path.exists(path) else None
         os.replace(temporary, path)
+        if old is not None:  # to free what it held takes the system a while
+            threading.Thread(target=os.close, args=(old,), daemon=True).start()
     except BaseException:
         with suppress(OSError):
             os.unlink(temporary)
@@ -220,6 +240,8 @@ def _checksum(file: Any, size: int) -> int:
     """CRC-32 of a file as it was before its own CRC was put in."""
     buffers = [memoryview(bytearray(min(_PIECE, size))) for _ in range(2)]
     crc = at = 0
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
     with ThreadPoolExecutor(1) as pool:
         before = pool.submit(zlib.crc32, b"")
         while at < size - _END_SIZE:  # one buffer is filled while the other is summed up
