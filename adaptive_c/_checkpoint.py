@@ -74,7 +74,7 @@ class Stored(NamedTuple):
 
     def read(self, start: int, out: Array) -> None:
         """Elements start .. start+out.size-1 into a flat array of the same dtype."""
-        view = memoryview(out.view("uint8")) if out.size else b""
+        view = memoryview(out.view("uint8").data) if out.size else b""
         at = self.offset + start * self.dtype.itemsize
         while len(view):
             n = os.preadv(self.file.fileno(), [view], at)
@@ -128,7 +128,7 @@ def _bytes(entry: Entry) -> Iterator[memoryview]:
     for flat in entry.pieces:
         raw = flat.view("uint8")
         for i in range(0, raw.size, _PIECE):
-            yield memoryview(raw[i : i + _PIECE])
+            yield raw[i : i + _PIECE].data
 
 
 def _write_safetensors(stream: _Stream, head: str, arrays: Mapping[str, Entry]) -> None:

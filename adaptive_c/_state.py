@@ -1,8 +1,8 @@
 """The one description of what a run depends on, from which state_dict and save, load_state_dict and load all work.
 
-It is a dict of numbers, strings and lists, but for "arrays" in each of its "groups": flat arrays by name, in the order of
-the group's parameter space, so that they fit every cut of it, and the counts of the single arrays.  What is not in it,
-the caller gives again: see docs/checkpoints.md.
+It is a dict of numbers, strings and lists, but for "arrays" in each of its "groups": flat arrays by name, in the order
+of the group's parameter space, so that they fit every cut of it, and the counts of the single arrays.  What is not in
+it, the caller gives again: see docs/checkpoints.md.
 """
 
 import math
@@ -68,7 +68,7 @@ def _scheduled(schedule: Any) -> Any:
 def _bounds(bounds: Any) -> Any:
     if bounds is None:
         return None
-    numeric = all(side is None or np.ndim(side) == 0 and not isinstance(side, (np.ndarray, dict)) for side in bounds)
+    numeric = all(side is None or isinstance(side, (int, float, np.number)) for side in bounds)
     return [None if side is None else float(side) for side in bounds] if numeric else "arrays"
 
 
@@ -123,7 +123,7 @@ def save(opt: Optimizer, path: Any, format: str | None, parameters: bool) -> Non
         raise ValueError(f"format must be 'safetensors', 'npz' or None (what the path ends with), got {format!r}")
     opt._plan.hold(True)
     try:
-        arrays = {}
+        arrays: dict[str, Entry] = {}
         for i, group in enumerate(opt._groups):
             counts = {name: Entry(_COUNTS[name], [array]) for name, array in _counts(opt, group).items()}
             arrays |= {f"{i}.{name}": entry for name, entry in {**_live(opt, group, parameters), **counts}.items()}
@@ -205,8 +205,10 @@ def _restore(opt: Optimizer, d: Any, where: str, parameters: bool) -> None:
     pending = _count(d, "pending", where)
     scaler = _get(d, "scaler", (Mapping, type(None)), where)
     if (scaler is None) != (getattr(opt, "_scaler", None) is None):
-        raise ValueError(f"{where} was saved {'without' if scaler is None else 'with'} a dynamic loss scale, this "
-                         f"optimizer is {'with' if scaler is None else 'without'}: construct it the same way")  # fmt: skip
+        has, lacks = ("without", "with") if scaler is None else ("with", "without")
+        raise ValueError(
+            f"{where} was saved {has} a dynamic loss scale, this optimizer is {lacks}: construct it the same way"
+        )
     given = _get(d, "settings", Mapping, where)
     if unknown := given.keys() - opt._settings.keys():
         raise ValueError(f"{where} has the unknown setting {min(unknown)!r}")
@@ -244,8 +246,8 @@ def _check_group(
     for key in ("dtype", "state_dtype", "master", "rounding"):
         what = "parameters are" if key == "dtype" else f"{key} is"
         if _get(d, key, (str, type(None)), where) != ours[key]:
-            raise ValueError(f"{where}: its {what} {d[key]!r}, this optimizer's {ours[key]!r}; they can't be converted: "
-                             f"construct the optimizer as the saved one was")  # fmt: skip
+            raise ValueError(f"{where}: its {what} {d[key]!r}, this optimizer's {ours[key]!r}; they can't be converted:"
+                             " construct the optimizer as the saved one was")  # fmt: skip
     sizes = [int(size) for size in _get(d, "sizes", (list, tuple), where)]
     _check_cut(sizes, _get(d, "names", (list, tuple, type(None)), where), ours, where)
     arrays = _get(d, "arrays", Mapping, where)
@@ -287,9 +289,10 @@ def _check_cut(sizes: list[int], names: Any, ours: dict[str, Any], where: str) -
     if names is None or ours["names"] is None:
         return
     if list(names) != ours["names"]:
-        same = " (the same in another order, which is the order of the elements)" if set(names) == {*ours["names"]} else ""
+        same = set(names) == {*ours["names"]}
+        hint = " (the same in another order, which is the order of the elements)" if same else ""
         raise ValueError(f"{where} has the arrays {', '.join(map(repr, names))}, this optimizer's "
-                         f"{', '.join(map(repr, ours['names']))}{same}")  # fmt: skip
+                         f"{', '.join(map(repr, ours['names']))}{hint}")  # fmt: skip
     for name, size, own in zip(names, sizes, ours["sizes"], strict=True):
         if size != own:
             raise ValueError(f"{where}: array {name!r} has {size} elements, this optimizer's {own}")
@@ -298,9 +301,12 @@ def _check_cut(sizes: list[int], names: Any, ours: dict[str, Any], where: str) -
 def _check_arrays(arrays: Any, live: dict[str, Entry], d: Any, where: str, parameters: bool) -> None:
     names = arrays.keys() - _COUNTS.keys() - (set() if parameters else {"params"})
     if parameters and "params" not in names:
-        raise ValueError(f"{where} has no parameters: it was saved without; load(path, parameters=False) loads the rest")
+        raise ValueError(
+            f"{where} has no parameters: it was saved without; load(path, parameters=False) loads the rest"
+        )
     if names != live.keys():
-        switches = [f"{k}={v!r}" for k, v in _get(d, "options", Mapping, where).items() if k in ("amsgrad", "centered", "momentum", "ema_decay")]
+        options = _get(d, "options", Mapping, where)
+        switches = [f"{k}={options[k]!r}" for k in ("amsgrad", "centered", "momentum", "ema_decay") if k in options]
         raise ValueError(
             f"{where} has the state {', '.join(sorted(names)) or 'none'}, this optimizer's "
             f"{', '.join(sorted(live)) or 'none'}; construct it with the options of the saved one"

@@ -1,7 +1,7 @@
 """The state_dict of PyTorch's optimizers: made from ours, and taken over into ours.
 
-PyTorch's dict has the options of each group and, by number, the state of each tensor.  It says neither which class it is
-of nor, for SGD, how many steps were taken.  torch itself is imported only to make one.
+PyTorch's dict has the options of each group and, by number, the state of each tensor.  It says neither which class it
+is of nor, for SGD, how many steps were taken.  torch itself is imported only to make one.
 """
 
 from collections.abc import Callable, Mapping
@@ -52,12 +52,11 @@ def state_dict(opt: Optimizer) -> dict[str, Any]:
         numbers = list(range(first, first + len(group._arrays)))
         ours = {**group._cls._fixed, **group._options}
         groups.append({**{name: ours.get(name, value) for name, value in defaults.items()}, "params": numbers})
-        started = opt._plan.started(group._index)
+        started, steps = opt._plan.started(group._index), group._per_array["step"]
         for j, number in enumerate(numbers):
-            if (started[j] and group._per_array["step"][j]) or opt._rule == "adagrad":  # others: at the first step
-                states[number] = {} if opt._rule == "sgd" else {"step": torch.tensor(float(group._per_array["step"][j]))}
-                if opt._rule == "nadam":
-                    states[number]["mu_product"] = torch.tensor(float(group._per_array["mu_product"][j]))
+            if (started[j] and steps[j]) or opt._rule == "adagrad":  # PyTorch makes the others' at the first step
+                counts = {name: torch.tensor(float(x[j])) for name, x in group._per_array.items()}
+                states[number] = {} if opt._rule == "sgd" else counts
         for name in _slots(opt, group):
             decoded = opt._decoded(group._index, opt._slots.index(name))
             for number, (_, array, _) in zip(numbers, group._match(decoded, name), strict=True):
@@ -74,7 +73,7 @@ def load_state_dict(opt: Optimizer, d: Mapping[str, Any]) -> None:
     _check_class(opt)
     groups, states = d["param_groups"], d.get("state")
     if not isinstance(groups, (list, tuple)) or not isinstance(states, Mapping):
-        raise TypeError("state_dict must have a list 'param_groups' and a dict 'state', as PyTorch's optimizers have it")
+        raise TypeError("state_dict must have a list 'param_groups' and a dict 'state', as PyTorch's optimizers do")
     if len(groups) != len(opt._groups):
         raise ValueError(f"state_dict has {len(groups)} parameter groups, this optimizer {len(opt._groups)}")
     work = [
@@ -189,7 +188,8 @@ def _array(x: Any, where: str) -> Array:
     x = x.astype("float32") if x.dtype.name == "bfloat16" else x
     if x.dtype.kind not in "fiu":
         raise TypeError(f"{where} must hold real numbers, got dtype {x.dtype}")
-    return x
+    found: Array = x
+    return found
 
 
 def _number(x: Any, where: str) -> float:

@@ -61,12 +61,12 @@ def main() -> None:
     opt = ac.AdamW(params)
     opt.step(np.random.default_rng(0).standard_normal(options.elements, "f4"))
     print(f"state_dict: {1e3 * statistics.median(seconds(opt.state_dict) for _ in range(21)):.3f} ms")
+    count = f"count={12 * options.elements >> 22}"
     times: dict[str, list[float]] = {"dd write": [], "save": [], "dd read": [], "load": []}
     growth: dict[str, float] = {}
     try:
         for _ in range(options.rounds + 1):
             growth["save"] = grown(lambda: times["save"].append(seconds(lambda: opt.save(path, format=options.format))))
-            count = f"count={os.path.getsize(path) >> 22}"
             times["dd write"].append(seconds(lambda: dd("if=/dev/zero", f"of={plain}", count, "conv=fsync")))
             drop(plain)
             times["dd read"].append(seconds(lambda: dd(f"if={plain}", "of=/dev/null")))

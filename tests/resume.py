@@ -3,6 +3,7 @@
 python resume.py FOLDER THREADS CASE CASE ...   loads FOLDER/CASE.in into another cut and steps on, to FOLDER/CASE.npz
 """
 
+import itertools
 import sys
 from pathlib import Path
 
@@ -42,7 +43,7 @@ def cut(flat, pieces, rng):
     if pieces == 1:
         return flat
     ends = [0, *sorted(int(x) for x in rng.integers(0, flat.size, pieces - 1)), flat.size]
-    parts = [flat[a:b] for a, b in zip(ends, ends[1:], strict=False)]
+    parts = [flat[a:b] for a, b in itertools.pairwise(ends)]
     return parts if pieces < 4 else {"a": parts[0], "b": parts[1], "c": parts[2], "d": parts[3]}
 
 
@@ -50,8 +51,10 @@ def shaped_as(flat, like):
     """A flat array in the pieces of `like`."""
     arrays = like.values() if isinstance(like, dict) else like if isinstance(like, list) else [like]
     ends = np.cumsum([0, *(a.size for a in arrays)])
-    parts = [flat[a:b] for a, b in zip(ends, ends[1:], strict=False)]
-    return dict(zip(like, parts, strict=True)) if isinstance(like, dict) else parts if isinstance(like, list) else parts[0]
+    parts = [flat[a:b] for a, b in itertools.pairwise(ends)]
+    if isinstance(like, dict):
+        return dict(zip(like, parts, strict=True))
+    return parts if isinstance(like, list) else parts[0]
 
 
 class Run:
@@ -85,7 +88,13 @@ class Run:
         self.skip = int(rng.integers(0, STEPS))
         self.change = int(rng.integers(1, STEPS))
         if where == 2:  # what is saved is to come from the checkpoint
-            shared |= {"seed": 1, "loss_scale": 3.0, "on_nonfinite": "ignore", "max_grad_norm": 1.0, "bounds": (0.0, 0.1)}
+            shared |= {
+                "seed": 1,
+                "loss_scale": 3.0,
+                "on_nonfinite": "ignore",
+                "max_grad_norm": 1.0,
+                "bounds": (0.0, 0.1),
+            }
             shared |= {"ema_decay": 0.5} if shared["ema_decay"] else {}
             options = {**options, "lr": 0.7}
         copy_to = shaped_as(self.copies, self.params)

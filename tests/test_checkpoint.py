@@ -30,8 +30,7 @@ def everything(opt):
     for i, group in enumerate(opt.param_groups):
         d["groups"][i]["params"] = np.concatenate([np.array(a).ravel() for a in group._arrays])
         copies = group["copy_to"]
-        copies = list(copies.values()) if isinstance(copies, dict) else copies if isinstance(copies, (list, tuple)) else [copies]
-        d["groups"][i]["copies"] = [None if c is None else c.copy() for c in copies]
+        d["groups"][i]["copies"] = copy.deepcopy(copies)
     return d
 
 
@@ -118,8 +117,8 @@ def test_a_state_dict_that_was_kept(kept, tmp_path):
 # --- what comes from where -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("format", FORMATS)
-def test_everything_is_restored(format, tmp_path):
+@pytest.mark.parametrize("kind", FORMATS)
+def test_everything_is_restored(kind, tmp_path):
     w = {"w": np.arange(6, dtype="f4").reshape(2, 3), 7: np.ones(300, "f4")}
     b = np.ones(5)
     groups = [{"params": w, "lr": 0.1, "state_dtype": "bfloat16", "bounds": (-3, None)},
@@ -129,7 +128,7 @@ def test_everything_is_restored(format, tmp_path):
         opt.step([{"w": np.full((2, 3), g, "f4"), 7: None if g == 2.0 else np.ones(300, "f4")}, np.ones(5)])
     opt.param_groups[0]["lr"] = 0.3
     path = tmp_path / "a b.ckpt"
-    opt.save(path, format=format)
+    opt.save(path, format=kind)
     w2, b2 = {"w": np.zeros((3, 2), "f4"), 7: np.zeros((30, 10), "f4")}, np.zeros(5)
     groups = [{"params": w2, "state_dtype": "bfloat16"}, {"params": b2, "ema_decay": 0.25, "maximize": True}]
     other = ac.AdamW(groups, n_threads=3, zero_grad=True)
@@ -175,7 +174,7 @@ def test_without_parameters(tmp_path):
     opt.save(tmp_path / "a", parameters=False)
     opt.save(tmp_path / "b")
     assert os.path.getsize(tmp_path / "a") < os.path.getsize(tmp_path / "b") - 4 * 313
-    with pytest.raises(ValueError, match="has no parameters: it was saved without; load\\(path, parameters=False\\)"):
+    with pytest.raises(ValueError, match=r"has no parameters: it was saved without; load\(path, parameters=False\)"):
         other.load(tmp_path / "a")
     for name in "ab":
         other.load(tmp_path / name, parameters=False)
@@ -188,7 +187,9 @@ def test_bounds_that_are_arrays_are_given_again(tmp_path):
     opt = ac.SGD(np.ones(5, "f4"), lr=0.3, bounds=(low, None))
     opt.step(np.ones(5, "f4"))
     opt.save(tmp_path / "a")
-    with pytest.raises(ValueError, match="was bounded by arrays, which are not saved: construct the optimizer with them"):
+    with pytest.raises(
+        ValueError, match="was bounded by arrays, which are not saved: construct the optimizer with them"
+    ):
         ac.SGD(np.ones(5, "f4")).load(tmp_path / "a")
     p = np.zeros(5, "f4")
     other = ac.SGD(p, bounds=(low, None))
@@ -251,8 +252,8 @@ def test_counts_under_another_cut(cls, tmp_path):
 def test_an_empty_group_and_memory_maps(tmp_path):
     opt = ac.Adam([{"params": np.ones(0, "f4")}, {"params": np.memmap(tmp_path / "m", "f4", "w+", shape=(5,))}])
     opt.step([np.ones(0, "f4"), np.ones(5, "f4")])
-    for format in FORMATS:
-        opt.save(tmp_path / "a", format=format)
+    for kind in FORMATS:
+        opt.save(tmp_path / "a", format=kind)
         q = np.memmap(tmp_path / "n", "f4", "w+", shape=(5,))
         other = ac.Adam([{"params": [np.ones(0, "f4"), np.ones(0, "f4")]}, {"params": q}])
         other.load(tmp_path / "a")
@@ -286,11 +287,11 @@ def test_another_optimizer_is_refused_with_nothing_changed(what, way, tmp_path):
     before = everything(other)
     if way != "dict":
         opt.save(tmp_path / "a", format=way)
+    load = functools.partial(
+        *((other.load_state_dict, opt.state_dict()) if way == "dict" else (other.load, tmp_path / "a"))
+    )
     with pytest.raises(ValueError, match=message):
-        if way == "dict":
-            other.load_state_dict(opt.state_dict())
-        else:
-            other.load(tmp_path / "a")
+        load()
     assert_same(before, everything(other))
 
 
@@ -361,7 +362,7 @@ def test_a_wrong_state_dict_is_refused_with_nothing_changed(what):
 
 def test_what_is_no_dict():
     for d in (3, None, []):
-        with pytest.raises(TypeError, match="state_dict must be a dict, as state_dict\\(\\) gives it"):
+        with pytest.raises(TypeError, match=r"state_dict must be a dict, as state_dict\(\) gives it"):
             make().load_state_dict(d)
     with pytest.raises(ValueError, match="state_dict has no 'version'"):
         make().load_state_dict({})
@@ -372,7 +373,12 @@ def test_not_while_averages_are_in_place(tmp_path):
     opt.save(tmp_path / "a")
     d = opt.state_dict()
     with opt.averaged_parameters():
-        calls = [opt.state_dict, lambda: opt.load_state_dict(d), lambda: opt.save(tmp_path / "a"), lambda: opt.load(tmp_path / "a")]
+        calls = [
+            opt.state_dict,
+            lambda: opt.load_state_dict(d),
+            lambda: opt.save(tmp_path / "a"),
+            lambda: opt.load(tmp_path / "a"),
+        ]
         for call in [*calls, lambda: opt.state_dict(format="torch")]:
             with pytest.raises(RuntimeError, match=r"not inside averaged_parameters\(\)"):
                 call()
@@ -385,15 +391,20 @@ def test_not_while_averages_are_in_place(tmp_path):
 
 def test_the_path_is_used_as_given_and_the_content_recognised(tmp_path):
     opt = make()
-    for name, format, start in (("a", None, b"{"), ("a.npz", None, b"PK"), ("b.npz", "safetensors", b"{"), ("c.st", "npz", b"PK")):
-        opt.save(tmp_path / name, format=format)
+    for name, kind, start in (
+        ("a", None, b"{"),
+        ("a.npz", None, b"PK"),
+        ("b.npz", "safetensors", b"{"),
+        ("c.st", "npz", b"PK"),
+    ):
+        opt.save(tmp_path / name, format=kind)
         raw = (tmp_path / name).read_bytes()
         assert raw[8 * (start == b"{") :].startswith(start)
         other = make(seed=1)
         other.load(os.fsencode(tmp_path / name))
         assert_same(everything(opt), everything(other))
     assert sorted(os.listdir(tmp_path)) == ["a", "a.npz", "b.npz", "c.st"]
-    with pytest.raises(ValueError, match="format must be 'safetensors', 'npz' or None.*got 'pickle'"):
+    with pytest.raises(ValueError, match=r"format must be 'safetensors', 'npz' or None.*got 'pickle'"):
         opt.save(tmp_path / "d", format="pickle")
 
 
@@ -417,19 +428,19 @@ def test_other_programs_read_them(tmp_path):
 
 def test_a_checkpoint_has_no_pickle_and_no_time(tmp_path):
     opt = make()
-    for format in FORMATS:
-        opt.save(tmp_path / "a", format=format)
-        opt.save(tmp_path / "b", format=format)
+    for kind in FORMATS:
+        opt.save(tmp_path / "a", format=kind)
+        opt.save(tmp_path / "b", format=kind)
         assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
     source = "".join(path.read_text() for path in Path(ac.__file__).parent.glob("*.py"))
     assert "import pickle" not in source
     assert "allow_pickle=True" not in source
 
 
-@pytest.mark.parametrize("format", FORMATS)
-def test_every_flipped_bit_and_every_truncation_is_noticed(format, tmp_path):
+@pytest.mark.parametrize("kind", FORMATS)
+def test_every_flipped_bit_and_every_truncation_is_noticed(kind, tmp_path):
     opt = make(shapes=((5,), (3,)))
-    opt.save(tmp_path / "a", format=format)
+    opt.save(tmp_path / "a", format=kind)
     raw = (tmp_path / "a").read_bytes()
     other = make(seed=1, shapes=((5,), (3,)))
     before = everything(other)
@@ -439,11 +450,13 @@ def test_every_flipped_bit_and_every_truncation_is_noticed(format, tmp_path):
         damaged = bytearray(raw)
         damaged[at] ^= 1 << int(rng.integers(8))
         target.write_bytes(damaged)
-        with pytest.raises(ValueError, match="is damaged|does not end as|is no checkpoint"):
+        with pytest.raises(ValueError, match=r"is damaged|does not end as|is no checkpoint"):
             other.load(target)
     for size in {*range(0, len(raw), 7), *range(len(raw) - 40, len(raw))}:
         target.write_bytes(raw[:size])
-        with pytest.raises(ValueError, match="does not end as a checkpoint of adaptive_c does: it was cut short|is no checkpoint"):
+        with pytest.raises(
+            ValueError, match=r"does not end as a checkpoint of adaptive_c does: it was cut short|is no checkpoint"
+        ):
             other.load(target)
     target.write_bytes(raw + b"\n")
     with pytest.raises(ValueError, match="does not end as"):
@@ -453,11 +466,11 @@ def test_every_flipped_bit_and_every_truncation_is_noticed(format, tmp_path):
     other.load(target)
 
 
-@pytest.mark.parametrize("format", FORMATS)
-def test_damage_deep_in_a_large_file_is_noticed(format, tmp_path):
+@pytest.mark.parametrize("kind", FORMATS)
+def test_damage_deep_in_a_large_file_is_noticed(kind, tmp_path):
     opt = ac.Lion(np.ones(3 << 20, "f4"))  # several pieces
     path = tmp_path / "a"
-    opt.save(path, format=format)
+    opt.save(path, format=kind)
     rng = np.random.default_rng(1)
     before = everything(opt)
     for _ in range(10):
@@ -467,7 +480,9 @@ def test_damage_deep_in_a_large_file_is_noticed(format, tmp_path):
             file.seek(-1, os.SEEK_CUR)
             file.write(bytes([byte[0] ^ 16]))
             file.flush()
-            with pytest.raises(ValueError, match="is damaged: its checksum is [0-9a-f]{8}, its contents have|no check|not end"):
+            with pytest.raises(
+                ValueError, match=r"is damaged: its checksum is [0-9a-f]{8}, its contents have|no check|not end"
+            ):
                 opt.load(path)
             file.seek(-1, os.SEEK_CUR)
             file.write(byte)
@@ -491,10 +506,14 @@ def test_foreign_files(tmp_path):
     contents = {"": b"", "text": b"hello, this is no checkpoint", "pickle": b"\x80\x04\x95\x10\x00\x00\x00"}
     for data in contents.values():
         path.write_bytes(data)
-        with pytest.raises(ValueError, match="is no checkpoint: it begins like neither a safetensors file nor an .npz"):
+        with pytest.raises(
+            ValueError, match=r"is no checkpoint: it begins like neither a safetensors file nor an .npz"
+        ):
             opt.load(path)
     np.savez(tmp_path / "b.npz", a=np.ones(3))
-    with pytest.raises(ValueError, match="b.npz does not end as a checkpoint of adaptive_c does.*another program wrote it"):
+    with pytest.raises(
+        ValueError, match=r"b.npz does not end as a checkpoint of adaptive_c does.*another program wrote it"
+    ):
         opt.load(tmp_path / "b.npz")
     numpy = pytest.importorskip("safetensors.numpy")
     numpy.save_file({"a": np.ones(30, "f4")}, tmp_path / "c")
@@ -512,13 +531,13 @@ def test_foreign_files(tmp_path):
 def test_nonsense_with_the_right_checksum(header, tmp_path):
     (tmp_path / "a").write_bytes(reseal(struct.pack("<Q", len(header)) + header.ljust(40) + b" " * 100))
     opt = make()
-    with pytest.raises((ValueError, TypeError), match="a is no checkpoint|a has no 'groups'|a must be a dict"):
+    with pytest.raises((ValueError, TypeError), match=r"a is no checkpoint|a has no 'groups'|a must be a dict"):
         opt.load(tmp_path / "a")
 
 
 def test_where_nothing_can_be_saved(tmp_path):
     opt = make()
-    with pytest.raises(FileNotFoundError, match="there is no folder .*gone to save in"):
+    with pytest.raises(FileNotFoundError, match=r"there is no folder .*gone to save in"):
         opt.save(tmp_path / "gone" / "a")
     with pytest.raises(ValueError, match="is there and no plain file; give another path"):
         opt.save(tmp_path)
@@ -590,14 +609,18 @@ def test_a_step_meets_no_checkpoint_half_written(tmp_path, monkeypatch):
     refused = []
 
     def try_step(*args):
-        with pytest.raises(RuntimeError, match="another thread is inside step.. of this optimizer, or saves or loads it"):
+        with pytest.raises(
+            RuntimeError, match=r"another thread is inside step.. of this optimizer, or saves or loads it"
+        ):
             opt.step([np.ones((3, 4), "f4"), None, None])
         refused.append(args)
 
     write, read = _checkpoint.write, _checkpoint.Stored.read
     monkeypatch.setattr(_checkpoint, "write", lambda *a: (try_step(), write(*a)))
     opt.save(tmp_path / "a")
-    monkeypatch.setattr(_checkpoint.Stored, "read", lambda self, start, out: (out.size == 313 and try_step(), read(self, start, out)))
+    monkeypatch.setattr(
+        _checkpoint.Stored, "read", lambda self, start, out: (out.size == 313 and try_step(), read(self, start, out))
+    )
     opt.load(tmp_path / "a")
     assert len(refused) == 3  # while it was written, and while each of two states was read
 
@@ -670,11 +693,11 @@ print(status("VmHWM") - before)
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="needs Linux's /proc")
-@pytest.mark.parametrize("format", FORMATS)
-def test_by_pieces(format, tmp_path):
+@pytest.mark.parametrize("kind", FORMATS)
+def test_by_pieces(kind, tmp_path):
     """A checkpoint of 128 MiB is written and read with 24 MiB beside the optimizer's own arrays."""
     for what in ("save", "load"):
-        command = [sys.executable, "-c", MEMORY, what, str(tmp_path / "a"), format, str(tmp_path / "warm")]
+        command = [sys.executable, "-c", MEMORY, what, str(tmp_path / "a"), kind, str(tmp_path / "warm")]
         done = subprocess.run(command, capture_output=True, text=True, cwd="/")
         assert done.returncode == 0, done.stderr
         assert float(done.stdout) < 24, what
@@ -685,3 +708,14 @@ def test_the_message_of_pickle_names_the_way():
     for make_copy in (copy.copy, copy.deepcopy):
         with pytest.raises(TypeError, match=re.escape("opt.save(path) keeps parameters and state")):
             make_copy(make())
+
+
+def test_the_examples_of_the_docs(tmp_path, monkeypatch):
+    path = Path(__file__).parents[1] / "docs" / "checkpoints.md"
+    if not path.is_file():
+        pytest.skip("not in a clone")
+    pytest.importorskip("torch")
+    monkeypatch.chdir(tmp_path)
+    for block in re.findall(r"```python\n(.*?)```", path.read_text(), re.S):
+        exec(compile(block, str(path), "exec"), {})
+    assert os.listdir(tmp_path) == ["run.safetensors"]

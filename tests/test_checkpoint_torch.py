@@ -44,7 +44,7 @@ def theirs(name, options, params):
 def run_ours(opt, steps, rng):
     for t in range(steps):
         grads = [np.asarray(rng.normal(size=shape)) for shape in SHAPES]
-        opt.step([[grads[0], grads[1] if t % 2 else None], grads[2:3] + [None]])
+        opt.step([[grads[0], grads[1] if t % 2 else None], [*grads[2:3], None]])
 
 
 def run_theirs(opt, params, steps, rng):
@@ -138,7 +138,9 @@ def test_every_class_of_both_is_here():
 def test_every_key_of_pytorchs_groups_is_there(name):
     opt = ours(name, {"momentum": 0.9} if name == "SGD" else {}, start())
     other = theirs(name, {}, tensors(start()))
-    for mine, its in zip(opt.state_dict(format="torch")["param_groups"], other.state_dict()["param_groups"], strict=True):
+    for mine, its in zip(
+        opt.state_dict(format="torch")["param_groups"], other.state_dict()["param_groups"], strict=True
+    ):
         assert mine.keys() == its.keys()
         assert mine["params"] == its["params"]
         assert all(mine[key] == its[key] for key in ("foreach", "fused", "differentiable") if key in its)

@@ -66,8 +66,8 @@ def write():
     for t in range(4):
         step(opt, t)
     opt.param_groups[0]["lr"] = 0.125
-    for format in ("safetensors", "npz"):
-        opt.save(DATA / f"checkpoint-v1.{format}", format=format)
+    for kind in ("safetensors", "npz"):
+        opt.save(DATA / f"checkpoint-v1.{kind}", format=kind)
 
 
 def sums(opt):
@@ -81,10 +81,10 @@ def sums(opt):
     return found
 
 
-@pytest.mark.parametrize("format", ["safetensors", "npz"])
-def test_a_checkpoint_of_version_1_steps_on_to_known_bits(format):
+@pytest.mark.parametrize("kind", ["safetensors", "npz"])
+def test_a_checkpoint_of_version_1_steps_on_to_known_bits(kind):
     opt = build(0.0)
-    opt.load(DATA / f"checkpoint-v1.{format}")
+    opt.load(DATA / f"checkpoint-v1.{kind}")
     assert opt.param_groups[0]["lr"] == 0.125
     for t in (4, 5):
         step(opt, t)
