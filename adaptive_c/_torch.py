@@ -58,10 +58,10 @@ def state_dict(opt: Optimizer) -> dict[str, Any]:
                 counts = {name: torch.tensor(float(x[j])) for name, x in group._per_array.items()}
                 states[number] = {} if opt._rule == "sgd" else counts
         for name in _slots(opt, group):
-            decoded = opt._decoded(group._index, opt._slots.index(name))
+            decoded = opt._decoded(group._index, opt._slots.index(name))  # a copy
             for number, (_, array, _) in zip(numbers, group._match(decoded, name), strict=True):
                 if number in states:
-                    states[number][name] = torch.from_numpy(array.copy())
+                    states[number][name] = torch.from_numpy(array)
     return {"state": states, "param_groups": groups}
 
 
