@@ -74,8 +74,18 @@ class Stored(NamedTuple):
 
     def read(self, start: int, out: Array) -> None:
         """Elements start .. start+out.size-1 into a flat array of the same dtype."""
-        view = memoryview(out.view("uint8").data) if out.size else b""
-        at = self.offset + start * self.dtype.itemsize
+        raw, at = out.view("uint8"), self.offset + start * self.dtype.itemsize
+        parts = range(0, raw.size, 8 * _PIECE)
+        if len(parts) < 2:
+            self._read(raw, at)
+            return
+        with ThreadPoolExecutor(
+            2
+        ) as pool:  # the pages are in the cache by now: one thread copies slower than memory is
+            list(pool.map(lambda i: self._read(raw[i : i + parts.step], at + i), parts))
+
+    def _read(self, raw: Array, at: int) -> None:
+        view = raw.data if raw.size else b""
         while len(view):
             n = os.preadv(self.file.fileno(), [view], at)
             if n == 0:
@@ -105,15 +115,14 @@ class _Stream:
                 piece, self.size = piece[n:], self.size + n
             if len(self._sums) > 4:
                 self._sums.popleft().result()
+            if self.size - self._pushed >= 4 * _PIECE and hasattr(os, "posix_fadvise"):
+                # Linux begins to write out what it is told will not be needed, and would else wait for fsync.
+                os.posix_fadvise(self._fd, self._pushed, self.size - self._pushed, os.POSIX_FADV_DONTNEED)
+                self._pushed = self.size
         return len(whole)
 
     def _sum(self, piece: memoryview) -> None:
         self._crc = zlib.crc32(piece, self._crc)
-        size = self.size
-        if size - self._pushed >= 4 * _PIECE and hasattr(os, "posix_fadvise"):
-            # Linux begins to write out what it is told will not be needed, and would else wait for fsync.
-            os.posix_fadvise(self._fd, self._pushed, size - self._pushed, os.POSIX_FADV_DONTNEED)
-            self._pushed = size
 
     def crc(self) -> int:
         while self._sums:

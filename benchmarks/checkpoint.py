@@ -2,9 +2,9 @@
 
 python benchmarks/checkpoint.py [--elements N] [--rounds N] [--folder PATH] [--format safetensors|npz]
 
-Each round writes and reads a file of the same size with dd, then a checkpoint of AdamW over N float32 elements, twelve
-bytes each: dd with fsync against save, and dd against load, the file's pages dropped from the cache before either.
-Medians of the rounds; only the ratios count.
+Each round writes and reads a checkpoint of AdamW over N float32 elements, twelve bytes each, and a file of that size
+with dd: save against dd with fsync, load against dd, both files' pages dropped from the cache before each.  Medians of
+the rounds; only the ratios count.
 """
 
 import argparse
@@ -56,7 +56,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path.cwd())
     parser.add_argument("--format", default="safetensors", choices=["safetensors", "npz"])
     options = parser.parse_args()
-    path, plain = options.folder / "benchmark.checkpoint", options.folder / "benchmark.plain"
+    path, plain, new = (options.folder / f"benchmark.{name}" for name in ("checkpoint", "plain", "new"))
     params = np.ones(options.elements, "f4")
     opt = ac.AdamW(params)
     opt.step(np.random.default_rng(0).standard_normal(options.elements, "f4"))
@@ -64,21 +64,28 @@ def main() -> None:
     count = f"count={12 * options.elements >> 22}"
     times: dict[str, list[float]] = {"dd write": [], "save": [], "dd read": [], "load": []}
     growth: dict[str, float] = {}
+    works = {
+        "save": lambda: opt.save(path, format=options.format),
+        "dd write": lambda: dd("if=/dev/zero", f"of={new}", count, "conv=fsync"),
+        "load": lambda: opt.load(path),
+        "dd read": lambda: dd(f"if={plain}", "of=/dev/null"),
+    }
     try:
-        for _ in range(options.rounds + 1):
-            growth["save"] = grown(lambda: times["save"].append(seconds(lambda: opt.save(path, format=options.format))))
-            times["dd write"].append(seconds(lambda: dd("if=/dev/zero", f"of={plain}", count, "conv=fsync")))
-            drop(plain)
-            times["dd read"].append(seconds(lambda: dd(f"if={plain}", "of=/dev/null")))
-            plain.unlink()
-            drop(path)
-            growth["load"] = grown(lambda: times["load"].append(seconds(lambda: opt.load(path))))
+        works["save"]()
+        works["dd write"]()
+        for i in range(options.rounds):
+            for name in (list(works), list(works)[::-1])[i % 2]:
+                if new.exists():
+                    new.replace(plain)  # what is overwritten is freed as late as by save
+                drop(plain)
+                drop(path)
+                growth[name] = grown(lambda work=works[name], its=times[name]: its.append(seconds(work)))
         size = os.path.getsize(path) / 1e9
     finally:
-        for file in (path, plain):
+        for file in (path, plain, new):
             file.unlink(missing_ok=True)
     for ours, its in (("save", "dd write"), ("load", "dd read")):
-        rounds = list(zip(times[ours][1:], times[its][1:], strict=True))
+        rounds = list(zip(times[ours], times[its], strict=True))
         ratio = statistics.median(b for _, b in rounds) / statistics.median(a for a, _ in rounds)
         print(
             f"{ours} {options.format}: {size / statistics.median(a for a, _ in rounds):.2f} GB/s, "
