@@ -158,7 +158,12 @@ class ParamGroup(MutableMapping[str, Any]):
 
     def _assign(self, options: dict[str, Any], where: str) -> None:
         """Check and take over all options, numbers or schedules."""
-        dtype, t = self._plan.dtype(self._index), self._plan.t
+        t = self._plan.t
+        self._take(self._checked(options, t, where), t)
+
+    def _checked(self, options: dict[str, Any], t: int, where: str) -> Any:
+        """What `_take` takes over: the options as numbers after t steps, their schedules, and bounds for the plan."""
+        dtype = self._plan.dtype(self._index)
         schedules = schedules_in(options, self._cls, where)
         options = check_options({**options, **numbers_at(schedules, t, where)}, np.dtype(self._computed), where)
         if self._slots:
@@ -170,6 +175,10 @@ class ParamGroup(MutableMapping[str, Any]):
             bounds = (None, None)
             if options["bounds"] is not None:
                 bounds = inward(options["bounds"], dtype, where, self._flat)
+        return options, schedules, bounds
+
+    def _take(self, checked: Any, t: int) -> None:
+        options, schedules, bounds = checked
         self._plan.assign(self._index, {**self._cls._fixed, **options}, bounds)
         self._numbers, self._schedules, self._followed = options, schedules, t
         if schedules:
@@ -757,6 +766,114 @@ class Optimizer:
     def _pending(self, n: int) -> None:
         self._plan.pending = n
 
+    # --- checkpoints --------------------------------------------------------------------------------------------------
+
+    def state_dict(self, *, format: str | None = None) -> dict[str, Any]:  # noqa: A002
+        """What a run depends on, but for the parameters, as a dict of arrays, numbers and strings.
+
+        The arrays are views, flat, one for each group and state: the next step changes them.  ``copy.deepcopy`` keeps
+        them, `save` writes them.
+
+        Parameters
+        ----------
+        format : "torch", optional
+            Make the dict that ``load_state_dict`` of the PyTorch optimizer of this name takes, over the same arrays:
+            of tensors that are copies, narrow state decoded.
+
+        Raises
+        ------
+        ValueError
+            For another format, or where PyTorch has no such rule, or not with these options.
+        RuntimeError
+            Inside averaged_parameters(), and while another thread steps.
+        """
+        if format not in (None, "torch"):
+            raise ValueError(f"format must be 'torch' or None, got {format!r}")
+        if format:
+            from ._torch import state_dict
+        else:
+            from ._state import state_dict
+        return state_dict(self)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Take over a state, in place: what `state_dict` gave, or the state_dict of PyTorch's optimizer of this name.
+
+        Options, schedules, counts and accumulated gradients are the dict's (PyTorch's has no schedules, so that ours
+        go on, and no gradients, so that pending ones are dropped); n_threads, copy_to, uint16_as and the structure
+        stay.  The parameters may be cut differently, but for PyTorch's.  Put the parameters into place first: copy_to
+        is written anew.  There is nothing to `rollback` then.
+
+        Raises
+        ------
+        TypeError, ValueError
+            For what doesn't fit: class, formats, sizes, names of a dict, a cut that merges arrays with different
+            counts; for a number of a schedule that is out of its range; for a function of your own that options
+            followed, where this optimizer has none in its place.  Nothing has changed then.
+        RuntimeError
+            Inside averaged_parameters(), and while another thread steps.
+        """
+        if isinstance(state_dict, Mapping) and "param_groups" in state_dict:
+            from ._torch import load_state_dict
+        else:
+            from ._state import load_state_dict
+        load_state_dict(self, state_dict)
+
+    def save(self, path: Any, *, format: str | None = None, parameters: bool = True) -> None:  # noqa: A002
+        """Write parameters, state, options and counts into one file, so that `load` goes on as if nothing had been.
+
+        The file is written under another name in the same folder, synced and renamed: at every moment `path` is the
+        old checkpoint or the new one.  Beside what is saved it takes a few MiB of memory.
+
+        Parameters
+        ----------
+        path : str or path-like
+            The file's name, used as it is.
+        format : "safetensors" or "npz", optional
+            None: "npz" if the path ends so, else "safetensors".
+        parameters : bool
+            Save them too.
+
+        Raises
+        ------
+        OSError
+            Where the file can't be written; what was there before still is.
+        ValueError
+            For an unknown format, or a path that is a folder or a device.
+        RuntimeError
+            Inside averaged_parameters(), and while another thread steps.
+        """
+        from ._state import save
+
+        save(self, path, format, parameters)
+
+    def load(self, path: Any, *, parameters: bool = True) -> None:
+        """Take over a checkpoint that `save` wrote, in place.
+
+        The file is verified whole before anything is read from it.  Options, schedules, counts and accumulated
+        gradients are the file's; n_threads, copy_to, uint16_as and the structure stay, and copy_to is written anew.
+        The parameters may be cut differently: each group needs the same number of elements.  There is nothing to
+        `rollback` then.
+
+        Parameters
+        ----------
+        path : str or path-like
+            A file of either format.
+        parameters : bool
+            Load them too.
+
+        Raises
+        ------
+        OSError
+            Where the file can't be read.
+        TypeError, ValueError
+            For a damaged or foreign file and for what doesn't fit, as in `load_state_dict`.  Nothing has changed then.
+        RuntimeError
+            Inside averaged_parameters(), and while another thread steps.
+        """
+        from ._state import load
+
+        load(self, path, parameters)
+
     @property
     def ema(self) -> Any:
         found = [None if group._ema is None else group.views(group._ema) for group in self.param_groups]
@@ -845,6 +962,6 @@ class Optimizer:
     def __reduce_ex__(self, protocol: Any) -> Never:
         raise TypeError(
             f"{type(self).__name__} can't be pickled or copied: the copy would update arrays that nobody else holds; "
-            "save the parameters, the arrays of opt.state and opt.ema, opt.t and opt.seed, build a new optimizer over "
-            "the loaded parameters, assign t, and write the saved values into its arrays"
+            "opt.save(path) keeps parameters and state: build a new optimizer over arrays of your own and load(path) "
+            "there (in memory: copy the parameters, and new.load_state_dict(opt.state_dict()))"
         )

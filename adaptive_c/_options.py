@@ -140,15 +140,15 @@ CHECKS: dict[str, Check] = {
 }
 
 
-def check_settings(settings: dict[str, Any]) -> dict[str, Any]:
+def check_settings(settings: dict[str, Any], where: str = "") -> dict[str, Any]:
     """Every option of the optimizer as a whole, normalised."""
-    checked = {name: SETTINGS[name](name, value) for name, value in settings.items()}
+    checked = {name: SETTINGS[name](f"{where}{name}", value) for name, value in settings.items()}
     dynamic = checked["loss_scale"] == "dynamic"
     checked["on_nonfinite"] = checked["on_nonfinite"] or ("skip" if dynamic else "ignore")
     if dynamic and checked["on_nonfinite"] != "skip":
         raise ValueError(
-            f"on_nonfinite={checked['on_nonfinite']!r} is refused with loss_scale='dynamic', which finds its scale by "
-            "the steps that are skipped; drop it, or say 'skip'"
+            f"{where}on_nonfinite={checked['on_nonfinite']!r} is refused with loss_scale='dynamic', which finds its "
+            "scale by the steps that are skipped; drop it, or say 'skip'"
         )
     return checked
 

@@ -24,16 +24,19 @@ class LossScaler:
 
     @scale.setter
     def scale(self, scale: Any) -> None:
-        self._set(scale, self._plan.growth_tracker)
+        self.load_state_dict({"scale": scale, "growth_tracker": self._plan.growth_tracker})
 
     def state_dict(self) -> dict[str, Any]:
         return {"scale": self.scale, "growth_tracker": self._plan.growth_tracker}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._set(state["scale"], state["growth_tracker"])
+        self._plan.set_scale(*checked(state))
 
-    def _set(self, scale: Any, tracker: Any) -> None:
-        scale, tracker = _scale("loss_scale", scale), whole("growth_tracker", tracker)
-        if tracker >= INTERVAL:
-            raise ValueError(f"growth_tracker must be in [0, {INTERVAL}), got {tracker}")
-        self._plan.set_scale(float(np.float32(scale)), tracker)  # PyTorch's scale is a float32
+
+def checked(state: Mapping[str, Any], where: str = "") -> tuple[float, int]:
+    """Scale and growth_tracker of a state_dict."""
+    scale = _scale(f"{where}loss_scale", state["scale"])
+    tracker = whole(f"{where}growth_tracker", state["growth_tracker"])
+    if tracker >= INTERVAL:
+        raise ValueError(f"{where}growth_tracker must be in [0, {INTERVAL}), got {tracker}")
+    return float(np.float32(scale)), tracker  # PyTorch's scale is a float32

@@ -469,6 +469,49 @@ cdef class Plan:
                     group.product[j] = product
         self.t = t
 
+    # --- checkpoints ---------------------------------------------------------------------------------------------
+
+    def hold(self, bint holding):
+        """While the state is read or written from outside there is no step, and no start of another such reading."""
+        if holding:
+            self.refuse_while_stepping()
+            if self.closed:
+                raise RuntimeError("not inside averaged_parameters(): the parameters are their average there")
+        self.busy = holding
+
+    def started(self, Py_ssize_t index):
+        """For each array of a group, whether a step has written its state, as bytes of 0 and 1."""
+        cdef Group* group = self.space.groups + index
+        cdef Py_ssize_t j
+        return bytes([self.space.arrays[j].started for j in range(group.first, group.last)])
+
+    def set_started(self, Py_ssize_t index, bytes started):
+        cdef Py_ssize_t j
+        for j in range(len(started)):
+            self.space.arrays[self.space.groups[index].first + j].started = started[j] != 0
+
+    def write_copies(self):
+        """Write the arrays of copy_to anew, from the parameters or their master copy."""
+        cdef Group* group
+        cdef Array* a
+        cdef Py_ssize_t i, j, at, n
+        cdef float widened[BLOCK]
+        for i in range(self.space.n_groups):
+            group = self.space.groups + i
+            for j in range(group.first, group.last if group.copy_format != NATIVE else group.first):
+                a = self.space.arrays + j
+                for at in range(0, a.stop - a.start, BLOCK):
+                    n = min(a.stop - a.start - at, BLOCK)
+                    if group.wide:
+                        copy_segment(group.copy_format, n, a.copy, at, <double*> a.p + at)
+                    elif group.master != NULL:
+                        copy_segment(group.copy_format, n, a.copy, at, group.master + a.start + at)
+                    elif group.format == NATIVE:
+                        copy_segment(group.copy_format, n, a.copy, at, <float*> a.p + at)
+                    else:
+                        widen(group.format, n, widened, a.p, at)
+                        copy_segment(group.copy_format, n, a.copy, at, widened)
+
     # --- one step ------------------------------------------------------------------------------------------------
 
     def step(self, grads=..., double loss_scale=0.0, Py_ssize_t group=-1, Py_ssize_t lo=0, Py_ssize_t hi=-1,
@@ -978,8 +1021,9 @@ cdef class Plan:
 
     cdef int refuse_while_stepping(self) except -1:
         if self.busy:
-            raise RuntimeError("another thread is inside step() of this optimizer (in a forked child: was, when the "
-                               "process forked); guard it with a lock, or give each thread an optimizer of its own")
+            raise RuntimeError("another thread is inside step() of this optimizer, or saves or loads it (in a forked "
+                               "child: was, when the process forked); guard it with a lock, or give each thread an "
+                               "optimizer of its own")
         return 0
 
     cdef str place(self, Py_ssize_t group, bint grad):

@@ -173,7 +173,8 @@ def test_the_examples_of_the_docstrings(module):
 
 
 @pytest.mark.skipif(not (ROOT / "README.md").is_file(), reason="not in a clone")
-def test_the_examples_of_the_readme(capsys):
+def test_the_examples_of_the_readme(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # one saves a file
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
     assert blocks
     for block in blocks:

@@ -1,0 +1,325 @@
+"""The file of a checkpoint: written beside its name and renamed, verified whole, read by pieces.
+
+What it holds is _state.py's business: here a file is a dict that JSON can express, and flat arrays by name.
+
+Two formats that other programs read too: safetensors, the dict in its metadata under "adaptive_c", and numpy's .npz,
+uncompressed, the dict in checkpoint.json.  Either ends with the line _END, which holds the CRC-32 of the whole file as
+it would be with zeros for the CRC: in safetensors the last tensor, in .npz the archive's comment.  safetensors' own
+package is not used: it reads whole tensors, or maps the file into memory, where a checkpoint is to be read by pieces.
+"""
+
+import json
+import os
+import re
+import secrets
+import stat
+import struct
+import sys
+import threading
+import zipfile
+import zlib
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from typing import Any, NamedTuple
+
+import numpy as np
+
+try:
+    import fcntl
+except ImportError:  # no locks: what a killed writer left stays
+    fcntl = None  # type: ignore[assignment]
+
+Array = np.ndarray[Any, Any]
+FORMATS = ("safetensors", "npz")
+_PIECE = 4 << 20  # bytes read or written at a time
+_END = b"adaptive_c checkpoint %08x\n"
+_END_SIZE = len(_END % 0)
+_TEMPORARY = re.compile(r"\.adaptive_c-[0-9a-f]{16}\.tmp")
+_CODES = {
+    "float64": "F64",
+    "float32": "F32",
+    "float16": "F16",
+    "bfloat16": "BF16",
+    "int64": "I64",
+    "uint8": "U8",
+    "int8": "I8",
+}  # of safetensors
+_DTYPES = {code: np.dtype("uint16" if kind == "bfloat16" else kind) for kind, code in _CODES.items()}
+
+
+class Entry(NamedTuple):
+    """An array that is to be written: what its elements are, and the flat arrays that it is made of."""
+
+    kind: str
+    pieces: Sequence[Array]
+
+    @property
+    def size(self) -> int:
+        return sum(piece.size for piece in self.pieces)
+
+    @property
+    def dtype(self) -> "np.dtype[Any]":
+        return _DTYPES[_CODES[self.kind]]
+
+
+class Stored(NamedTuple):
+    """An array in a file."""
+
+    file: Any
+    offset: int
+    size: int
+    dtype: "np.dtype[Any]"
+
+    def read(self, start: int, out: Array) -> None:
+        """Elements start .. start+out.size-1 into a flat array of the same dtype."""
+        raw, at = out.view("uint8"), self.offset + start * self.dtype.itemsize
+        parts = range(0, raw.size, 8 * _PIECE)
+        if len(parts) < 2:
+            self._read(raw, at)
+            return
+        with ThreadPoolExecutor(
+            2
+        ) as pool:  # the pages are in the cache by now: one thread copies slower than memory is
+            list(pool.map(lambda i: self._read(raw[i : i + parts.step], at + i), parts))
+
+    def _read(self, raw: Array, at: int) -> None:
+        view = raw.data if raw.size else b""
+        while len(view):
+            n = os.preadv(self.file.fileno(), [view], at)
+            if n == 0:
+                raise OSError("the checkpoint was cut short while it was read; what was loaded is incomplete: "
+                              "load another before the next step")  # fmt: skip
+            view, at = view[n:], at + n
+
+
+# --- writing ---------------------------------------------------------------------------------------------------------
+
+
+class _Stream:
+    """A file that is written from start to end, with the CRC-32 of what was written, taken in a thread beside it."""
+
+    def __init__(self, fd: int, pool: ThreadPoolExecutor) -> None:
+        self._fd, self._pool = fd, pool
+        self._sums: deque[Future[None]] = deque()
+        self._crc = self._pushed = self.size = 0
+
+    def write(self, data: Any) -> int:
+        whole = memoryview(data)
+        for i in range(0, len(whole), _PIECE):
+            piece = whole[i : i + _PIECE]
+            self._sums.append(self._pool.submit(self._sum, piece))
+            while len(piece):
+                n = os.write(self._fd, piece)
+                piece, self.size = piece[n:], self.size + n
+            if len(self._sums) > 4:
+                self._sums.popleft().result()
+            if self.size - self._pushed >= 4 * _PIECE and hasattr(os, "posix_fadvise"):
+                # Linux begins to write out what it is told will not be needed, and would else wait for fsync.
+                os.posix_fadvise(self._fd, self._pushed, self.size - self._pushed, os.POSIX_FADV_DONTNEED)
+                self._pushed = self.size
+        return len(whole)
+
+    def _sum(self, piece: memoryview) -> None:
+        self._crc = zlib.crc32(piece, self._crc)
+
+    def crc(self) -> int:
+        while self._sums:
+            self._sums.popleft().result()
+        return self._crc
+
+    def flush(self) -> None:
+        pass
+
+
+def _bytes(entry: Entry) -> Iterator[memoryview]:
+    for flat in entry.pieces:
+        raw = flat.view("uint8")
+        for i in range(0, raw.size, _PIECE):
+            yield raw[i : i + _PIECE].data
+
+
+def _write_safetensors(stream: _Stream, head: str, arrays: Mapping[str, Entry]) -> None:
+    header: dict[str, Any] = {"__metadata__": {"adaptive_c": head}}
+    at = 0
+    for name, entry in arrays.items():
+        end = at + entry.size * entry.dtype.itemsize
+        header[name] = {"dtype": _CODES[entry.kind], "shape": [entry.size], "data_offsets": [at, end]}
+        at = end
+    header["end"] = {"dtype": "U8", "shape": [_END_SIZE], "data_offsets": [at, at + _END_SIZE]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    stream.write(struct.pack("<Q", len(text)) + text)
+    for entry in arrays.values():
+        for piece in _bytes(entry):
+            stream.write(piece)
+    stream.write(_END % 0)
+
+
+def _write_npz(stream: _Stream, head: str, arrays: Mapping[str, Entry]) -> None:
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as archive:  # type: ignore[call-overload]
+        archive.comment = _END % 0
+        archive.writestr(zipfile.ZipInfo("checkpoint.json"), head)
+        for name, entry in arrays.items():
+            with archive.open(zipfile.ZipInfo(name + ".npy"), "w", force_zip64=True) as member:
+                about = {"descr": entry.dtype.str, "fortran_order": False, "shape": (entry.size,)}
+                np.lib.format.write_array_header_1_0(member, about)
+                for piece in _bytes(entry):
+                    member.write(piece)
+
+
+def _little_endian() -> None:
+    if sys.byteorder != "little":
+        raise NotImplementedError("checkpoints are written and read on little-endian machines only")
+
+
+def _lock(fd: int, wait: bool) -> None:
+    """Hold a temporary file for as long as its writer lives; OSError where somebody holds it, or nobody can."""
+    if fcntl is None:
+        raise OSError("there are no locks here")
+    fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+
+
+def _remove_leftovers(folder: str) -> None:
+    """Remove the temporary files of writers that were killed: those that nobody holds."""
+    for name in os.listdir(folder):
+        if _TEMPORARY.fullmatch(name):
+            with suppress(OSError):  # held by a writer, renamed meanwhile, or somebody else's
+                fd = os.open(os.path.join(folder, name), os.O_RDWR)
+                try:
+                    _lock(fd, wait=False)
+                    os.unlink(os.path.join(folder, name))
+                finally:
+                    os.close(fd)
+
+
+def _create_temporary(folder: str) -> tuple[int, str]:
+    while True:
+        path = os.path.join(folder, f".adaptive_c-{secrets.token_hex(8)}.tmp")
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+        with suppress(OSError):
+            _lock(fd, wait=True)
+        if os.path.exists(path):  # otherwise somebody took it for a leftover before it was locked
+            return fd, path
+        os.close(fd)
+
+
+def write(path: Any, head: Mapping[str, Any], arrays: Mapping[str, Entry], format: str | None) -> None:  # noqa: A002
+    """Write a checkpoint; at every moment `path` is the old file or the new one, whole and on the disk."""
+    _little_endian()
+    path = os.path.realpath(os.fsdecode(path))
+    format = format or ("npz" if path.endswith(".npz") else "safetensors")  # noqa: A001
+    folder = os.path.dirname(path)
+    if not os.path.isdir(folder):
+        raise FileNotFoundError(f"there is no folder {folder} to save in; make it first")
+    if os.path.exists(path) and not stat.S_ISREG(os.stat(path).st_mode):
+        raise ValueError(f"{path} is there and no plain file; give another path")
+    text = json.dumps(head)
+    arrays = dict(sorted(arrays.items(), key=lambda item: -item[1].dtype.itemsize))  # so that all are aligned
+    _remove_leftovers(folder)
+    fd, temporary = _create_temporary(folder)
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            stream = _Stream(fd, pool)
+            (_write_npz if format == "npz" else _write_safetensors)(stream, text, arrays)
+        os.pwrite(fd, _END % stream.crc(), stream.size - _END_SIZE)
+        os.fsync(fd)
+        old = os.open(path, os.O_RDONLY) if os.path.exists(path) else None
+        os.replace(temporary, path)
+        if old is not None:  # to free what it held takes the system a while
+            threading.Thread(target=os.close, args=(old,), daemon=True).start()
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(temporary)
+        raise
+    finally:
+        os.close(fd)
+    folder_fd = os.open(folder, os.O_RDONLY)  # the rename, too, is to survive a power cut
+    try:
+        os.fsync(folder_fd)
+    finally:
+        os.close(folder_fd)
+
+
+# --- reading ---------------------------------------------------------------------------------------------------------
+
+
+def _checksum(file: Any, size: int) -> int:
+    """CRC-32 of a file as it was before its own CRC was put in."""
+    buffers = [memoryview(bytearray(min(_PIECE, size))) for _ in range(2)]
+    crc = at = 0
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
+    with ThreadPoolExecutor(1) as pool:
+        before = pool.submit(zlib.crc32, b"")
+        while at < size - _END_SIZE:  # one buffer is filled while the other is summed up
+            buffers.reverse()
+            n = os.preadv(file.fileno(), [buffers[0][: min(_PIECE, size - _END_SIZE - at)]], at)
+            crc = before.result()
+            if n == 0:
+                break
+            before = pool.submit(zlib.crc32, buffers[0][:n], crc)
+            at += n
+        crc = before.result()
+    return zlib.crc32(_END % 0, crc)
+
+
+def _parse_safetensors(file: Any, size: int) -> tuple[Any, dict[str, Stored]]:
+    file.seek(0)
+    (n,) = struct.unpack("<Q", file.read(8))
+    header = json.loads(file.read(n))
+    head = json.loads(header.pop("__metadata__")["adaptive_c"])
+    del header["end"]
+    found = {}
+    for name, about in header.items():
+        dtype, (start, end) = _DTYPES[about["dtype"]], about["data_offsets"]
+        found[name] = Stored(file, 8 + n + start, (end - start) // dtype.itemsize, dtype)
+    return head, found
+
+
+def _parse_npz(file: Any, size: int) -> tuple[Any, dict[str, Stored]]:
+    head, found = None, {}
+    with zipfile.ZipFile(file) as archive:
+        head = json.loads(archive.read("checkpoint.json"))
+        members = [info for info in archive.infolist() if info.filename != "checkpoint.json"]
+    for info in members:  # nothing is compressed, so that arrays can be read in place
+        file.seek(info.header_offset + 26)
+        file.seek(sum(struct.unpack("<HH", file.read(4))), os.SEEK_CUR)  # the name, and what ZIP64 adds
+        np.lib.format.read_magic(file)
+        (n,), _, dtype = np.lib.format.read_array_header_1_0(file)
+        found[info.filename.removesuffix(".npy")] = Stored(file, file.tell(), n, dtype)
+    return head, found
+
+
+@contextmanager
+def reading(path: Any) -> Iterator[tuple[Any, dict[str, Stored]]]:
+    """The dict and the arrays of a checkpoint, verified from the first byte to the last."""
+    _little_endian()
+    name = os.fsdecode(path)
+    with open(name, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        start = file.read(9)
+        if start[:4] == b"PK\x03\x04":
+            parse = _parse_npz
+        elif start[8:] == b"{":
+            parse = _parse_safetensors
+        else:
+            raise ValueError(f"{name} is no checkpoint: it begins like neither a safetensors file nor an .npz archive")
+        file.seek(max(0, size - _END_SIZE))
+        end = file.read()
+        match = re.fullmatch(re.escape(_END).replace(b"%08x", b"([0-9a-f]{8})"), end)
+        if not match:
+            raise ValueError(f"{name} does not end as a checkpoint of adaptive_c does: it was cut short, is damaged, "
+                             "or another program wrote it")  # fmt: skip
+        found = _checksum(file, size)
+        if int(match[1], 16) != found:
+            raise ValueError(f"{name} is damaged: its checksum is {match[1].decode()}, its contents have {found:08x}; "
+                             "nothing was loaded")  # fmt: skip
+        try:
+            head, arrays = parse(file, size)
+        except (ValueError, KeyError, TypeError, AttributeError, struct.error, zipfile.BadZipFile) as error:
+            raise ValueError(f"{name} is no checkpoint that this version can read: {error!r}") from error
+        if any(x.offset < 0 or x.size < 0 or x.offset + x.size * x.dtype.itemsize > size for x in arrays.values()):
+            raise ValueError(f"{name} is no checkpoint: it names data outside of it")
+        yield head, arrays

@@ -1,0 +1,978 @@
+"""state_dict, load_state_dict, save and load: what they hold, what they refuse, and what a crash leaves."""
+
+import copy
+import functools
+import json
+import os
+import re
+import signal
+import stat
+import struct
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cases import assert_same_bits
+
+import adaptive_c as ac
+from adaptive_c import _checkpoint
+
+FORMATS = ["safetensors", "npz"]
+
+
+def everything(opt):
+    """A copy of all that may change."""
+    d = copy.deepcopy(opt.state_dict())
+    for i, group in enumerate(opt.param_groups):
+        d["groups"][i]["params"] = np.concatenate([np.array(a).ravel() for a in group._arrays])
+        copies = group["copy_to"]
+        d["groups"][i]["copies"] = copy.deepcopy(copies)
+    return d
+
+
+def assert_same(a, b, what=""):
+    if isinstance(a, dict):
+        assert a.keys() == b.keys(), what
+        for key in a:
+            assert_same(a[key], b[key], f"{what} {key}")
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b), what
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_same(x, y, f"{what} {i}")
+    elif isinstance(a, np.ndarray):
+        assert_same_bits(a, b, what)
+    else:
+        assert a == b or a != a, what
+
+
+def make(seed=0, steps=3, cls=ac.AdamW, shapes=((3, 4), (), (300,)), **options):
+    rng = np.random.default_rng(seed)
+    params = [np.asarray(rng.normal(size=s)).astype("f4") for s in shapes]
+    opt = cls(params, **options)
+    for _ in range(steps):
+        opt.step([np.asarray(rng.normal(size=s)).astype("f4") for s in shapes])
+    return opt
+
+
+# --- state_dict ------------------------------------------------------------------------------------------------------
+
+
+def test_views_of_the_live_arrays():
+    opt = make(state_dtype="uint8", amsgrad=True, ema_decay=0.9)
+    d = opt.state_dict()
+    (group,) = d["groups"]
+    assert d["version"] == 1
+    assert (d["class"], d["t"], group["sizes"]) == ("AdamW", 3, [12, 1, 300])
+    assert set(group["arrays"]) == {"exp_avg", "exp_avg_sq", "max_exp_avg_sq", "exp_avg_scale", "exp_avg_sq_scale",
+                                    "max_exp_avg_sq_scale", "ema", "step", "started"}  # fmt: skip
+    assert group["arrays"]["exp_avg"].shape == (313,)
+    assert np.shares_memory(group["arrays"]["exp_avg"], opt.state["exp_avg"][2])
+    assert np.shares_memory(group["arrays"]["ema"], opt.ema[0])
+    json.dumps({**d, "groups": [{k: v for k, v in group.items() if k != "arrays"}]})  # the rest is plain
+
+
+def test_a_large_state_dict_takes_no_time():
+    opt = ac.AdamW(np.zeros(1 << 26, "f4"))
+    times = []
+    for _ in range(20):
+        start = time.perf_counter()
+        opt.state_dict()
+        times.append(time.perf_counter() - start)
+    assert sorted(times)[10] < 1e-3
+
+
+def test_loaded_in_place_as_a_copy():
+    opt, other = make(), make(seed=1, steps=1, lr=0.5)
+    live = other.state["exp_avg"][0]
+    for p, q in zip(opt.param_groups[0]["params"], other.param_groups[0]["params"], strict=True):
+        q[...] = p
+    other.load_state_dict(opt.state_dict())
+    assert_same(everything(opt), everything(other))
+    assert np.shares_memory(live, other.state["exp_avg"][0])
+    assert not np.shares_memory(live, opt.state["exp_avg"][0])
+    opt.load_state_dict(opt.state_dict())  # its own views
+    assert_same(everything(opt), everything(other))
+
+
+@pytest.mark.parametrize("kept", ["as it is", "numpy"])
+def test_a_state_dict_that_was_kept(kept, tmp_path):
+    opt, other = make(), make(steps=0)
+    if kept == "numpy":
+        d = opt.state_dict()
+        np.savez(tmp_path / "a.npz", **d["groups"][0].pop("arrays"))
+        (tmp_path / "a.json").write_text(json.dumps(d))
+        d = json.loads((tmp_path / "a.json").read_text())
+        with np.load(tmp_path / "a.npz") as arrays:
+            d["groups"][0]["arrays"] = dict(arrays)
+    else:
+        d = copy.deepcopy(opt.state_dict())
+    other.load_state_dict(d)
+    assert_same(opt.state_dict(), other.state_dict())
+
+
+# --- what comes from where -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_everything_is_restored(kind, tmp_path):
+    w = {"w": np.arange(6, dtype="f4").reshape(2, 3), 7: np.ones(300, "f4")}
+    b = np.ones(5)
+    groups = [{"params": w, "lr": 0.1, "state_dtype": "bfloat16", "bounds": (-3, None)},
+              {"params": b, "betas": (0.5, 0.75), "ema_decay": 0.5}]  # fmt: skip
+    opt = ac.AdamW(groups, seed=2**63 + 1, max_grad_norm=2.0, on_nonfinite="skip", loss_scale=2.0, n_threads=1)
+    for g in (1.0, np.nan, 2.0):
+        opt.step([{"w": np.full((2, 3), g, "f4"), 7: None if g == 2.0 else np.ones(300, "f4")}, np.ones(5)])
+    opt.param_groups[0]["lr"] = 0.3
+    path = tmp_path / "a b.ckpt"
+    opt.save(path, format=kind)
+    w2, b2 = {"w": np.zeros((3, 2), "f4"), 7: np.zeros((30, 10), "f4")}, np.zeros(5)
+    groups = [{"params": w2, "state_dtype": "bfloat16"}, {"params": b2, "ema_decay": 0.25, "maximize": True}]
+    other = ac.AdamW(groups, n_threads=3, zero_grad=True)
+    other.load(str(path))
+    assert_same(everything(opt), everything(other))
+    assert (other.t, other.skipped_steps, other.grad_norm) == (2, 1, opt.grad_norm)
+    assert other.seed == 2**63 + 1
+    assert other.on_nonfinite == "skip"
+    assert other.zero_grad is False
+    assert other.n_threads == 3
+    assert other.param_groups[0]["lr"] == 0.3
+    assert other.param_groups[0]["bounds"] == (-3.0, None)
+    assert other.param_groups[1]["betas"] == (0.5, 0.75)
+    assert [int(x) for x in other.state["step"][0].values()] == [2, 1]
+    for o, w_, b_ in ((opt, w, b), (other, w2, b2)):
+        o.step([{k: np.full(x.shape, 0.5, "f4") for k, x in w_.items()}, np.full(b_.shape, 0.5)])
+    assert_same(everything(opt), everything(other))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "bfloat16"])
+def test_copies_are_written_anew(dtype, tmp_path):
+    narrow = {} if dtype in ("float32", "float64") else {"master": "float32"}
+    stored = "uint16" if dtype == "bfloat16" else dtype
+    ones = (np.full(300, 0x3F80, "uint16") if dtype == "bfloat16" else np.ones(300)).astype(stored)
+    grad = np.linspace(-1, 1, 300).astype("f8" if dtype == "float64" else "f4")
+    results = []
+    for steps in (3, 0):
+        copies = np.zeros(300, "f4")
+        opt = ac.SGD(ones.copy(), lr=0.1, copy_to=copies, uint16_as="bfloat16", **narrow)
+        for _ in range(steps):
+            opt.step(grad)
+        if steps:
+            opt.save(tmp_path / "a")
+        else:
+            opt.load(tmp_path / "a")
+        results.append(copies)
+    assert_same_bits(*results)
+
+
+def test_without_parameters(tmp_path):
+    opt, other = make(), make(seed=1, steps=0)
+    kept = [p.copy() for p in other.param_groups[0]["params"]]
+    opt.save(tmp_path / "a", parameters=False)
+    opt.save(tmp_path / "b")
+    assert os.path.getsize(tmp_path / "a") < os.path.getsize(tmp_path / "b") - 4 * 313
+    with pytest.raises(ValueError, match=r"has no parameters: it was saved without; load\(path, parameters=False\)"):
+        other.load(tmp_path / "a")
+    for name in "ab":
+        other.load(tmp_path / name, parameters=False)
+        assert_same(opt.state_dict(), other.state_dict())
+        assert_same(kept, list(other.param_groups[0]["params"]))
+
+
+def test_bounds_that_are_arrays_are_given_again(tmp_path):
+    low = np.full(5, 0.5, "f4")
+    opt = ac.SGD(np.ones(5, "f4"), lr=0.3, bounds=(low, None))
+    opt.step(np.ones(5, "f4"))
+    opt.save(tmp_path / "a")
+    with pytest.raises(
+        ValueError, match="was bounded by arrays, which are not saved: construct the optimizer with them"
+    ):
+        ac.SGD(np.ones(5, "f4")).load(tmp_path / "a")
+    p = np.zeros(5, "f4")
+    other = ac.SGD(p, bounds=(low, None))
+    other.load(tmp_path / "a")
+    for _ in range(3):
+        other.step(np.ones(5, "f4"))
+    assert_same_bits(p, low)
+    ac.SGD(np.ones(5, "f4")).save(tmp_path / "a")  # the file says: no bounds
+    other.load(tmp_path / "a")
+    other.step(np.full(5, 1e6, "f4"))
+    assert p.max() < 0
+
+
+def test_the_first_step_of_a_momentum_buffer_is_still_to_come(tmp_path):
+    """Steps were counted, but none has written the buffer: PyTorch's rule for the first one applies after loading."""
+    results = []
+    for resumed in (False, True):
+        p = np.ones(4)
+        opt = ac.SGD(p, lr=0.1, momentum=0.9, dampening=0.5)
+        opt.param_groups[0]["momentum"] = 0.0
+        opt.step(np.ones(4))
+        opt.param_groups[0]["momentum"] = 0.9
+        if resumed:
+            opt.save(tmp_path / "a")
+            opt = ac.SGD(p, momentum=0.9)
+            opt.step(np.ones(4))  # this one has a buffer
+            opt.load(tmp_path / "a")
+        opt.step(np.ones(4))
+        results.append(p)
+    assert_same_bits(*results)
+    assert results[0][0] == 1 - 0.1 - 0.1
+
+
+@pytest.mark.parametrize("cls", [ac.AdamW, ac.NAdam])
+def test_counts_under_another_cut(cls, tmp_path):
+    sizes = (4, 0, 6, 5)
+    p = [np.ones(n) for n in sizes]
+    opt = cls(p)
+    for t in range(3):
+        opt.step([np.ones(n) if i != 3 or t == 0 else None for i, n in enumerate(sizes)])
+    opt.save(tmp_path / "a")
+    for new, steps in (((10, 5), (3, 1)), ((2, 0, 8, 0, 1, 4, 0), (3, 3, 3, 1, 1, 1, 1)), ((4, 0, 6, 5), (3, 3, 3, 1))):
+        q = [np.zeros(n) for n in new]
+        other = cls(q)
+        other.load(tmp_path / "a")
+        assert [int(x) for x in other.state["step"]] == list(steps)
+        other.step([np.full(n, 0.5) for n in new])
+        again = [x.copy() for x in p]
+        whole = cls(again)
+        whole.load_state_dict(opt.state_dict())
+        whole.step([np.full(n, 0.5) for n in sizes])
+        assert_same_bits(np.concatenate(again), np.concatenate(q))
+    for new in ((15,), (11, 4), (1, 9, 0, 5)[::-1]):
+        other = cls([np.zeros(n) for n in new])
+        before = everything(other)
+        with pytest.raises(ValueError, match=r"different counts \(step 1 and 3\).*cut the parameters as they were"):
+            other.load(tmp_path / "a")
+        assert_same(before, everything(other))
+
+
+def test_an_empty_group_and_memory_maps(tmp_path):
+    opt = ac.Adam([{"params": np.ones(0, "f4")}, {"params": np.memmap(tmp_path / "m", "f4", "w+", shape=(5,))}])
+    opt.step([np.ones(0, "f4"), np.ones(5, "f4")])
+    for kind in FORMATS:
+        opt.save(tmp_path / "a", format=kind)
+        q = np.memmap(tmp_path / "n", "f4", "w+", shape=(5,))
+        other = ac.Adam([{"params": [np.ones(0, "f4"), np.ones(0, "f4")]}, {"params": q}])
+        other.load(tmp_path / "a")
+        assert q[0] == opt.param_groups[1]["params"][0] != 0
+        assert other.t == 1
+
+
+# --- refusals --------------------------------------------------------------------------------------------------------
+
+
+def params(*shapes, dtype="f4"):
+    return [np.ones(s, dtype) for s in shapes]
+
+
+OTHERS = {
+    "class": (lambda: ac.Adam(params(12, 1, 300)), "is of AdamW, this optimizer is Adam"),
+    "groups": (lambda: ac.AdamW([{"params": params(12, 1)}, {"params": params(300)}]), "has 1 parameter groups, this optimizer 2"),
+    "size": (lambda: ac.AdamW(params(12, 1, 301)), "group 0 has 313 elements, this optimizer's 314"),
+    "dtype": (lambda: ac.AdamW(params(12, 1, 300, dtype="f8")), "parameters are 'float32', this optimizer's 'float64'; they can't"),
+    "state": (lambda: ac.AdamW(params(313), state_dtype="bfloat16"), "state_dtype is 'float32', this optimizer's 'bfloat16'"),
+    "amsgrad": (lambda: ac.AdamW(params(313), amsgrad=True), r"this optimizer's exp_avg, exp_avg_sq, max.*construct it with.*amsgrad=False"),
+    "ema": (lambda: ac.AdamW(params(313), ema_decay=0.9), "has the state exp_avg, exp_avg_sq.*this optimizer's ema.*ema_decay=None"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", OTHERS)
+@pytest.mark.parametrize("way", ["dict", *FORMATS])
+def test_another_optimizer_is_refused_with_nothing_changed(what, way, tmp_path):
+    build, message = OTHERS[what]
+    opt, other = make(), build()
+    before = everything(other)
+    if way != "dict":
+        opt.save(tmp_path / "a", format=way)
+    load = functools.partial(
+        *((other.load_state_dict, opt.state_dict()) if way == "dict" else (other.load, tmp_path / "a"))
+    )
+    with pytest.raises(ValueError, match=message):
+        load()
+    assert_same(before, everything(other))
+
+
+def test_narrow_parameters_of_another_kind_are_refused():
+    half = ac.Lion(np.ones(5, "f2"), master="float32")
+    with pytest.raises(ValueError, match="master is 'float32', this optimizer's None"):
+        ac.Lion(np.ones(5, "f2"), rounding="stochastic").load_state_dict(half.state_dict())
+    with pytest.raises(ValueError, match="parameters are 'float16', this optimizer's 'bfloat16'"):
+        ac.Lion(np.ones(5, "u2"), uint16_as="bfloat16", master="float32").load_state_dict(half.state_dict())
+
+
+def test_names_of_dicts():
+    opt = ac.AdamW({"a": np.ones(3), "b": np.ones(4)})
+    for other, message in (
+        ({"a": np.ones(3), "c": np.ones(4)}, "has the arrays 'a', 'b', this optimizer's 'a', 'c'$"),
+        ({"b": np.ones(3), "a": np.ones(4)}, "'a', 'b', this optimizer's 'b', 'a' \\(the same in another order"),
+        ({"a": np.ones(4), "b": np.ones(3)}, "array 'a' has 3 elements, this optimizer's 4"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            ac.AdamW(other).load_state_dict(opt.state_dict())
+    ac.AdamW([np.ones(7)]).load_state_dict(opt.state_dict())  # a list has no names
+
+
+WRONG = {
+    "format": (["format"], "torch", ValueError, "has format 'torch' 1"),
+    "newer": (["version"], 2, ValueError, "'adaptive_c' 2; this version reads 'adaptive_c' 1 to 1: use the version"),
+    "no version": (["version"], None, ValueError, "has no 'version': it is no state of an adaptive_c optimizer"),
+    "t": (["t"], -1, ValueError, r"\['t'\] must be in \[0, 2\*\*62\), got -1"),
+    "t kind": (["t"], 1.5, TypeError, r"\['t'\] can't be 1.5"),
+    "groups": (["groups"], {}, TypeError, r"\['groups'\] can't be {}"),
+    "group": (["groups", 0], 3, TypeError, r"\['groups'\]\[0\] must be a dict"),
+    "arrays": (["groups", 0, "arrays"], None, ValueError, "has no 'arrays'"),
+    "array": (["groups", 0, "arrays", "exp_avg"], [1.0], TypeError, r"\['exp_avg'\] must be a flat NumPy array.*got list"),
+    "array kind": (["groups", 0, "arrays", "exp_avg"], np.ones(313), ValueError, "exp_avg has 313 elements of float64, this"),
+    "array gone": (["groups", 0, "arrays", "exp_avg"], None, ValueError, "has the state exp_avg_sq, this optimizer's exp_avg, exp"),
+    "array shape": (["groups", 0, "arrays", "exp_avg"], np.ones((313, 1), "f4"), TypeError, "must be a flat"),
+    "step": (["groups", 0, "arrays", "step"], np.array([1, 2]), ValueError, "must have 'step', 3 numbers of int64"),
+    "step sign": (["groups", 0, "arrays", "step"], np.array([1, -2, 1]), ValueError, "step must not be negative"),
+    "sizes": (["groups", 0, "sizes"], [13, -1, 301], ValueError, "sizes can't be"),
+    "option": (["groups", 0, "options", "lr"], -1.0, ValueError, r"lr must be in \[0, inf\), got -1.0"),
+    "unknown option": (["groups", 0, "options", "beta3"], 1.0, ValueError, "unknown option 'beta3'"),
+    "setting": (["settings", "seed"], -1, ValueError, r"seed must be in \[0, 2\*\*64\), got -1"),
+    "setting limit": (["settings", "max_grad_value"], 1e-50, ValueError, "rounds to 0 in float32"),
+    "unknown setting": (["settings", "magic"], 1, ValueError, "unknown setting 'magic'"),
+    "bounds": (["groups", 0, "options", "bounds"], [1.0, 0.0], ValueError, "lo <= hi"),
+    "schedule": (["groups", 0, "schedules"], {"lr": None}, ValueError, "lr followed a function of your own, which is not stored: construct"),
+    "unknown schedule": (["groups", 0, "schedules"], {"lr": {"schedule": "magic"}}, ValueError, "group 0: lr: the dict names the schedule 'magic'"),
+    "schedule kind": (["groups", 0, "schedules"], {"lr": {"schedule": "constant", "base": "1"}}, TypeError, "group 0: lr: .*base"),
+    "schedule place": (["groups", 0, "schedules"], {"amsgrad": {"schedule": "constant", "base": 1.0}}, TypeError, "amsgrad can't follow a schedule"),
+    "schedule name": (["groups", 0, "schedules"], {"beta3": {"schedule": "constant", "base": 1.0}}, ValueError, "unknown option 'beta3'"),
+    "schedule value": (["groups", 0, "schedules"], {"lr": {"schedule": "constant", "base": -1.0}}, ValueError, r"at t=3 lr must be in \[0, inf\), got -1.0"),
+    "schedules": (["groups", 0, "schedules"], None, ValueError, "has no 'schedules'"),
+    "sums": (["pending"], 1, ValueError, "has the state exp_avg, exp_avg_sq, this optimizer's exp_avg, exp_avg_sq, sums"),
+    "dynamic": (["settings", "loss_scale"], "dynamic", ValueError, "has the loss_scale 'dynamic' and the scaler None|on_nonfinite='ignore' is refused"),
+    "on_nonfinite": (["settings", "on_nonfinite"], "maybe", ValueError, "state_dict: on_nonfinite must be"),
+    "scaler": (["scaler"], {"scale": 1.0}, ValueError, "was saved with a dynamic loss scale, this optimizer is without"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_a_wrong_state_dict_is_refused_with_nothing_changed(what):
+    path, value, error, message = WRONG[what]
+    opt, other = make(), make(seed=1, steps=1, lr=0.5)
+    d = copy.deepcopy(opt.state_dict())
+    inner = d
+    for key in path[:-1]:
+        inner = inner[key]
+    if value is None:
+        del inner[path[-1]]
+    else:
+        inner[path[-1]] = value
+    before = everything(other)
+    with pytest.raises(error, match=message):
+        other.load_state_dict(d)
+    assert_same(before, everything(other))
+
+
+def test_what_is_no_dict():
+    for d in (3, None, []):
+        with pytest.raises(TypeError, match=r"state_dict must be a dict, as state_dict\(\) gives it"):
+            make().load_state_dict(d)
+    with pytest.raises(ValueError, match="state_dict has no 'version'"):
+        make().load_state_dict({})
+
+
+def test_not_while_averages_are_in_place(tmp_path):
+    opt = make(ema_decay=0.9)
+    opt.save(tmp_path / "a")
+    d = opt.state_dict()
+    with opt.averaged_parameters():
+        calls = [
+            opt.state_dict,
+            lambda: opt.load_state_dict(d),
+            lambda: opt.save(tmp_path / "a"),
+            lambda: opt.load(tmp_path / "a"),
+        ]
+        for call in [*calls, lambda: opt.state_dict(format="torch")]:
+            with pytest.raises(RuntimeError, match=r"not inside averaged_parameters\(\)"):
+                call()
+    opt.load(tmp_path / "a")
+    opt.step([np.ones((3, 4), "f4"), np.ones((), "f4"), None])  # and nothing is held
+
+
+# --- schedules, sums, the dynamic loss scale ---------------------------------------------------------------------------
+
+
+def bumpy(t):
+    return 0.25 / (1 + t)
+
+
+def reloaded(opt, other, way, tmp_path):
+    """other, having loaded opt by state_dict or by a file."""
+    if way == "dict":
+        other.load_state_dict(copy.deepcopy(opt.state_dict()))
+    else:
+        opt.save(tmp_path / "a", format=way)
+        other.load(tmp_path / "a", parameters=False)
+    return other
+
+
+WAYS = pytest.mark.parametrize("way", ["dict", *FORMATS])
+
+
+@WAYS
+def test_schedules_are_the_checkpoints(way, tmp_path):
+    s = ac.schedules
+    plateau = s.plateau(0.5, factor=0.5, patience=0)
+    lr = s.chain([0.1, s.warmup(plateau, 2)], [1])
+    opt = make(steps=0, lr=lr, betas=(s.linear(0.5, 4, end=0.9), 0.99), weight_decay=0.1)
+    grads = [np.ones((3, 4), "f4"), np.ones((), "f4"), np.ones(300, "f4")]
+    for metric in (1.0, 2.0, 3.0, 4.0, 5.0):
+        opt.step(grads, metric)
+    other = make(steps=1, lr=0.7, weight_decay=s.constant(0.3))
+    reloaded(opt, other, way, tmp_path)
+    assert other.param_groups[0].schedules == opt.param_groups[0].schedules
+    assert other.param_groups[0].schedules["lr"].schedules[1].of.value < 0.5  # what the plateau has seen
+    assert other.param_groups[0]["weight_decay"] == 0.1  # no schedule any more
+    assert dict(other.param_groups[0].schedules).keys() == {"lr", "betas"}
+    for group, theirs in zip(opt.param_groups[0]._arrays, other.param_groups[0]._arrays, strict=True):
+        theirs[...] = group
+    for metric in (5.0, 6.0):
+        opt.step(grads, metric)
+        other.step(grads, metric)
+        assert_same(everything(opt), everything(other))
+
+
+@WAYS
+@pytest.mark.parametrize("wrap", [
+    lambda f: f, lambda f: ac.schedules.warmup(f, 1), lambda f: ac.schedules.chain([0.5, f], [1]),
+])  # fmt: skip
+def test_functions_of_the_user_are_given_again(wrap, way, tmp_path):
+    opt = make(lr=wrap(bumpy))
+    for lr in (0.1, ac.schedules.constant(0.1)):
+        other = make(seed=1, steps=1, lr=lr)
+        before = everything(other)
+        with pytest.raises(
+            ValueError, match=r"group 0: lr followed a function of your own, .*: construct .* with it, or assign it"
+        ):
+            reloaded(opt, other, way, tmp_path)
+        assert_same(before, everything(other))
+        assert other.param_groups[0]["lr"] == 0.1
+        other.param_groups[0]["lr"] = wrap(bumpy)  # the remedy
+        reloaded(opt, other, way, tmp_path)
+        assert other.param_groups[0]["lr"] == opt.param_groups[0]["lr"] > 0
+        assert other.t == 3
+    pairs = make(betas=(bumpy, 0.5))
+    with pytest.raises(ValueError, match="betas followed a function of your own"):
+        reloaded(pairs, make(betas=(0.5, bumpy)), way, tmp_path)
+    other = reloaded(pairs, make(steps=1, betas=(bumpy, ac.schedules.constant(0.25))), way, tmp_path)
+    assert other.param_groups[0]["betas"] == (bumpy(3), 0.5)
+
+
+def test_a_schedule_that_is_out_of_range_where_the_checkpoint_is_changes_nothing():
+    opt, other = make(lr=lambda t: 0.1), make(seed=1, steps=1, lr=lambda t: 0.1 if t < 3 else -1.0)
+    before = everything(other)
+    with pytest.raises(ValueError, match=r"at t=3 lr must be in \[0, inf\), got -1.0"):
+        other.load_state_dict(opt.state_dict())
+    assert_same(before, everything(other))
+    theirs = opt.state_dict(format="torch")
+    with pytest.raises(ValueError, match=r"at t=3 lr must be in \[0, inf\), got -1.0"):
+        other.load_state_dict(theirs)
+    assert_same(before, everything(other))
+
+
+def test_a_run_at_the_end_of_its_schedule_can_be_saved():
+    """The next step would be refused; this state is as good as any."""
+    opt = make(lr=lambda t: 0.1 if t < 3 else None)
+    assert opt.state_dict()["groups"][0]["schedules"] == {"lr": None}
+
+
+@WAYS
+def test_sums_of_some_arrays(way, tmp_path):
+    """Flags go with them; what lies in the sums of the others is of an earlier step and not stored."""
+
+    def run(stop=None):
+        opt = make(steps=0, shapes=((5,), (3,), (4,)), loss_scale=4.0)
+        twos = [np.full(n, 2.0, "f4") for n in (5, 3, 4)]
+        opt.accumulate(twos)
+        opt.step()
+        opt.accumulate([twos[0], None, None])
+        if stop:
+            opt = stop(opt)
+            twos = twos if len(opt.param_groups[0]._arrays) == 3 else [*np.split(twos[0], [2]), *twos[1:]]
+        opt.accumulate([*twos[:-2], None, twos[-1]])
+        opt.step()
+        return opt
+
+    def reload(shapes):
+        def stop(opt):
+            other = make(seed=1, steps=0, shapes=shapes)
+            for p in other.param_groups[0]._arrays:
+                p[...] = 0
+            if way == "dict":
+                flat = np.concatenate(opt.param_groups[0]._arrays)
+                at = 0
+                for p in other.param_groups[0]._arrays:
+                    p[...] = flat[at : at + p.size]
+                    at += p.size
+                other.load_state_dict(copy.deepcopy(opt.state_dict()))
+            else:
+                opt.save(tmp_path / "a", format=way)
+                other.load(tmp_path / "a")
+            assert other.pending == 1
+            return other
+
+        return stop
+
+    straight = everything(run())
+    assert_same(straight, everything(run(reload(((5,), (3,), (4,))))))
+    finer = everything(run(reload(((2,), (3,), (3,), (4,)))))
+    for name in ("exp_avg", "exp_avg_sq"):
+        assert_same(straight["groups"][0]["arrays"][name], finer["groups"][0]["arrays"][name], name)
+    assert_same(straight["groups"][0]["params"], finer["groups"][0]["params"])
+
+    def stop(opt):
+        arrays = opt.state_dict()["groups"][0]["arrays"]
+        np.testing.assert_array_equal(arrays["sums"], [2] * 5 + [0] * 7)
+        np.testing.assert_array_equal(arrays["summed"], [1, 0, 0])
+        reload(((5,), (7,)))(opt)
+        other = make(seed=1, steps=2, shapes=((8,), (4,)))
+        other.accumulate([np.ones(8, "f4"), None])
+        before = everything(other)
+        with pytest.raises(ValueError, match=r"array 0 here would hold arrays .* different counts \(summed 0 and 1\)"):
+            reloaded(opt, other, way, tmp_path)
+        assert_same(before, everything(other))
+        return opt
+
+    run(stop)
+
+
+@WAYS
+def test_pending_sums_of_the_loader_are_dropped_and_none_are_made_for_nothing(way, tmp_path):
+    opt = make()
+    opt.accumulate([np.ones((3, 4), "f4"), None, None])
+    opt.discard()
+    assert not {"sums", "summed"} & opt.state_dict()["groups"][0]["arrays"].keys()
+    other = make(seed=1)
+    other.accumulate([None, None, np.ones(300, "f4")])
+    reloaded(opt, other, way, tmp_path)
+    assert other.pending == 0
+    opt.accumulate([np.ones((3, 4), "f4"), None, None])
+    opt.step()
+    other.accumulate([np.ones((3, 4), "f4"), None, None])
+    other.step()
+    assert_same(opt.state_dict()["groups"][0]["arrays"], other.state_dict()["groups"][0]["arrays"])
+    fresh = reloaded(opt, make(), way, tmp_path)
+    assert fresh.nbytes == make().nbytes
+
+
+@WAYS
+def test_the_dynamic_loss_scale(way, tmp_path):
+    opt = make(loss_scale="dynamic", steps=0)
+    opt._scaler.load_state_dict({"scale": 1024.0, "growth_tracker": 1997})
+    grads = [np.ones((3, 4), "f4"), np.ones((), "f4"), np.ones(300, "f4")]
+    opt.step(grads)
+    other = reloaded(opt, make(seed=1, loss_scale="dynamic"), way, tmp_path)
+    assert other._scaler.state_dict() == {"scale": 1024.0, "growth_tracker": 1998}
+    assert other.on_nonfinite == "skip"
+    for want in (1024, 2048):
+        other.step(grads)
+        assert other.loss_scale == want
+    for a, b in ((opt, make(loss_scale=8.0)), (make(loss_scale=8.0), opt)):
+        before = everything(b)
+        with pytest.raises(
+            ValueError, match=r"dynamic loss scale, this optimizer is with.*: construct it the same way"
+        ):
+            reloaded(a, b, way, tmp_path)
+        assert_same(before, everything(b))
+    for key, value in (("scale", 0.0), ("scale", "1"), ("growth_tracker", 2000), ("growth_tracker", None)):
+        d = copy.deepcopy(opt.state_dict())
+        d["scaler"][key] = value
+        before = everything(other)
+        with pytest.raises((TypeError, ValueError), match=f"state_dict(: loss_)?.*{key}"):
+            other.load_state_dict(d)
+        assert_same(before, everything(other))
+
+
+def test_nothing_is_undone_behind_a_load(tmp_path):
+    opt = make(keep_undo=True)
+    opt.save(tmp_path / "a")
+    for load in (
+        lambda: opt.load(tmp_path / "a"),
+        lambda: opt.load_state_dict(copy.deepcopy(opt.state_dict())),
+        lambda: opt.load_state_dict(opt.state_dict(format="torch")),
+    ):
+        opt.step([np.ones((3, 4), "f4"), None, None])
+        load()
+        before = everything(opt)
+        with pytest.raises(ValueError, match="there is no step to undo"):
+            opt.rollback()
+        opt.step([np.ones((3, 4), "f4"), None, None])
+        opt.rollback()
+        assert_same(before, everything(opt))
+
+
+def test_pytorchs_state_leaves_schedules_and_drops_sums():
+    lr = ac.schedules.exponential(0.5, 0.5)
+    opt = make(lr=lr, steps=1)
+    theirs = make(steps=3, lr=0.25).state_dict(format="torch")
+    opt.accumulate([np.ones((3, 4), "f4"), None, None])
+    opt.load_state_dict(theirs)
+    assert opt.t == 3
+    assert opt.pending == 0
+    assert opt.param_groups[0].schedules["lr"] is lr
+    assert opt.param_groups[0]["lr"] == 0.0625
+    assert opt.state_dict(format="torch")["param_groups"][0]["lr"] == 0.0625
+
+
+def test_a_group_that_was_added_is_loaded_into_one_that_was_there(tmp_path):
+    opt = make(loss_scale="dynamic", shapes=((7,),), keep_undo=True)
+    opt.add_param_group({"params": [np.ones(3)], "lr": ac.schedules.constant(0.5)})
+    opt.accumulate([[np.ones(7, "f4")], [np.full(3, 65536.0)]])
+    opt.save(tmp_path / "a")
+    groups = [{"params": [np.zeros(7, "f4")]}, {"params": [np.zeros(3)]}]
+    other = ac.AdamW(groups, loss_scale="dynamic")
+    other.load(tmp_path / "a")
+    opt.step()
+    other.step()
+    assert_same(everything(opt), everything(other))
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_path_is_used_as_given_and_the_content_recognised(tmp_path):
+    opt = make()
+    for name, kind, start in (
+        ("a", None, b"{"),
+        ("a.npz", None, b"PK"),
+        ("b.npz", "safetensors", b"{"),
+        ("c.st", "npz", b"PK"),
+    ):
+        opt.save(tmp_path / name, format=kind)
+        raw = (tmp_path / name).read_bytes()
+        assert raw[8 * (start == b"{") :].startswith(start)
+        other = make(seed=1)
+        other.load(os.fsencode(tmp_path / name))
+        assert_same(everything(opt), everything(other))
+    assert sorted(os.listdir(tmp_path)) == ["a", "a.npz", "b.npz", "c.st"]
+    with pytest.raises(ValueError, match=r"format must be 'safetensors', 'npz' or None.*got 'pickle'"):
+        opt.save(tmp_path / "d", format="pickle")
+
+
+def test_other_programs_read_them(tmp_path):
+    opt = make(cls=ac.Lion, state_dtype="bfloat16")
+    opt.save(tmp_path / "a.npz")
+    with np.load(tmp_path / "a.npz", allow_pickle=False) as found:
+        assert_same_bits(found["0.exp_avg"], opt.state_dict()["groups"][0]["arrays"]["exp_avg"])
+        assert json.loads(found["checkpoint.json"])["class"] == "Lion"
+    with zipfile.ZipFile(tmp_path / "a.npz") as archive:
+        assert archive.testzip() is None
+        assert {info.compress_type for info in archive.infolist()} == {zipfile.ZIP_STORED}
+    safetensors = pytest.importorskip("safetensors")
+    opt.save(tmp_path / "a.safetensors")
+    with safetensors.safe_open(tmp_path / "a.safetensors", "np") as found:
+        assert json.loads(found.metadata()["adaptive_c"])["class"] == "Lion"
+        assert found.get_slice("0.exp_avg").get_dtype() == "BF16"
+        flat = np.concatenate([np.ravel(p) for p in opt.param_groups[0]["params"]])
+        assert_same_bits(found.get_tensor("0.params"), flat)
+
+
+def test_a_checkpoint_has_no_pickle_and_no_time(tmp_path):
+    opt = make()
+    for kind in FORMATS:
+        opt.save(tmp_path / "a", format=kind)
+        opt.save(tmp_path / "b", format=kind)
+        assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    source = "".join(path.read_text() for path in Path(ac.__file__).parent.glob("*.py"))
+    assert "import pickle" not in source
+    assert "allow_pickle=True" not in source
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_every_flipped_bit_and_every_truncation_is_noticed(kind, tmp_path):
+    opt = make(shapes=((5,), (3,)))
+    opt.save(tmp_path / "a", format=kind)
+    raw = (tmp_path / "a").read_bytes()
+    other = make(seed=1, shapes=((5,), (3,)))
+    before = everything(other)
+    rng = np.random.default_rng(0)
+    target = tmp_path / "b"
+    for at in range(len(raw)):
+        damaged = bytearray(raw)
+        damaged[at] ^= 1 << int(rng.integers(8))
+        target.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"is damaged|does not end as|is no checkpoint"):
+            other.load(target)
+    for size in {*range(0, len(raw), 7), *range(len(raw) - 40, len(raw))}:
+        target.write_bytes(raw[:size])
+        with pytest.raises(
+            ValueError, match=r"does not end as a checkpoint of adaptive_c does: it was cut short|is no checkpoint"
+        ):
+            other.load(target)
+    target.write_bytes(raw + b"\n")
+    with pytest.raises(ValueError, match="does not end as"):
+        other.load(target)
+    assert_same(before, everything(other))
+    target.write_bytes(raw)
+    other.load(target)
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_damage_deep_in_a_large_file_is_noticed(kind, tmp_path):
+    opt = ac.Lion(np.ones(3 << 20, "f4"))  # several pieces
+    path = tmp_path / "a"
+    opt.save(path, format=kind)
+    rng = np.random.default_rng(1)
+    before = everything(opt)
+    for _ in range(10):
+        with open(path, "r+b") as file:
+            file.seek(int(rng.integers(os.path.getsize(path))))
+            byte = file.read(1)
+            file.seek(-1, os.SEEK_CUR)
+            file.write(bytes([byte[0] ^ 16]))
+            file.flush()
+            with pytest.raises(
+                ValueError, match=r"is damaged: its checksum is [0-9a-f]{8}, its contents have|no check|not end"
+            ):
+                opt.load(path)
+            file.seek(-1, os.SEEK_CUR)
+            file.write(byte)
+    assert_same(before, everything(opt))
+    opt.load(path)
+
+
+def reseal(raw):
+    """The contents with a checksum that fits them."""
+    import zlib
+
+    size = _checkpoint._END_SIZE
+    body = raw[:-size]
+    return body + _checkpoint._END % zlib.crc32(body + _checkpoint._END % 0)
+
+
+def test_foreign_files(tmp_path):
+    opt = make()
+    before = everything(opt)
+    path = tmp_path / "a"
+    contents = {"": b"", "text": b"hello, this is no checkpoint", "pickle": b"\x80\x04\x95\x10\x00\x00\x00"}
+    for data in contents.values():
+        path.write_bytes(data)
+        with pytest.raises(
+            ValueError, match=r"is no checkpoint: it begins like neither a safetensors file nor an .npz"
+        ):
+            opt.load(path)
+    np.savez(tmp_path / "b.npz", a=np.ones(3))
+    with pytest.raises(
+        ValueError, match=r"b.npz does not end as a checkpoint of adaptive_c does.*another program wrote it"
+    ):
+        opt.load(tmp_path / "b.npz")
+    numpy = pytest.importorskip("safetensors.numpy")
+    numpy.save_file({"a": np.ones(30, "f4")}, tmp_path / "c")
+    with pytest.raises(ValueError, match="another program wrote it"):
+        opt.load(tmp_path / "c")
+    with pytest.raises(FileNotFoundError):
+        opt.load(tmp_path / "nothing")
+    assert_same(before, everything(opt))
+
+
+NONSENSE = {
+    "{}": "is no checkpoint that this version can read: KeyError",
+    "{": "is no checkpoint that this version can read: JSONDecodeError",
+    '{"__metadata__":{}}': "is no checkpoint that this version can read: KeyError",
+    '{"__metadata__":{"adaptive_c":"{}"},"end":0}': "has no 'groups'",
+    '{"__metadata__":{"adaptive_c":"[]"},"end":0}': "must be a dict",
+    '{"__metadata__":{"adaptive_c":"{}"},"end":0,"a":{"dtype":"F3","data_offsets":[0,4]}}': "can read: KeyError",
+    '{"__metadata__":{"adaptive_c":"{}"},"end":0,"a":{"dtype":"F32","data_offsets":[0,4000]}}': "names data outside of it",
+    '{"__metadata__":{"adaptive_c":"{}"},"end":0,"a":{"dtype":"F32","data_offsets":[-900,0]}}': "names data outside of it",
+}
+
+
+@pytest.mark.parametrize("header", NONSENSE)
+def test_nonsense_with_the_right_checksum(header, tmp_path):
+    raw = header.encode()
+    (tmp_path / "a").write_bytes(reseal(struct.pack("<Q", len(raw)) + raw + b" " * 100))
+    with pytest.raises((ValueError, TypeError), match=NONSENSE[header]):
+        make().load(tmp_path / "a")
+
+
+def test_where_nothing_can_be_saved(tmp_path):
+    opt = make()
+    with pytest.raises(FileNotFoundError, match=r"there is no folder .*gone to save in"):
+        opt.save(tmp_path / "gone" / "a")
+    with pytest.raises(ValueError, match="is there and no plain file; give another path"):
+        opt.save(tmp_path)
+    if os.path.exists("/dev/full"):
+        with pytest.raises(ValueError, match="no plain file"):
+            opt.save("/dev/full")
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_link_stays_a_link(tmp_path):
+    opt = make()
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "latest").symlink_to(tmp_path / "runs" / "a")
+    opt.save(tmp_path / "latest")
+    assert (tmp_path / "latest").is_symlink()
+    assert os.listdir(tmp_path / "runs") == ["a"]
+
+
+@pytest.mark.parametrize("call", ["write", "fsync", "replace"])
+def test_an_error_while_saving_leaves_the_old_file(call, tmp_path, monkeypatch):
+    opt = make()
+    opt.save(tmp_path / "a")
+    old = (tmp_path / "a").read_bytes()
+    opt.step([np.ones((3, 4), "f4"), np.ones((), "f4"), None])
+
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(_checkpoint.os, call, full)
+    with pytest.raises(OSError, match="No space left"):
+        opt.save(tmp_path / "a")
+    monkeypatch.undo()
+    assert os.listdir(tmp_path) == ["a"]
+    assert (tmp_path / "a").read_bytes() == old
+    opt.save(tmp_path / "a")  # and nothing is held
+
+
+def test_everything_is_on_the_disk_before_the_rename_and_the_rename_at_the_end(tmp_path, monkeypatch):
+    calls = []
+    real = {name: getattr(os, name) for name in ("pwrite", "fsync", "replace")}
+
+    def note(name, *args):
+        calls.append("folder" if name == "fsync" and stat.S_ISDIR(os.fstat(args[0]).st_mode) else name)
+        return real[name](*args)
+
+    for name in real:
+        monkeypatch.setattr(_checkpoint.os, name, functools.partial(note, name))
+    make().save(tmp_path / "a")
+    assert calls == ["pwrite", "fsync", "replace", "folder"]
+
+
+def test_leftovers_are_removed_and_living_writers_left_alone(tmp_path):
+    fd, held = _checkpoint._create_temporary(str(tmp_path))
+    dead = tmp_path / ".adaptive_c-0123456789abcdef.tmp"
+    others = [".adaptive_c-0123456789abcdef.tmp.bak", "x.tmp"]
+    for path in (dead, *(tmp_path / name for name in others)):
+        path.write_bytes(b"rest")
+    make().save(tmp_path / "a")
+    assert sorted(os.listdir(tmp_path)) == sorted([os.path.basename(held), "a", *others])
+    os.close(fd)  # as the system does for a killed process
+    make().save(tmp_path / "a")
+    assert sorted(os.listdir(tmp_path)) == sorted(["a", *others])
+
+
+def test_a_step_meets_no_checkpoint_half_written(tmp_path, monkeypatch):
+    """While a file is written, or read, a step of another thread is refused."""
+    opt = make()
+    opt.save(tmp_path / "a")
+    refused = []
+
+    def try_step(*args):
+        with pytest.raises(
+            RuntimeError, match=r"another thread is inside step.. of this optimizer, or saves or loads it"
+        ):
+            opt.step([np.ones((3, 4), "f4"), None, None])
+        refused.append(args)
+
+    write, read = _checkpoint.write, _checkpoint.Stored.read
+    monkeypatch.setattr(_checkpoint, "write", lambda *a: (try_step(), write(*a)))
+    opt.save(tmp_path / "a")
+    monkeypatch.setattr(
+        _checkpoint.Stored, "read", lambda self, start, out: (out.size == 313 and try_step(), read(self, start, out))
+    )
+    opt.load(tmp_path / "a")
+    assert len(refused) == 3  # while it was written, and while each of two states was read
+
+
+# --- crashes and size ------------------------------------------------------------------------------------------------
+
+
+def test_a_killed_writer_leaves_the_old_or_the_new_checkpoint(tmp_path):
+    """200 writers that save after every step, each killed at a random moment; the next goes on from the file."""
+    rng = np.random.default_rng(0)
+    path = tmp_path / "a"
+    n = 60_000
+
+    def fresh():
+        p = np.zeros(n)
+        return p, ac.SGD(p, lr=1.0, momentum=1.0, n_threads=1)
+
+    p, opt = fresh()
+    opt.save(path)
+    last = interrupted = 0
+    for i in range(200):
+        p, opt = fresh()
+        opt.load(path)
+        # the buffer after step t is -t, so p is 1 + 2 + ... + t: a mixture of two steps would show
+        assert opt.t >= last
+        assert (p == opt.t * (opt.t + 1) / 2).all()
+        if opt.t:
+            assert (opt.state["momentum_buffer"] == -opt.t).all()
+        last = opt.t
+        grad = np.full(n, -1.0)
+        pid = os.fork()
+        if pid == 0:
+            try:
+                while True:
+                    opt.step(grad)
+                    opt.save(path, format=FORMATS[i % 2])
+            finally:
+                os._exit(1)
+        time.sleep(float(rng.uniform(0.002, 0.03)))
+        os.kill(pid, signal.SIGKILL)
+        assert os.waitpid(pid, 0)[1] == signal.SIGKILL  # it was still at work
+        interrupted += any(name.endswith(".tmp") for name in os.listdir(tmp_path))
+    assert interrupted >= 50  # killed while a file was being written
+    assert last >= 50  # and others had been finished
+    opt.save(path)
+    assert os.listdir(tmp_path) == ["a"]
+
+
+MEMORY = """
+import sys, numpy as np, adaptive_c as ac
+
+def status(key):
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(key)) / 1024
+
+n = 1 << 23
+cut = [n // 3, n - n // 3] if sys.argv[1] == "load" else [n]
+p = [np.ones(k, "f4") for k in cut]
+opt = ac.AdamW(p, ema_decay=0.9)
+g = [np.ones(k, "f4") for k in cut]
+opt.step(g)
+(opt.save if sys.argv[1] == "save" else opt.load)(sys.argv[4])  # threads and modules are there
+open("/proc/self/clear_refs", "w").write("5")
+before = status("VmRSS")
+if sys.argv[1] == "save":
+    opt.save(sys.argv[2], format=sys.argv[3])
+else:
+    opt.load(sys.argv[2])
+print(status("VmHWM") - before)
+"""
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="needs Linux's /proc")
+@pytest.mark.parametrize("kind", FORMATS)
+def test_by_pieces(kind, tmp_path):
+    """A checkpoint of 128 MiB is written and read with 24 MiB beside the optimizer's own arrays."""
+    for what in ("save", "load"):
+        command = [sys.executable, "-c", MEMORY, what, str(tmp_path / "a"), kind, str(tmp_path / "warm")]
+        done = subprocess.run(command, capture_output=True, text=True, cwd="/")
+        assert done.returncode == 0, done.stderr
+        assert float(done.stdout) < 24, what
+    assert os.path.getsize(tmp_path / "a") > 4 << 25
+
+
+def test_the_message_of_pickle_names_the_way():
+    for make_copy in (copy.copy, copy.deepcopy):
+        with pytest.raises(TypeError, match=re.escape("opt.save(path) keeps parameters and state")):
+            make_copy(make())
+
+
+def test_the_examples_of_the_docs(tmp_path, monkeypatch):
+    path = Path(__file__).parents[1] / "docs" / "checkpoints.md"
+    if not path.is_file():
+        pytest.skip("not in a clone")
+    pytest.importorskip("torch")
+    monkeypatch.chdir(tmp_path)
+    for block in re.findall(r"```python\n(.*?)```", path.read_text(), re.S):
+        exec(compile(block, str(path), "exec"), {})
+    assert os.listdir(tmp_path) == ["run.safetensors"]
