@@ -18,7 +18,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     bench.add_argument(
         "--quick", action="store_true", help="smaller arrays and fewer rounds: half a minute, four with all peers"
     )
-    bench.add_argument("--rounds", type=int, metavar="N", help="how often each contender has its turn (21; quick: 7)")
+    bench.add_argument(
+        "--rounds", type=int, metavar="N", help="how often each contender has its turn, 5 or more (21; quick: 7)"
+    )
     bench.add_argument("--config", metavar="FILE", help="a TOML file of settings, such as benchmarks/recorded.toml")
     for command in (demo, bench):
         command.add_argument("--out", default=".", metavar="FOLDER", help="where the files go (default: here)")
@@ -59,7 +61,10 @@ def _bench(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
     except OSError as error:
         parser.error(f"can't read --config {options.config}: {error}")
     folder = Path(options.out)
-    results = suite.run(settings, folder)
+    try:
+        results = suite.run(settings, folder)
+    except KeyboardInterrupt:
+        parser.exit(130, f"stopped; {folder / 'adaptive-c-bench.json'} has the rows that were finished\n")
     text = report.markdown(results)
     written = [folder / "adaptive-c-bench.json", folder / "adaptive-c-bench.md"]
     written[1].write_text(text)

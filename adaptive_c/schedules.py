@@ -261,7 +261,7 @@ class linear(Schedule):
     end: float = 0.0
 
     def __call__(self, step: int) -> float:
-        return self.base + (self.end - self.base) * (min(step, self.steps) / self.steps)
+        return self.base + (self.end - self.base) * (step / self.steps) if step < self.steps else self.end
 
 
 @dataclass(frozen=True, repr=False)

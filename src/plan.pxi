@@ -526,6 +526,7 @@ cdef class Plan:
         cdef Py_ssize_t first = 0, last = self.space.n_chunks, work
         cdef int n_threads
         cdef bint summed = grads is ..., usable = False
+        cdef double norm
         cdef Counts before
         if self.scheduled:  # before the checks: a schedule may be anybody's Python, and other threads run meanwhile
             self.follow()
@@ -551,7 +552,12 @@ cdef class Plan:
                 before = self.counts()
             loss_scale = loss_scale or self.loss_scale
             if work >= 0:
-                usable = self.inspect(loss_scale * self.pending if summed else loss_scale, n_threads, count)
+                norm = self.grad_norm
+                try:
+                    usable = self.inspect(loss_scale * self.pending if summed else loss_scale, n_threads, count)
+                except ValueError:
+                    self.grad_norm = norm
+                    raise
             if self.keeps_undo:
                 self.save(before, usable, work, n_threads)
             if usable:

@@ -195,6 +195,11 @@ def test_ratios_are_paired_by_round():
     assert suite.compare(row, "nobody") is None
 
 
+def test_quartiles_have_the_unit_of_the_median():
+    assert report._time(873e-9, 722e-9, 1.11e-6) == "873 ns (722-1.11e+03)"
+    assert report._time(0.0521, 0.05, 0.06) == "52.1 ms (50-60)"
+
+
 # --- the ceiling -------------------------------------------------------------------------------------------------
 
 
@@ -233,6 +238,10 @@ def test_the_model_is_the_slower_of_memory_and_work_and_a_part_of_the_other():
         ({"round": 5}, (), "'round' is no setting; there are groups, rounds,"),
         ({"contenders": ["adaptive_c", "tinygrad"]}, (), "there is no contender 'tinygrad'; there are adaptive_c, "),
         ({"contenders": ["NumPy naive"]}, (), "contenders must include adaptive_c"),
+        ({"large": 1e6}, (), "large must be like 67108864, got 1000000.0"),
+        ({"sizes": 1024}, (), "sizes must be like (256, "),
+        ({"sizes": ["1024"]}, (), "sizes must be like (256, "),
+        ({"seconds": -1}, (), "seconds must be in (0, 10), got -1"),
         ({"rounds": 3}, (), "rounds must be in 5 .. 1000, got 3"),
         ({}, ("speed",), "there are no rows 'speed'; there are sizes, rules, "),
     ],

@@ -553,3 +553,11 @@ def test_narrow_gradients_are_refused_where_they_do_not_fit():
     opt.step(g)
     assert opt.skipped_steps == 1
     assert not g.any()
+
+
+def test_a_step_that_raises_leaves_the_last_norm():
+    opt = ac.SGD(np.ones(2), on_nonfinite="raise", max_grad_norm=1.0)
+    opt.step(np.array([3.0, 4.0]))
+    with pytest.raises(ValueError, match="is nan at index"):
+        opt.step(np.array([np.nan, 4.0]))
+    assert opt.grad_norm == 5.0

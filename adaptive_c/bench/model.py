@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 UNHIDDEN = 0.2
+LARGE = 100e6  # bytes of a step that no cache holds
 CALL = 0.5e-6  # seconds, from Python to the first element and back
 
 
@@ -37,6 +38,8 @@ def predictions(results: dict[str, Any]) -> Iterator[tuple[str, float, float]]:
         if "median" not in mine or "median" not in top:
             continue
         n = row["task"]["elements"]
+        if n * mine["bytes_per_element"] < LARGE:
+            continue
         bandwidth = n * mine["bytes_per_element"] / top["median"]
         threads = results["environment"]["threads"]
         yield (f"{row['group']}: {row['label']}", mine["median"],

@@ -21,11 +21,12 @@ TITLES = {
 }
 
 
-def _time(seconds: float) -> str:
-    for unit, name in ((1.0, "s"), (1e-3, "ms"), (1e-6, "us")):
-        if seconds >= unit:
-            return f"{seconds / unit:.3g} {name}"
-    return f"{seconds * 1e9:.3g} ns"
+def _time(seconds: float, *beside: float) -> str:
+    """A time, and others beside it in brackets, in the unit of the first."""
+    units = ((1.0, "s"), (1e-3, "ms"), (1e-6, "us"), (1e-9, "ns"))
+    unit, name = next((pair for pair in units if seconds >= pair[0]), units[-1])
+    brackets = f" ({'-'.join(f'{x / unit:.3g}' for x in beside)})" if beside else ""
+    return f"{seconds / unit:.3g} {name}{brackets}"
 
 
 def ratio(compared: dict[str, float] | None) -> str:
@@ -71,8 +72,7 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
         if "median" not in mine:
             lines.append(f"| {row['label']} | {_cell(mine)} |{' |' * (1 + len(names))}")
             continue
-        spread = "-".join(_time(q).split()[0] for q in mine["quartiles"])
-        cells = [f"{_time(mine['median'])} ({spread})", f"{mine['median'] / row['task']['elements'] * 1e9:.3f}"]
+        cells = [_time(mine["median"], *mine["quartiles"]), f"{mine['median'] / row['task']['elements'] * 1e9:.3f}"]
         lines.append(
             f"| {row['label']} | {' | '.join([*cells, *(_cell(row['contenders'].get(n, {})) for n in names)])} |"
         )
@@ -150,6 +150,8 @@ def _curves(axis: Any, rows: list[dict[str, Any]], x: list[float], scale: list[f
 def sizes(axis: Any, results: dict[str, Any]) -> bool:
     """Nanoseconds per element over the number of elements."""
     rows = _rows(results, "sizes")
+    if len(rows) < 2:
+        return False
     x = [float(row["task"]["elements"]) for row in rows]
     _curves(axis, rows, x, [1e9 / n for n in x])
     axis.set(xscale="log", yscale="log", xlabel="elements of one array", ylabel="ns per element",
@@ -157,7 +159,7 @@ def sizes(axis: Any, results: dict[str, Any]) -> bool:
     axis.set_xscale("log", base=2)
     axis.grid(alpha=0.3, which="both")
     axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
-    return len(rows) > 1
+    return True
 
 
 def roofline(axis: Any, results: dict[str, Any]) -> bool:
@@ -208,7 +210,7 @@ def whole_step(axis: Any, results: dict[str, Any]) -> bool:
                   color={"ceiling": "0.7", OURS: "C0"}.get(name, "C1"))  # fmt: skip
         share = "" if (found := ratio(facts.get("times_ours"))) == NOTHING else f", {found}"
         axis.text(0, i, f"  {name}: {middle:.1f} ms{share}", va="center")
-    axis.set(yticks=[], xlabel="ms", title=f"The whole step, {rows[0]['task']['elements']:,} elements:\nunscale, clip, "
+    axis.set(yticks=[], xlabel="ms, with quartiles", title=f"The whole step, {rows[0]['task']['elements']:,} elements:\nunscale, clip, "
              "AdamW, average, bfloat16 copy, zero the gradient")  # fmt: skip
     axis.grid(alpha=0.3, axis="x")
     return True

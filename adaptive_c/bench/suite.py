@@ -66,6 +66,9 @@ def settings(file: str | None, quick: bool, groups: Sequence[str], rounds: int |
         if unknown := [name for name in given if name not in asdict(chosen)]:
             raise ValueError(f"{file}: {unknown[0]!r} is no setting; there are {', '.join(asdict(chosen))}")
         lists: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
+        for name, value in lists.items():
+            if not _fits(value, getattr(chosen, name)):
+                raise ValueError(f"{file}: {name} must be like {getattr(chosen, name)!r}, got {value!r}")
         chosen = replace(chosen, **lists)
     if groups:
         chosen = replace(chosen, groups=tuple(groups))
@@ -81,7 +84,16 @@ def settings(file: str | None, quick: bool, groups: Sequence[str], rounds: int |
         raise ValueError(f"rounds must be in 5 .. 1000, got {chosen.rounds}: fewer tell nothing about the noise")
     if not min(chosen.large, *chosen.sizes, 1 << 60) >= 64:
         raise ValueError("sizes are 64 elements or more")
+    if not 0 < chosen.seconds < 10:
+        raise ValueError(f"seconds must be in (0, 10), got {chosen.seconds}")
     return chosen
+
+
+def _fits(value: Any, like: Any) -> bool:
+    """Is a value from a TOML file of the type of a setting?  A whole number will do for any number."""
+    if isinstance(like, tuple):
+        return isinstance(value, tuple) and all(_fits(x, like[0]) for x in value)
+    return type(value) is type(like) or (isinstance(like, float) and type(value) is int)
 
 
 FAST = (OURS, "torch fused", "DeepSpeed CPUAdam", "numba by hand", "NumPy in place")
