@@ -2,7 +2,7 @@
 #
 # Every array is read, or read and written, or only written, once, 64 elements of one after 64 of another: as finely
 # interleaved as in a loop that does it all at once, and as fast, but for any number of arrays of any types.  What is
-# updated becomes what was there (the key is 0, which no compiler knows), so that a step can be timed on the same arrays.
+# updated becomes what was there (the key is 0, which no compiler knows): a step can be timed on the same arrays.
 
 cdef enum Traffic:
     READ, UPDATE, WRITE
