@@ -210,8 +210,9 @@ def whole_step(axis: Any, results: dict[str, Any]) -> bool:
                   color={"ceiling": "0.7", OURS: "C0"}.get(name, "C1"))  # fmt: skip
         share = "" if (found := ratio(facts.get("times_ours"))) == NOTHING else f", {found}"
         axis.text(0, i, f"  {name}: {middle:.1f} ms{share}", va="center")
-    axis.set(yticks=[], xlabel="ms, with quartiles", title=f"The whole step, {rows[0]['task']['elements']:,} elements:\nunscale, clip, "
-             "AdamW, average, bfloat16 copy, zero the gradient")  # fmt: skip
+    axis.set(yticks=[], xlabel="ms, with quartiles",
+             title=f"The whole step, {rows[0]['task']['elements']:,} elements:\n"
+             "unscale, clip, AdamW, average, bfloat16 copy, zero the gradient")  # fmt: skip
     axis.grid(alpha=0.3, axis="x")
     return True
 
