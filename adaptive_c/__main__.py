@@ -16,7 +16,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     bench.add_argument("groups", nargs="*", metavar="ROWS", help="sizes, rules, float64, whole, formats, lists, "
                        "threads, import, memory; all of them unless named")  # fmt: skip
     bench.add_argument(
-        "--quick", action="store_true", help="smaller arrays and fewer rounds: half a minute, four with all peers"
+        "--quick", action="store_true", help="smaller arrays and fewer rounds: under a minute, four with all peers"
     )
     bench.add_argument(
         "--rounds", type=int, metavar="N", help="how often each contender has its turn, 5 or more (21; quick: 7)"

@@ -3,8 +3,9 @@
 # A group's arrays, concatenated in order, are its parameter space 0 .. n-1.  It is cut into chunks at multiples of
 # CHUNK, never at array starts; a chunk is one segment of each array that reaches into it.  Each state quantity is one
 # allocation in this order.  Chunks of all groups are numbered through, so that one `prange` covers a whole step.  A
-# plain step, which hands nothing from stage to stage, takes an array's neighbouring chunks as one long segment.  Narrow
-# numbers pass block by block: of 8-bit state, a block shares a scale.
+# plain step, which hands nothing from stage to stage, takes an array's neighbouring chunks as one long segment.  Where
+# stages run, TILE elements pass through all of them; narrow numbers pass block by block: of 8-bit state, a block shares
+# a scale.
 
 cdef extern from *:
     """
