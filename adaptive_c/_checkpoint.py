@@ -8,6 +8,7 @@ it would be with zeros for the CRC: in safetensors the last tensor, in .npz the 
 package is not used: it reads whole tensors, or maps the file into memory, where a checkpoint is to be read by pieces.
 """
 
+import errno
 import json
 import os
 import re
@@ -19,7 +20,7 @@ import threading
 import zipfile
 import zlib
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
@@ -49,6 +50,31 @@ _CODES = {
 _DTYPES = {code: np.dtype("uint16" if kind == "bfloat16" else kind) for kind, code in _CODES.items()}
 
 
+class _Beside:
+    """One call after the other, in a thread beside this one; in this one where none can be had, as at exit."""
+
+    def __init__(self) -> None:
+        self._pool: ThreadPoolExecutor | None = ThreadPoolExecutor(1)
+
+    def __enter__(self) -> "_Beside":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._pool is not None:
+            self._pool.shutdown()
+
+    def call(self, f: Callable[..., Any], *args: Any) -> "Future[Any]":
+        if self._pool is not None:
+            try:
+                return self._pool.submit(f, *args)
+            except RuntimeError:
+                self._pool.shutdown()  # once the calls before this one are through
+                self._pool = None
+        done: Future[Any] = Future()
+        done.set_result(f(*args))
+        return done
+
+
 class Entry(NamedTuple):
     """An array that is to be written: what its elements are, and the flat arrays that it is made of."""
 
@@ -75,14 +101,14 @@ class Stored(NamedTuple):
     def read(self, start: int, out: Array) -> None:
         """Elements start .. start+out.size-1 into a flat array of the same dtype."""
         raw, at = out.view("uint8"), self.offset + start * self.dtype.itemsize
-        parts = range(0, raw.size, 8 * _PIECE)
-        if len(parts) < 2:
+        if raw.size < 8 * _PIECE:
             self._read(raw, at)
             return
-        with ThreadPoolExecutor(
-            2
-        ) as pool:  # the pages are in the cache by now: one thread copies slower than memory is
-            list(pool.map(lambda i: self._read(raw[i : i + parts.step], at + i), parts))
+        half = raw.size // 2
+        with _Beside() as beside:  # the pages are in the cache by now: one thread copies slower than memory is
+            rest = beside.call(self._read, raw[half:], at + half)
+            self._read(raw[:half], at)
+            rest.result()
 
     def _read(self, raw: Array, at: int) -> None:
         view = raw.data if raw.size else b""
@@ -100,8 +126,8 @@ class Stored(NamedTuple):
 class _Stream:
     """A file that is written from start to end, with the CRC-32 of what was written, taken in a thread beside it."""
 
-    def __init__(self, fd: int, pool: ThreadPoolExecutor) -> None:
-        self._fd, self._pool = fd, pool
+    def __init__(self, fd: int, beside: _Beside) -> None:
+        self._fd, self._beside = fd, beside
         self._sums: deque[Future[None]] = deque()
         self._crc = self._pushed = self.size = 0
 
@@ -109,7 +135,7 @@ class _Stream:
         whole = memoryview(data)
         for i in range(0, len(whole), _PIECE):
             piece = whole[i : i + _PIECE]
-            self._sums.append(self._pool.submit(self._sum, piece))
+            self._sums.append(self._beside.call(self._sum, piece))
             while len(piece):
                 n = os.write(self._fd, piece)
                 piece, self.size = piece[n:], self.size + n
@@ -215,31 +241,50 @@ def write(path: Any, head: Mapping[str, Any], arrays: Mapping[str, Entry], forma
         raise FileNotFoundError(f"there is no folder {folder} to save in; make it first")
     if os.path.exists(path) and not stat.S_ISREG(os.stat(path).st_mode):
         raise ValueError(f"{path} is there and no plain file; give another path")
-    text = json.dumps(head)
+    text = json.dumps(head, allow_nan=False)
     arrays = dict(sorted(arrays.items(), key=lambda item: -item[1].dtype.itemsize))  # so that all are aligned
     _remove_leftovers(folder)
     fd, temporary = _create_temporary(folder)
+    old = None
     try:
-        with ThreadPoolExecutor(1) as pool:
-            stream = _Stream(fd, pool)
+        with _Beside() as beside:
+            stream = _Stream(fd, beside)
             (_write_npz if format == "npz" else _write_safetensors)(stream, text, arrays)
         os.pwrite(fd, _END % stream.crc(), stream.size - _END_SIZE)
+        with suppress(OSError):  # there is none yet, or no permissions
+            os.fchmod(fd, stat.S_IMODE(os.stat(path).st_mode))
+            old = os.open(path, os.O_RDONLY)
         os.fsync(fd)
-        old = os.open(path, os.O_RDONLY) if os.path.exists(path) else None
         os.replace(temporary, path)
-        if old is not None:  # to free what it held takes the system a while
-            threading.Thread(target=os.close, args=(old,), daemon=True).start()
+        _sync_folder(folder)
     except BaseException:
         with suppress(OSError):
             os.unlink(temporary)
         raise
     finally:
         os.close(fd)
-    folder_fd = os.open(folder, os.O_RDONLY)  # the rename, too, is to survive a power cut
+        if old is not None:
+            _close_later(old)
+
+
+def _close_later(fd: int) -> None:
+    """Of a file that has no name any more: to free what it held takes the system a while."""
     try:
-        os.fsync(folder_fd)
+        threading.Thread(target=os.close, args=(fd,), daemon=True).start()
+    except RuntimeError:  # at exit there are no new threads
+        os.close(fd)
+
+
+def _sync_folder(folder: str) -> None:
+    """The rename, too, is to survive a power cut; some file systems don't know how."""
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
     finally:
-        os.close(folder_fd)
+        os.close(fd)
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------
@@ -251,15 +296,15 @@ def _checksum(file: Any, size: int) -> int:
     crc = at = 0
     if hasattr(os, "posix_fadvise"):
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
-    with ThreadPoolExecutor(1) as pool:
-        before = pool.submit(zlib.crc32, b"")
+    with _Beside() as beside:
+        before = beside.call(zlib.crc32, b"")
         while at < size - _END_SIZE:  # one buffer is filled while the other is summed up
             buffers.reverse()
             n = os.preadv(file.fileno(), [buffers[0][: min(_PIECE, size - _END_SIZE - at)]], at)
             crc = before.result()
             if n == 0:
                 break
-            before = pool.submit(zlib.crc32, buffers[0][:n], crc)
+            before = beside.call(zlib.crc32, buffers[0][:n], crc)
             at += n
         crc = before.result()
     return zlib.crc32(_END % 0, crc)

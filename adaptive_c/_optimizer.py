@@ -105,7 +105,7 @@ class ParamGroup(MutableMapping[str, Any]):
         """Check copy_to and hand it to the plan."""
         copies, kind = [], ""
         name = f"{self._where}['copy_to']" if "[" in self._where else "copy_to"
-        for param, copy, label in self._match(self._options["copy_to"], name):
+        for param, copy, label in self._match(self._numbers["copy_to"], name):
             kind_here = "bfloat16" if self._is_bfloat16(copy) else copy.dtype.name
             if kind_here not in ("float32", "bfloat16", "float16") or (kind and kind_here != kind):
                 hint = "; say uint16_as='bfloat16' if that is what it holds" if copy.dtype == np.uint16 else ""
@@ -147,25 +147,31 @@ class ParamGroup(MutableMapping[str, Any]):
     def __getitem__(self, name: str) -> Any:
         if name == "params":
             return self.arrange(list(self._arrays))
-        return (self._options if name in self._schedules else self._numbers)[name]
+        if name in self._schedules:
+            followed = {name: self._schedules[name]}
+            return numbers_at(followed, self._plan.t, f"param_groups[{self._index}]: ")[name]
+        return self._numbers[name]
 
     def __setitem__(self, name: str, value: Any) -> None:
         if name == "params":
             raise TypeError("params is read-only: an optimizer is bound to its arrays; construct a new one")
         if name not in self._numbers:
             raise KeyError(f"{name!r} is not an option of {self._cls.__name__}; it has {', '.join(self._numbers)}")
-        self._assign({**self._numbers, **self._schedules, name: value}, f"param_groups[{self._index}]: ")
-
-    def _assign(self, options: dict[str, Any], where: str) -> None:
-        """Check and take over all options, numbers or schedules."""
         t = self._plan.t
-        self._take(self._checked(options, t, where), t)
+        where = f"param_groups[{self._index}]: "
+        self._take(self._checked({**self._numbers, **self._schedules, name: value}, t, where, only=name), -1)
 
-    def _checked(self, options: dict[str, Any], t: int, where: str) -> Any:
-        """What `_take` takes over: the options as numbers after t steps, their schedules, and bounds for the plan."""
+    def _checked(self, options: dict[str, Any], t: int, where: str, only: str | None = None) -> Any:
+        """What `_take` takes over: the options as numbers after t steps, their schedules, and bounds for the plan.
+
+        only: the schedules of the other options keep their last number, until a step follows them: of several that are
+        out of range, each can be mended by itself.
+        """
         dtype = self._plan.dtype(self._index)
         schedules = schedules_in(options, self._cls, where)
-        options = check_options({**options, **numbers_at(schedules, t, where)}, np.dtype(self._computed), where)
+        followed = {name: schedule for name, schedule in schedules.items() if only in (None, name)}
+        numbers = {**{name: self._numbers[name] for name in schedules}, **numbers_at(followed, t, where)}
+        options = check_options({**options, **numbers}, np.dtype(self._computed), where)
         if self._slots:
             self._check_changes(options, schedules, where)
         else:
@@ -178,6 +184,7 @@ class ParamGroup(MutableMapping[str, Any]):
         return options, schedules, bounds
 
     def _take(self, checked: Any, t: int) -> None:
+        """t: the count of steps that all of the numbers belong to, -1 for none."""
         options, schedules, bounds = checked
         self._plan.assign(self._index, {**self._cls._fixed, **options}, bounds)
         self._numbers, self._schedules, self._followed = options, schedules, t
@@ -248,7 +255,11 @@ class ParamGroup(MutableMapping[str, Any]):
         return 1 + len(self._numbers)
 
     def __repr__(self) -> str:
-        return f"{{'params': <{len(self._arrays)} arrays>, {repr(self._options)[1:]}"
+        try:
+            options = self._options
+        except Exception:  # the schedule's, which a step will raise
+            options = {**self._numbers, **self._schedules}
+        return f"{{'params': <{len(self._arrays)} arrays>, {repr(options)[1:]}"
 
 
 class State(Mapping[str, Any]):
@@ -369,7 +380,8 @@ class Optimizer:
         skipped_steps, "raise" names the first such element; either leaves parameters, state, average, copies and counts
         as they were.  A skipped step still zeroes the gradients if zero_grad asks for it.
     zero_grad : bool
-        Zero the gradient behind the sweep.  Gradients must be writable then, and share no memory.
+        Zero the gradient behind the sweep, in the place of a call of torch's zero_grad().  Gradients must be writable
+        then, and share no memory.
     keep_undo : bool
         Before each step keep what it overwrites, for `rollback`: as much memory again as parameters, state, averages
         and copies take, and one more pass that copies them.
@@ -432,6 +444,9 @@ class Optimizer:
     _rule: ClassVar[str]
     _slots: ClassVar[tuple[str, ...]] = ()
     _fixed: ClassVar[Mapping[str, Any]] = MappingProxyType({})  # options that the class settles
+    _plan: Any  # of these groups; a new one with each that is added
+    _groups: tuple[ParamGroup, ...]
+    _scaler: LossScaler | None
 
     max_grad_norm = _Setting()
     max_grad_value = _Setting()
@@ -479,37 +494,43 @@ class Optimizer:
         self._structured = isinstance(params, (list, tuple)) and any(isinstance(item, dict) for item in params)
         if isinstance(params, dict) and "params" in params and not isinstance(params["params"], np.ndarray):
             raise ValueError("params looks like one group dict; groups come in a list: [{'params': ...}]")
-        self._groups: tuple[ParamGroup, ...] = ()
+        self._groups = ()
         self._uint16_as = uint16_as
-        new = [
-            self._group(i, spec, options) for i, spec in enumerate(params if self._structured else [{"params": params}])
-        ]
-        self._new_plan(new)
+        if self._structured:
+            new = [self._group(f"params[{i}]", i, spec, options) for i, spec in enumerate(params)]
+        else:
+            new = [self._group("params", 0, {"params": params}, options)]
         self._settings = check_settings(settings)
-        self._plan.configure(self._settings)
-        self._scaler = LossScaler(self._plan) if self._settings["loss_scale"] == "dynamic" else None
-        self.n_threads = n_threads
-        self._bind(new, flag("keep_undo", keep_undo))
+        plan = self._new_plan(new, structured=self._structured)
+        plan.configure(self._settings)
+        plan.n_threads = checked_threads(n_threads)
+        self._bind(plan, new, flag("keep_undo", keep_undo))
+        self._begin(plan, new)
 
-    def _new_plan(self, new: list[ParamGroup]) -> None:
+    def _new_plan(self, new: list[ParamGroup], *, structured: bool) -> Any:
         """A plan over the groups there are and new ones."""
-        groups = (*self._groups, *new)
-        self._plan = core.Plan(
-            self._rule, [(g._keys, g._arrays) for g in groups], self._structured, self._uint16_as == "bfloat16"
-        )
+        arrays = [(group._keys, group._arrays) for group in (*self._groups, *new)]
+        return core.Plan(self._rule, arrays, structured, self._uint16_as == "bfloat16")
 
-    def _bind(self, new: list[ParamGroup], keep_undo: bool) -> None:
-        """Check the options of new groups, give them their state, and begin."""
-        first = len(self._groups)
+    def _bind(self, plan: Any, new: list[ParamGroup], keep_undo: bool) -> None:
+        """Check the options of new groups and give them their state."""
         for group in new:
-            group._plan, group._uint16_as = self._plan, self._uint16_as
-            group._assign(group._numbers, f"{group._where}: " if self._structured else "")
-        for i, group in enumerate(new, first):
-            self._allocate(i, group)
+            group._plan, group._uint16_as = plan, self._uint16_as
+            where = f"{group._where}: " if "[" in group._where else ""
+            group._take(group._checked(group._numbers, plan.t, where), plan.t)
+        for group in new:
+            self._allocate(plan, group)
             if keep_undo:
-                self._plan.keep_undo(i)
-        self._groups = (*self._groups, *new)
-        self._plan.start(first)
+                plan.keep_undo(group._index)
+
+    def _begin(self, plan: Any, new: list[ParamGroup]) -> None:
+        """The first write; then all that other threads could see of the new groups, at once."""
+        plan.start(len(self._groups))
+        for group in self._groups:
+            group._plan = plan
+        scaler = LossScaler(plan) if plan.dynamic else None
+        groups = (*self._groups, *new)
+        self.__dict__.update(_plan=plan, _groups=groups, _scaler=scaler, _structured=plan.structured)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group to those that are stepped, as torch has it.
@@ -532,32 +553,28 @@ class Optimizer:
         RuntimeError
             Inside ``averaged_parameters``, or where another thread is inside a step.
         """
-        before = {name: getattr(self, name) for name in ("_plan", "_groups", "_structured")}
         old = self._plan
-        if self.pending:
-            raise ValueError(
-                f"{self.pending} accumulated gradients are pending, which the new group has no part in; step() takes "
-                "their mean, discard() drops them"
-            )
-        if old.closed:
-            raise RuntimeError("no group can be added inside averaged_parameters()")
+        old.hold(True)
         try:
-            self._structured = True
-            group = self._group(len(self._groups), param_group, {**self._defaults, "copy_to": None})
-            self._new_plan([group])  # a plan binds its arrays once
-            self._plan.take_over(old)
-            self._plan.configure(self._settings)
-            self._bind([group], self._plan.keeps_undo)
+            if old.pending:
+                raise ValueError(
+                    f"{old.pending} accumulated gradients are pending, which the new group has no part in; step() "
+                    "takes their mean, discard() drops them"
+                )
+            index = len(self._groups)
+            defaults = {**self._defaults, "copy_to": None}
+            group = self._group(f"params[{index}]", index, param_group, defaults)
+            plan = self._new_plan([group], structured=True)  # a plan binds its arrays once
+            plan.take_over(old)
+            plan.configure(self._settings)
+            self._bind(plan, [group], plan.keeps_undo)
+            self._begin(plan, [group])
         except BaseException:
-            self.__dict__.update(before)
+            old.hold(False)
             raise
-        for other in before["_groups"]:
-            other._plan = self._plan
-        if self._scaler is not None:
-            self._scaler = LossScaler(self._plan)
+        # The old plan stays held: a thread that is about to call it would step without the new group.
 
-    def _group(self, index: int, spec: Any, defaults: dict[str, Any]) -> ParamGroup:
-        where = f"params[{index}]" if self._structured else "params"
+    def _group(self, where: str, index: int, spec: Any, defaults: dict[str, Any]) -> ParamGroup:
         if not isinstance(spec, dict) or "params" not in spec:
             got = f"the keys {', '.join(map(repr, spec))}" if isinstance(spec, dict) else f"a {type(spec).__name__}"
             raise ValueError(f"{where} must be a dict with 'params', as every group is; got {got}")
@@ -571,8 +588,8 @@ class Optimizer:
             )
         return ParamGroup(type(self), where, index, params, {**defaults, **options})
 
-    def _allocate(self, index: int, group: ParamGroup) -> None:
-        n = self._plan.size(index)
+    def _allocate(self, plan: Any, group: ParamGroup) -> None:
+        n = plan.size(group._index)
         kind = "native" if group["state_dtype"] in (None, "float32") else group["state_dtype"]
         dtype = {"native": group._computed, "bfloat16": "uint16", "uint8": "uint8"}[kind]
         names = group._state_names(group, group._schedules)
@@ -590,8 +607,8 @@ class Optimizer:
         if group["ema_decay"] is not None:
             group._ema = _zeros(n, group._computed, 5)
         slots = zip(group._slots, group._scales, strict=True)
-        self._plan.attach(
-            index,
+        plan.attach(
+            group._index,
             tuple((slot, scales) if scales is not None else slot for slot, scales in slots),
             kind,
             tuple(_CODINGS.get(name or "", "signed") for name in names),
@@ -659,6 +676,8 @@ class Optimizer:
             nobody reads; nothing has changed then.
         RuntimeError
             Where another thread is inside a step of this optimizer.
+        Exception
+            Whatever a schedule raises, such as OverflowError; nothing has changed then.
         """
         if loss_scale is None and metric is None:
             self._plan.step(grads)
@@ -758,14 +777,6 @@ class Optimizer:
         n: int = self._plan.pending
         return n
 
-    @property
-    def _pending(self) -> int:
-        return self.pending
-
-    @_pending.setter
-    def _pending(self, n: int) -> None:
-        self._plan.pending = n
-
     # --- checkpoints --------------------------------------------------------------------------------------------------
 
     def state_dict(self, *, format: str | None = None) -> dict[str, Any]:  # noqa: A002
@@ -836,7 +847,8 @@ class Optimizer:
         Raises
         ------
         OSError
-            Where the file can't be written; what was there before still is.
+            Where the file can't be written: what was there before still is.  Where at the end the folder can't be
+            synced: the new one is there, but may not survive a power cut.
         ValueError
             For an unknown format, or a path that is a folder or a device.
         RuntimeError
@@ -907,12 +919,15 @@ class Optimizer:
     def param_groups(self) -> tuple[ParamGroup, ...]:
         return self._groups
 
+    def __getattr__(self, name: str) -> Never:
+        raise AttributeError(
+            f"{type(self).__name__} has no attribute {name!r}; the options of its groups are read and assigned there: "
+            "opt.param_groups[0]['lr'] = 0.1"
+        )
+
     def __setattr__(self, name: str, value: Any) -> None:
         if not name.startswith("_") and not hasattr(type(self), name):
-            raise AttributeError(
-                f"{type(self).__name__} has no attribute {name!r} to assign; the options of its groups are assigned "
-                "there: opt.param_groups[0]['lr'] = 0.1"
-            )
+            self.__getattr__(name)
         super().__setattr__(name, value)
 
     @property

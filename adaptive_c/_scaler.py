@@ -5,10 +5,11 @@ from typing import Any
 
 import numpy as np
 
+from ._config import core
 from ._options import number, whole
 
-SMALLEST, LARGEST, INTERVAL = 2.0**-126, 2.0**126, 2000  # as in src/plan.pxi, which has the rule
-_scale = number(SMALLEST, LARGEST, open_high=False)
+_SMALLEST, _LARGEST, _INTERVAL = core.scale_limits()
+_scale = number(_SMALLEST, _LARGEST, open_high=False)
 
 
 class LossScaler:
@@ -37,6 +38,6 @@ def checked(state: Mapping[str, Any], where: str = "") -> tuple[float, int]:
     """Scale and growth_tracker of a state_dict."""
     scale = _scale(f"{where}loss_scale", state["scale"])
     tracker = whole(f"{where}growth_tracker", state["growth_tracker"])
-    if tracker >= INTERVAL:
-        raise ValueError(f"{where}growth_tracker must be in [0, {INTERVAL}), got {tracker}")
+    if tracker >= _INTERVAL:
+        raise ValueError(f"{where}growth_tracker must be in [0, {_INTERVAL}), got {tracker}")
     return float(np.float32(scale)), tracker  # PyTorch's scale is a float32

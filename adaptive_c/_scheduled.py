@@ -8,14 +8,15 @@ that nobody imports `schedules` who has none.
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ._options import CHECKS
+from ._options import CHECKS, _real
 
 Number = float | Callable[[int], float]
 Pair = tuple[Number, Number]
 
 # The others are switches, or what is stored and bound at construction.
-MOVABLE = {"lr", "weight_decay", "eps", "betas", "alpha", "rho", "momentum", "dampening", "lr_decay", "momentum_decay",
-           "etas", "step_sizes", "eta_plus", "eta_minus", "max_rate", "ema_decay"}  # fmt: skip
+_PAIRS = {"betas", "etas", "step_sizes"}
+MOVABLE = _PAIRS | {"lr", "weight_decay", "eps", "alpha", "rho", "momentum", "dampening", "lr_decay", "momentum_decay",
+                    "eta_plus", "eta_minus", "max_rate", "ema_decay"}  # fmt: skip
 
 
 def moves(value: Any) -> bool:
@@ -28,6 +29,9 @@ def schedules_in(options: Mapping[str, Any], cls: Any, where: str) -> dict[str, 
     found = {}
     for name, value in options.items():
         pair = isinstance(value, (tuple, list)) and any(map(moves, value))
+        if name in MOVABLE - _PAIRS and isinstance(value, (str, type)):
+            raise TypeError(f"{where}{name} must be a number, or a schedule such as schedules.cosine(1e-3, 10_000); "
+                            f"got {value!r}")  # fmt: skip
         if not pair and not moves(value):
             continue
         if name not in MOVABLE:
@@ -36,7 +40,9 @@ def schedules_in(options: Mapping[str, Any], cls: Any, where: str) -> dict[str, 
         if name == "lr" and cls._rule in ("rprop", "supersab"):
             raise ValueError(f"{where}lr of {cls.__name__} is read at an array's first step only and can't follow a "
                              f"schedule, got {value!r}; give a number")  # fmt: skip
-        found[name] = tuple(value) if pair else value
+        if pair:
+            value = tuple(x if moves(x) else _real(f"{where}{name}[{i}]", x) for i, x in enumerate(value))
+        found[name] = value
     return found
 
 

@@ -5,7 +5,9 @@ of the group's parameter space, so that they fit every cut of it, and the counts
 it, the caller gives again: see docs/checkpoints.md.
 """
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,16 @@ from ._scheduled import moves
 
 VERSION = 1
 _COUNTS = {"step": "int64", "started": "uint8", "mu_product": "float64", "summed": "uint8"}
+
+
+@contextmanager
+def held(opt: Optimizer, *, writing: bool = False) -> Iterator[None]:
+    """No step meanwhile; writing: nothing else that changes the optimizer either, but from here."""
+    opt._plan.hold(True, writing)
+    try:
+        yield
+    finally:
+        opt._plan.hold(False)
 
 
 # --- describing ------------------------------------------------------------------------------------------------------
@@ -36,7 +48,7 @@ def _live(opt: Optimizer, group: ParamGroup, parameters: bool) -> dict[str, Entr
             found[name] = Entry("int8" if name == "prev" else narrow, [slot])
         if scales is not None:
             found[f"{name}_scale"] = Entry("float32", [scales])
-    sums = group._sums if opt._pending else None
+    sums = group._sums if opt.pending else None
     for name, array in (("master", group._master), ("ema", group._ema), ("sums", sums)):
         if array is not None:
             found[name] = Entry(array.dtype.name, [array])
@@ -46,13 +58,13 @@ def _live(opt: Optimizer, group: ParamGroup, parameters: bool) -> dict[str, Entr
 def _counts(opt: Optimizer, group: ParamGroup) -> dict[str, Array]:
     """The counts of each array of a group by name."""
     counts = {**group._per_array, "started": np.frombuffer(opt._plan.started(group._index), "uint8")}
-    return {**counts, "summed": group._summed} if opt._pending else counts
+    return {**counts, "summed": group._summed} if opt.pending else counts
 
 
 def _clear_leftovers(opt: Optimizer) -> None:
     """Where an array had no gradient since the last step its sums are of an earlier one, which nobody reads."""
     for group in opt._groups:
-        if opt._pending and group._sums is not None:
+        if opt.pending and group._sums is not None:
             stop = np.cumsum([array.size for array in group._arrays])
             for i in np.flatnonzero(group._summed == 0):
                 group._sums[stop[i] - group._arrays[i].size : stop[i]] = 0
@@ -69,17 +81,21 @@ def _described(schedule: Any) -> Any:
         return [_described(part) for part in schedule]
     if not moves(schedule):
         return schedule
+    from . import schedules
+
     try:
-        return schedule.to_dict()
-    except (AttributeError, TypeError):
+        return schedules.plain(schedule)
+    except TypeError:
         return None
 
 
 def _bounds(bounds: Any) -> Any:
+    """As JSON can hold them, which has no infinity: None is the same."""
     if bounds is None:
         return None
-    numeric = all(side is None or isinstance(side, (int, float, np.number)) for side in bounds)
-    return [None if side is None else float(side) for side in bounds] if numeric else "arrays"
+    if not all(side is None or isinstance(side, (int, float, np.number)) for side in bounds):
+        return "arrays"
+    return [None if side is None or math.isinf(side) else float(side) for side in bounds]
 
 
 def _options(group: ParamGroup) -> dict[str, Any]:
@@ -112,8 +128,8 @@ def _describe(opt: Optimizer) -> dict[str, Any]:
         "class": type(opt).__name__,
         "t": opt.t,
         "skipped_steps": opt.skipped_steps,
-        "grad_norm": opt.grad_norm,
-        "pending": opt._pending,
+        "grad_norm": opt.grad_norm if math.isfinite(opt.grad_norm) else str(opt.grad_norm),  # as JSON can hold it
+        "pending": opt.pending,
         "scaler": opt._scaler and opt._scaler.state_dict(),
         "settings": dict(opt._settings),
         "groups": [_group(opt, group) for group in opt._groups],
@@ -121,29 +137,25 @@ def _describe(opt: Optimizer) -> dict[str, Any]:
 
 
 def state_dict(opt: Optimizer) -> dict[str, Any]:
-    opt._plan.hold(True)
-    _clear_leftovers(opt)
-    opt._plan.hold(False)
-    found = _describe(opt)
-    for group, about in zip(opt._groups, found["groups"], strict=True):
-        arrays = {name: entry.pieces[0] for name, entry in _live(opt, group, False).items()}
-        about["arrays"] = {**arrays, **_counts(opt, group)}
+    with held(opt):
+        _clear_leftovers(opt)
+        found = _describe(opt)
+        for group, about in zip(opt._groups, found["groups"], strict=True):
+            arrays = {name: entry.pieces[0] for name, entry in _live(opt, group, False).items()}
+            about["arrays"] = {**arrays, **_counts(opt, group)}
     return found
 
 
 def save(opt: Optimizer, path: Any, format: str | None, parameters: bool) -> None:  # noqa: A002
     if format is not None and format not in _checkpoint.FORMATS:
         raise ValueError(f"format must be 'safetensors', 'npz' or None (what the path ends with), got {format!r}")
-    opt._plan.hold(True)
-    try:
+    with held(opt):
         _clear_leftovers(opt)
         arrays: dict[str, Entry] = {}
         for i, group in enumerate(opt._groups):
             counts = {name: Entry(_COUNTS[name], [array]) for name, array in _counts(opt, group).items()}
             arrays |= {f"{i}.{name}": entry for name, entry in {**_live(opt, group, parameters), **counts}.items()}
         _checkpoint.write(path, _describe(opt), arrays, format)
-    finally:
-        opt._plan.hold(False)
 
 
 # --- restoring -------------------------------------------------------------------------------------------------------
@@ -170,7 +182,8 @@ def load_state_dict(opt: Optimizer, d: Any) -> None:
                                     f"state_dict() gives it; got {type(array).__name__}")  # fmt: skip
             groups.append({**group, "arrays": {name: _Given(array) for name, array in arrays.items()}})
         d = {**d, "groups": groups}
-    _restore(opt, d, "state_dict", parameters=False)
+    with held(opt, writing=True):
+        _restore(opt, d, "state_dict", parameters=False)
 
 
 def load(opt: Optimizer, path: Any, parameters: bool) -> None:
@@ -181,7 +194,8 @@ def load(opt: Optimizer, path: Any, parameters: bool) -> None:
             group["arrays"] = {
                 name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)
             }
-        _restore(opt, head, where, parameters=parameters)
+        with held(opt, writing=True):
+            _restore(opt, head, where, parameters=parameters)
 
 
 def _get(d: Any, key: str, kind: Any, where: str) -> Any:
@@ -204,7 +218,7 @@ def _count(d: Any, key: str, where: str) -> int:
 
 
 def _restore(opt: Optimizer, d: Any, where: str, parameters: bool) -> None:
-    """Check everything, then write it."""
+    """Check everything and allocate what is needed, then write."""
     version = _get(d, "version", int, where)
     if _get(d, "format", str, where) != "adaptive_c" or not 1 <= version <= VERSION:
         raise ValueError(f"{where} has format {d['format']!r} {version}; this version reads 'adaptive_c' 1 to {VERSION}"
@@ -215,7 +229,9 @@ def _restore(opt: Optimizer, d: Any, where: str, parameters: bool) -> None:
     if len(groups) != len(opt._groups):
         raise ValueError(f"{where} has {len(groups)} parameter groups, this optimizer {len(opt._groups)}")
     t, skipped = _count(d, "t", where), _count(d, "skipped_steps", where)
-    grad_norm = float(_get(d, "grad_norm", (int, float), where))
+    grad_norm = _get(d, "grad_norm", (int, float, str), where)
+    if isinstance(grad_norm, str) and grad_norm not in ("nan", "inf"):
+        raise ValueError(f"{where}['grad_norm'] can't be {grad_norm!r}")
     pending = _count(d, "pending", where)
     scaler = _get(d, "scaler", (Mapping, type(None)), where)
     if (scaler is None) != (opt._scaler is None):
@@ -237,8 +253,9 @@ def _restore(opt: Optimizer, d: Any, where: str, parameters: bool) -> None:
         _check_group(opt, group, about, f"{where}: group {group._index}", parameters, t, pending)
         for group, about in zip(opt._groups, groups, strict=True)
     ]
-    opt._plan.hold(True)
-    opt._plan.hold(False)
+    for group in opt._groups if pending else ():
+        if group._sums is None:
+            opt._allocate_sums(group._index)
     # From here on nothing is refused but, before its first write, by the first line.
     opt._plan.configure(settings)
     opt._settings = settings
@@ -246,23 +263,16 @@ def _restore(opt: Optimizer, d: Any, where: str, parameters: bool) -> None:
     opt.discard()
     if scaler is not None and opt._scaler is not None:
         opt._scaler.load_state_dict(scaler)
-    for assign, _ in work:
-        assign()
-    opt._plan.hold(True)
-    try:
-        for _, write in work:
-            write()
-        opt._plan.t, opt._plan.skipped_steps, opt._plan.grad_norm = t, skipped, grad_norm
-        opt._pending = pending
-        opt._plan.write_copies()
-    finally:
-        opt._plan.hold(False)
+    for write in work:
+        write()
+    opt._plan.set_counts(t, skipped, float(grad_norm), pending)
+    opt._plan.write_copies()
 
 
 def _check_group(
     opt: Optimizer, group: ParamGroup, d: Any, where: str, parameters: bool, t: int, pending: int
-) -> tuple[Callable[[], None], Callable[[], None]]:
-    """Compare a description with a group; what to call for the options, and what for the arrays."""
+) -> Callable[[], None]:
+    """Compare a description with a group; what to call to take it over."""
     ours = _group(opt, group)
     for key in ("dtype", "state_dtype", "master", "rounding"):
         what = "parameters are" if key == "dtype" else f"{key} is"
@@ -284,9 +294,8 @@ def _check_group(
     checked = group._checked(_read_options(group, d, where), t, f"{where}: ")
 
     def write() -> None:
+        group._take(checked, t)
         if pending:
-            if group._sums is None:
-                opt._allocate_sums(group._index)
             arrays["sums"].read(0, group._sums)
             group._summed[:] = counts["summed"]
         for name, entry in live.items():
@@ -298,7 +307,7 @@ def _check_group(
             array[:] = counts[name]
         opt._plan.set_started(group._index, counts["started"].tobytes())
 
-    return lambda: group._take(checked, t), write
+    return write
 
 
 def _check_cut(sizes: list[int], names: Any, ours: dict[str, Any], where: str) -> None:

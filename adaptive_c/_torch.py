@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ._optimizer import _SHARED, Array, Optimizer, ParamGroup
+from ._state import held
 
 _CLASSES = ("SGD", "Adagrad", "RMSprop", "Adadelta", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "Rprop")
 # How PyTorch computes, what its schedulers leave behind, names that nothing reads, and the numbers of the tensors.
@@ -23,7 +24,7 @@ def _check_class(opt: Optimizer) -> None:
         raise ValueError(f"PyTorch has no {name}; it has {', '.join(_CLASSES)}")
     for group in opt._groups:
         for option, only in {**_ONLY, **({"eps_mode": "hat"} if name == "RAdam" else {})}.items():
-            if group._options.get(option, only) != only:
+            if group._numbers.get(option, only) != only:
                 raise ValueError(f"param_groups[{group._index}]: PyTorch's {name} has no {option}={group[option]!r}, "
                                  f"only {only!r}")  # fmt: skip
 
@@ -38,10 +39,13 @@ def _slots(opt: Optimizer, group: ParamGroup) -> list[str]:
 
 def state_dict(opt: Optimizer) -> dict[str, Any]:
     _check_class(opt)
-    opt._plan.hold(True)
-    opt._plan.hold(False)
     import torch
 
+    with held(opt):
+        return _state_dict(opt, torch)
+
+
+def _state_dict(opt: Optimizer, torch: Any) -> dict[str, Any]:
     # what this version of PyTorch wants to find in a group
     defaults = getattr(torch.optim, type(opt).__name__)([torch.zeros(1, requires_grad=True)]).param_groups[0]
     states: dict[int, dict[str, Any]] = {}
@@ -68,8 +72,13 @@ def state_dict(opt: Optimizer) -> dict[str, Any]:
 
 
 def load_state_dict(opt: Optimizer, d: Mapping[str, Any]) -> None:
-    """Check everything, then write it."""
     _check_class(opt)
+    with held(opt, writing=True):
+        _restore(opt, d)
+
+
+def _restore(opt: Optimizer, d: Mapping[str, Any]) -> None:
+    """Check everything, then write it."""
     groups, states = d["param_groups"], d.get("state")
     if not isinstance(groups, (list, tuple)) or not isinstance(states, Mapping):
         raise TypeError("state_dict must have a list 'param_groups' and a dict 'state', as PyTorch's optimizers do")
@@ -85,20 +94,13 @@ def load_state_dict(opt: Optimizer, d: Mapping[str, Any]) -> None:
         group._checked({**options, **group._schedules}, t, f"state_dict['param_groups'][{group._index}]: ")
         for group, (options, _, _) in zip(opt._groups, work, strict=True)
     ]
-    opt._plan.hold(True)
-    opt._plan.hold(False)
     opt._plan.forget_undo()
     opt.discard()
-    for group, found in zip(opt._groups, checked, strict=True):
+    opt._plan.start()  # master copies and averages, which the dict does not have, begin as the parameters
+    for group, found, (_, write, _) in zip(opt._groups, checked, work, strict=True):
         group._take(found, t)
-    opt._plan.hold(True)
-    try:
-        for _, write, _ in work:
-            write()
-        opt._plan.t = t
-        opt._plan.write_copies()
-    finally:
-        opt._plan.hold(False)
+        write()
+    opt._plan.set_counts(t, opt.skipped_steps, opt.grad_norm, 0)
 
 
 def _check_group(

@@ -143,9 +143,11 @@ class Schedule:
         Raises
         ------
         TypeError
-            Where a function of your own is part of it: a function can't be stored.
+            Where a function or a schedule class of your own is part of it: those can't be stored.
         """
-        return {"schedule": type(self).__name__, **{f.name: _plain(getattr(self, f.name)) for f in fields(self)}}
+        if type(self) not in _NAMED.values():
+            raise TypeError(f"{self!r} is no schedule of this module and can't be stored; give it again after loading")
+        return {"schedule": type(self).__name__, **{f.name: plain(getattr(self, f.name)) for f in fields(self)}}
 
     def plot(self, steps: int | None = None, ax: Any = None, **line: Any) -> Any:
         """Draw the values of the first `steps` steps, and return matplotlib's axes.
@@ -171,11 +173,12 @@ class Schedule:
         return ax
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """What `to_dict` has for an entry: of a schedule its dict, of a tuple a list."""
     if isinstance(value, Schedule):
-        return value.to_dict()
+        return Schedule.to_dict(value)
     if isinstance(value, tuple):
-        return [_plain(x) for x in value]
+        return [plain(x) for x in value]
     if callable(value):
         raise TypeError(f"{value!r} is no schedule of this module and can't be stored; give it again after loading")
     return value

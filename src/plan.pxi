@@ -3,6 +3,7 @@
 
 from cpython.bytearray cimport PyByteArray_AS_STRING
 from cpython.buffer cimport PyBUF_FULL_RO, PyBuffer_IsContiguous, PyBuffer_Release, PyObject_GetBuffer
+from cpython.pythread cimport PyThread_get_thread_ident
 from libc.stdlib cimport calloc, free
 from libc.math cimport NAN, fabs, isinf
 from libc.string cimport memcmp, memcpy
@@ -134,6 +135,12 @@ cdef enum:
 cdef double FIRST_SCALE = 65536, SMALLEST_SCALE = 2.0 ** -126, LARGEST_SCALE = 2.0 ** 126
 cdef double SMALLEST_NORMAL = 2.0 ** -126  # of float32
 
+
+def scale_limits():
+    """Of a dynamic loss scale: the smallest, the largest, and the clean steps behind which it grows."""
+    return SMALLEST_SCALE, LARGEST_SCALE, GROWTH_INTERVAL
+
+
 cdef struct Counts:  # all that a step counts, beside each array's own
     long long t, skipped_steps, growth_tracker
     double loss_scale, grad_norm
@@ -155,20 +162,21 @@ cdef class Plan:
     cdef list owners             # the same with whose it is: (low, high, group, array or -1 for state)
     cdef list keys, keep
     cdef dict bounds             # of each group: held while the sweep may read them
-    cdef bint structured
-    cdef bint busy
+    cdef readonly bint structured
+    cdef bint busy               # in a step, or held
+    cdef long writer             # the thread that holds it to write a state, 0 where none does
     cdef uint64_t apart          # a hash of gradient buffers that were found not to overlap
     cdef double max_grad_norm
     cdef readonly double loss_scale
     cdef OnNonfinite on_nonfinite
     cdef public int n_threads    # 0: not chosen
-    cdef public double grad_norm  # of the last step, unscaled and unclipped; NaN if none was taken
-    cdef public long long skipped_steps
+    cdef readonly double grad_norm  # of the last step, unscaled and unclipped; NaN if none was taken
+    cdef readonly long long skipped_steps
     cdef bint uint16_is_bfloat16
     cdef readonly bint closed      # averaged parameters are in place: no step now
     cdef list aside                # narrow parameters as they were, while their averages are in place
-    cdef public long long t      # applied steps
-    cdef public long long pending  # calls of accumulate since the last step
+    cdef readonly long long t      # applied steps
+    cdef readonly long long pending  # calls of accumulate since the last step
     cdef readonly bint dynamic     # the loss scale is
     cdef readonly long long growth_tracker  # clean steps since the loss scale last changed
     cdef bint zero_grad
@@ -301,8 +309,7 @@ cdef class Plan:
         group.copy_format = FORMATS[kind]
 
     def take_over(self, Plan old):
-        """Go on where another plan is, whose groups are the first of this one: its state, options and counts."""
-        old.refuse_while_stepping()
+        """Go on where another plan is, held, whose groups are the first of this one: its state, options and counts."""
         memcpy(self.space.groups, old.space.groups, old.space.n_groups * sizeof(Group))
         memcpy(self.space.arrays, old.space.arrays, old.space.n_arrays * sizeof(Array))
         self.keep += old.keep
@@ -381,7 +388,7 @@ cdef class Plan:
         """Take over the options of the optimizer as a whole, already checked."""
         cdef Py_ssize_t i
         cdef double limit = settings["max_grad_value"] or 0
-        self.refuse_while_stepping()
+        self.refuse_change()
         if settings["flush_denormals"] and not CAN_FLUSH:
             raise ValueError("flush_denormals=True is not supported on this processor")
         for i in range(self.space.n_groups):
@@ -432,7 +439,7 @@ cdef class Plan:
         """
         cdef Group* group = self.space.groups + index
         cdef Options o = as_options(options)
-        self.refuse_while_stepping()
+        self.refuse_change()
         group.options = o
         group.ema_decay = options.get("ema_decay") or 0
         if bounds is None:
@@ -471,13 +478,26 @@ cdef class Plan:
 
     # --- checkpoints ---------------------------------------------------------------------------------------------
 
-    def hold(self, bint holding):
-        """While the state is read or written from outside there is no step, and no start of another such reading."""
+    def hold(self, bint holding, bint writing=False):
+        """While the state is read or written from outside there is no step, and no start of another such reading.
+
+        writing: this thread, and no other, may go on to assign, discard and configure.
+        """
         if holding:
             self.refuse_while_stepping()
             if self.closed:
                 raise RuntimeError("not inside averaged_parameters(): the parameters are their average there")
         self.busy = holding
+        self.writer = PyThread_get_thread_ident() if writing else 0
+
+    def set_counts(self, long long t, long long skipped_steps, double grad_norm, long long pending):
+        """Take over what a restored run has counted; with pending calls of accumulate their sums are attached."""
+        cdef Py_ssize_t i
+        self.refuse_change()
+        for i in range(self.space.n_groups if pending else 0):
+            if self.space.groups[i].sums == NULL:
+                raise RuntimeError("there are no sums")
+        self.t, self.skipped_steps, self.grad_norm, self.pending = t, skipped_steps, grad_norm, pending
 
     def started(self, Py_ssize_t index):
         """For each array of a group, whether a step has written its state, as bytes of 0 and 1."""
@@ -538,9 +558,9 @@ cdef class Plan:
         if group != -1 or lo != 0 or hi != -1:
             if self.space.zero_grad and (self.max_grad_norm or self.on_nonfinite != IGNORE):
                 raise ValueError("a range can't be stepped with zero_grad and a norm or check, which need all of them")
-            if self.keeps_undo:
-                raise ValueError("a range can't be stepped with keep_undo=True, which undoes whole steps")
             first, last = self.chunks(group, lo, hi)
+        if self.keeps_undo and (last - first < self.space.n_chunks or not count):
+            raise ValueError("a range can't be stepped with keep_undo=True, which undoes whole steps")
         self.busy = True
         try:
             work = self.acquire_sums() if summed else self.acquire(grads)
@@ -852,7 +872,7 @@ cdef class Plan:
 
     def discard(self):
         """Forget the sums."""
-        self.refuse_while_stepping()
+        self.refuse_change()
         self.drop_sums()
 
     cdef int refuse_sums(self, bint summed) except -1:
@@ -891,7 +911,7 @@ cdef class Plan:
 
     def set_scale(self, double scale, long long growth_tracker):
         """Set the dynamic loss scale, already checked, and the clean steps since its last change."""
-        self.refuse_while_stepping()
+        self.refuse_change()
         self.loss_scale, self.growth_tracker = scale, growth_tracker
 
     cdef int rescale(self, bint clean) noexcept:
@@ -1031,6 +1051,9 @@ cdef class Plan:
                                "child: was, when the process forked); guard it with a lock, or give each thread an "
                                "optimizer of its own")
         return 0
+
+    cdef int refuse_change(self) except -1:
+        return 0 if self.writer and self.writer == PyThread_get_thread_ident() else self.refuse_while_stepping()
 
     cdef str place(self, Py_ssize_t group, bint grad):
         if self.structured:

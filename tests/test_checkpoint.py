@@ -10,6 +10,7 @@ import stat
 import struct
 import subprocess
 import sys
+import threading
 import time
 import zipfile
 from pathlib import Path
@@ -880,6 +881,200 @@ def test_a_step_meets_no_checkpoint_half_written(tmp_path, monkeypatch):
     )
     opt.load(tmp_path / "a")
     assert len(refused) == 3  # while it was written, and while each of two states was read
+
+
+@pytest.mark.parametrize("way", ["dict", "torch", *FORMATS])
+def test_a_load_is_one_change_to_other_threads(way, tmp_path, monkeypatch):
+    """Another thread can change nothing between its parts."""
+    options = {"loss_scale": "dynamic", "keep_undo": True}
+    opt, other = make(**options), make(seed=1, steps=1, **options)
+    if way == "torch":
+        pytest.importorskip("torch")
+    saved = copy.deepcopy(opt.state_dict(format="torch" if way == "torch" else None))
+    if way in FORMATS:
+        opt.save(tmp_path / "a", format=way)
+    group, seen = other.param_groups[0], []
+
+    def other_thread():
+        calls = [
+            lambda: other.step([np.ones((3, 4), "f4"), None, None]),
+            lambda: other.accumulate([np.ones((3, 4), "f4"), None, None]),
+            lambda: group.update(lr=0.25),
+            lambda: setattr(other, "loss_scale", 2.0),
+            lambda: setattr(other, "max_grad_norm", 2.0),
+            lambda: setattr(other, "t", 17),
+            lambda: other.add_param_group({"params": np.ones(4, "f4")}),
+            other.discard,
+            other.rollback,
+            other.state_dict,
+        ]
+        for call in calls:
+            with pytest.raises(RuntimeError, match="another thread is inside step"):
+                call()
+        seen.append(True)
+
+    take = ac._optimizer.ParamGroup._take
+
+    def taken(*args):
+        if threading.current_thread() is not threading.main_thread():
+            return take(*args)
+        for when in (lambda: take(*args), lambda: None):  # before and behind
+            thread = threading.Thread(target=other_thread)
+            thread.start()
+            thread.join()
+            when()
+        return None
+
+    monkeypatch.setattr(ac._optimizer.ParamGroup, "_take", taken)
+    if way in FORMATS:
+        other.load(tmp_path / "a")
+    else:
+        other.load_state_dict(saved)
+    monkeypatch.undo()
+    assert seen == [True, True]
+    assert other.t == 3
+    group["lr"] = 0.5  # and nothing is held
+    assert other.max_grad_norm is None
+    other.step([np.ones((3, 4), "f4"), None, None])
+
+
+def test_sums_are_allocated_before_anything_changes(monkeypatch):
+    opt, other = make(lr=0.5), make(seed=1, steps=1)
+    opt.accumulate([np.ones((3, 4), "f4"), None, None])
+    before = everything(other)
+
+    def no_memory(index):
+        raise MemoryError
+
+    monkeypatch.setattr(other, "_allocate_sums", no_memory)
+    with pytest.raises(MemoryError):
+        other.load_state_dict(opt.state_dict())
+    monkeypatch.undo()
+    assert_same(before, everything(other))
+    other.load_state_dict(opt.state_dict())
+    assert_same(opt.state_dict(), other.state_dict())
+
+
+def test_the_json_is_strict(tmp_path):
+    def refuse(name):
+        raise AssertionError(name)
+
+    opt = make(max_grad_norm=1.0, steps=0, bounds=(-np.inf, 5), betas=(ac.schedules.constant(0.5), np.float32(0.75)))
+    for grad in (None, np.inf, np.nan, 1.0):
+        if grad is not None:
+            with np.errstate(all="ignore"):
+                opt.on_nonfinite = "skip"
+                opt.step([np.full((3, 4), grad, "f4"), None, None])
+        for kind in FORMATS:
+            opt.save(tmp_path / "a", format=kind)
+            with _checkpoint.reading(tmp_path / "a") as (head, _):
+                json.loads(json.dumps(head), parse_constant=refuse)
+            other = make(seed=1, max_grad_norm=3.0)
+            other.load(tmp_path / "a")
+            np.testing.assert_equal(other.grad_norm, opt.grad_norm)
+            assert other.param_groups[0]["bounds"] == (None, 5.0)
+            assert other.param_groups[0]["betas"] == (0.5, 0.75)
+    assert opt.grad_norm == np.sqrt(np.float64(12))
+    d = opt.state_dict()
+    d["grad_norm"] = "-inf"
+    with pytest.raises(ValueError, match=r"state_dict\['grad_norm'\] can't be '-inf'"):
+        opt.load_state_dict(d)
+
+
+def test_the_permissions_of_a_file_stay(tmp_path):
+    opt = make()
+    opt.save(tmp_path / "a")
+    umask = os.umask(0)
+    os.umask(umask)
+    assert stat.S_IMODE(os.stat(tmp_path / "a").st_mode) == 0o666 & ~umask
+    for mode in (0o640, 0o600, 0o604):
+        os.chmod(tmp_path / "a", mode)
+        opt.save(tmp_path / "a")
+        assert stat.S_IMODE(os.stat(tmp_path / "a").st_mode) == mode
+
+
+@pytest.mark.parametrize(("number", "fails"), [(22, False), (95, False), (5, True)])
+def test_a_folder_that_can_not_be_synced(number, fails, tmp_path, monkeypatch):
+    """Some file systems can't; an error of the disk is told, though the new file is there by then."""
+    opt = make()
+    opt.save(tmp_path / "a")
+    opt.step([np.ones((3, 4), "f4"), None, None])
+    fsync = os.fsync
+
+    def failing(fd):
+        if stat.S_ISDIR(os.fstat(fd).st_mode):
+            raise OSError(number, "not here")
+        fsync(fd)
+
+    monkeypatch.setattr(_checkpoint.os, "fsync", failing)
+    if fails:
+        with pytest.raises(OSError, match="not here"):
+            opt.save(tmp_path / "a")
+    else:
+        opt.save(tmp_path / "a")
+    monkeypatch.undo()
+    other = make(steps=0)
+    other.load(tmp_path / "a")
+    assert other.t == 4
+    assert os.listdir(tmp_path) == ["a"]
+
+
+AT_THE_END = """
+import atexit, sys, threading, time
+import numpy as np
+import adaptive_c as ac
+from adaptive_c import _checkpoint
+
+_checkpoint._PIECE = 1 << 16  # many pieces
+p = np.ones(1 << 20, "f4")
+opt = ac.AdamW([p])
+opt.step([p * 2])
+
+def last(path):
+    opt.save(path)
+    opt.load(path)
+    opt.step([p * 2])
+    opt.save(path)
+
+def slow(path):
+    while threading.main_thread().is_alive():
+        time.sleep(0.01)
+    time.sleep(0.1)
+    last(path)
+
+if sys.argv[1] == "atexit":
+    atexit.register(last, sys.argv[2])
+else:
+    threading.Thread(target=slow, args=(sys.argv[2],)).start()
+"""
+
+
+@pytest.mark.parametrize("how", ["atexit", "thread"])
+@pytest.mark.parametrize("kind", FORMATS)
+def test_save_and_load_while_the_interpreter_ends(how, kind, tmp_path):
+    """There are no new threads then: a last save by atexit, or by a thread that outlives the main one."""
+    done = subprocess.run(
+        [sys.executable, "-c", AT_THE_END, how, tmp_path / f"a.{kind}"],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    other = ac.AdamW([np.zeros(1 << 20, "f4")])
+    other.load(tmp_path / f"a.{kind}")
+    assert other.t == 2
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_where_no_thread_can_be_started(kind, tmp_path, monkeypatch):
+    def refuse(self):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    monkeypatch.setattr(_checkpoint, "_PIECE", 1 << 10)
+    opt, other = make(shapes=((3, 4), (), (30000,))), make(seed=1, shapes=((3, 4), (), (30000,)))
+    opt.save(tmp_path / "a", format=kind)
+    opt.save(tmp_path / "a", format=kind)  # over the old one
+    other.load(tmp_path / "a")
+    assert_same(everything(opt), everything(other))
 
 
 # --- crashes and size ------------------------------------------------------------------------------------------------

@@ -187,6 +187,26 @@ def test_narrow_state(state_dtype):
         assert np.all(np.abs(x - exact) <= 2.0**-4 * scale)  # half a step of three bits of mantissa
 
 
+@pytest.mark.parametrize("kind", ["float16", "bfloat16", "float32"])
+def test_master_copies_and_averages_begin_anew(kind):
+    """PyTorch's dict has none, and those of the construction may be of other numbers."""
+    ml_dtypes = pytest.importorskip("ml_dtypes")
+    dtype = np.dtype(ml_dtypes.bfloat16 if kind == "bfloat16" else kind)
+    q = torch.tensor([1.0, -2.0, 3.0, 0.5], dtype=getattr(torch, kind), requires_grad=True)
+    other = torch.optim.AdamW([q])
+    q.grad = torch.ones_like(q)
+    other.step()
+    p, copies = np.zeros(4, dtype), np.zeros(4, "f4")
+    opt = ac.AdamW([p], ema_decay=0.5, copy_to=[copies], master=None if kind == "float32" else "float32")
+    p[:] = q.detach().float().numpy().astype(dtype)  # placed behind the construction
+    opt.load_state_dict(other.state_dict())
+    wide = p.astype("f4")
+    for held in (opt.ema[0], copies, *([] if kind == "float32" else [opt.state["master"][0]])):
+        np.testing.assert_array_equal(held, wide)
+    opt.step([np.zeros(4, "f4")])
+    assert abs(p.astype("f4") - wide).max() < 0.02  # the run goes on from there
+
+
 def test_torchs_bfloat16_and_arrays_instead_of_tensors():
     q = [torch.ones(5, dtype=torch.bfloat16, requires_grad=True)]
     other = torch.optim.Adam(q, lr=torch.tensor(0.1))

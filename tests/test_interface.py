@@ -211,6 +211,9 @@ def test_mistakes_that_would_do_nothing_are_refused():
     opt = ac.Adam([W.copy(), B.copy()])
     with pytest.raises(AttributeError, match=r"opt.param_groups\[0\]\['lr'\]"):
         opt.lr = 0.1
+    with pytest.raises(AttributeError, match=r"Adam has no attribute 'lr'; .* opt.param_groups\[0\]\['lr'\]"):
+        _ = opt.lr
+    assert not hasattr(opt, "_no_such_thing")
     with pytest.raises(AttributeError):
         opt.param_groups = []
     with pytest.raises(TypeError):

@@ -229,6 +229,8 @@ def test_refusals():
         opt.rollback()
     with pytest.raises(ValueError, match="a range can't be stepped with keep_undo"):
         opt._plan.step(np.ones(3), lo=0, hi=0)
+    with pytest.raises(ValueError, match="a range can't be stepped with keep_undo"):
+        opt._plan.step(np.ones(3), count=False)  # one piece of several
     opt.rollback()
     np.testing.assert_array_equal(p, 0)  # what it was when the second optimizer began
     opt.step(np.ones(3))

@@ -5,6 +5,7 @@ import json
 import pickle
 import re
 import sys
+import threading
 import warnings
 import weakref
 from collections.abc import Mapping
@@ -246,6 +247,31 @@ def test_a_function_of_your_own_inside_another_schedule():
     assert inner.observe(3, 1.0) is inner
     with pytest.raises(TypeError, match=r"<lambda>.*can't be stored; give it again after loading"):
         inner.to_dict()
+
+
+class Stairs(s.step):
+    """A schedule class of the user's, which from_dict could not make."""
+
+
+class Foreign:
+    def __call__(self, t):
+        return 0.5
+
+    def to_dict(self):
+        return {"schedule": "constant", "base": 7.0}
+
+
+@pytest.mark.parametrize("part", [Stairs(0.5, 2), Foreign()])
+def test_only_what_from_dict_can_make_is_described(part):
+    for schedule in (part, s.warmup(part, 2), s.chain([0.1, s.warmup(part, 2)], [3])):
+        if isinstance(schedule, s.Schedule):
+            with pytest.raises(TypeError, match="can't be stored; give it again after loading"):
+                schedule.to_dict()
+        opt = ac.Adam(np.ones(3), lr=schedule, betas=(schedule, 0.5))
+        about = opt.state_dict()["groups"][0]["schedules"]
+        assert about == {"lr": None, "betas": [None, 0.5]}
+        opt.load_state_dict(opt.state_dict())  # it has them
+        assert opt.param_groups[0].schedules["lr"] is schedule
 
 
 def test_a_plateau_inside_another_schedule_sees_what_comes_in_its_time():
@@ -496,7 +522,9 @@ REFUSED = [
     ("Adagrad", {"initial_accumulator_value": s.constant(1.0)}, TypeError, "initial_accumulator_value can't follow a schedule"),
     ("Rprop", {"lr": s.constant(1.0)}, ValueError, "lr of Rprop is read at an array's first step only and can't follow a schedule"),
     ("SuperSAB", {"lr": s.constant(1.0)}, ValueError, "lr of SuperSAB is read"),
-    ("Adam", {"lr": float}, TypeError, "lr must be a number, got <class 'float'>"),
+    ("Adam", {"lr": float}, TypeError, r"lr must be a number, or a schedule such as .*\); got <class 'float'>"),
+    ("Adam", {"lr": "cosine"}, TypeError, r"lr must be a number, or a schedule such as schedules.cosine\(1e-3, 10_000\); got 'cosine'"),
+    ("Adam", {"lr": s.cosine}, TypeError, "lr must be a number, or a schedule such as .*; got <class '.*cosine'>"),
     ("Adam", {"betas": (0.9, float)}, TypeError, r"betas\[1\] must be a number, got <class 'float'>"),
     ("Adam", {"max_grad_norm": s.constant(1.0)}, TypeError, "max_grad_norm must be a number, got constant"),
     ("Adam", {"lr": s.constant(-1.0)}, ValueError, r"^at t=0 lr must be in \[0, inf\), got -1.0"),
@@ -548,6 +576,42 @@ def test_a_bad_number_of_a_schedule_is_refused_before_the_step():
     opt.param_groups[1]["lr"] = 0.1  # the remedy
     opt.step(grads)
     assert opt.t == 4
+
+
+def test_several_bad_numbers_are_mended_one_by_one():
+    fails = s.linear(0.2, 2, end=-1.0)
+    p, q = np.ones(3), np.ones(3)
+    opt, other = ac.SGD(p, lr=fails, momentum=fails), ac.SGD(q, lr=fails, momentum=fails)
+    group = opt.param_groups[0]
+    for each in (opt, other):
+        each.param_groups[0]["weight_decay"] = lambda t: 0.1 * t
+        each.step(np.ones(3))
+    with pytest.raises(ValueError, match=r"param_groups\[0\]: at t=1 lr must be in \[0, inf\), got -0.3"):
+        opt.step(np.ones(3))
+    assert "'lr': linear(base=0.2, steps=2, end=-1.0)" in repr(group)
+    group["nesterov"] = False  # what has no part in it
+    group["lr"] = s.constant(0.5)
+    assert group["lr"] == 0.5
+    with pytest.raises(ValueError, match=r"param_groups\[0\]: at t=1 momentum must be in"):
+        opt.step(np.ones(3))
+    group["momentum"] = 0.25
+    opt.step(np.ones(3))
+    other._plan.scheduled.clear()  # the same step without any schedule
+    other._plan.assign(0, {**other.param_groups[0]._numbers, "lr": 0.5, "momentum": 0.25, "weight_decay": 0.1})
+    other.step(np.ones(3))
+    assert_same_bits(p, q)
+
+
+def test_what_a_schedule_raises_leaves_everything():
+    p = np.ones(3)
+    opt = ac.SGD(p, lr=s.exponential(0.1, 1e200))
+    opt.step(np.zeros(3))
+    opt.step(np.zeros(3))
+    with pytest.raises(OverflowError) as caught:
+        opt.step(np.ones(3))
+    assert "at t=2 lr" in caught.value.__notes__[0]
+    assert opt.t == 2
+    assert (p == 1).all()
 
 
 @pytest.mark.parametrize(
@@ -845,12 +909,61 @@ def test_no_group_inside_averaged_parameters():
     opt = ac.SGD(np.ones(3), ema_decay=0.5)
     with (
         opt.averaged_parameters(),
-        pytest.raises(RuntimeError, match="no group can be added inside averaged_parameters"),
+        pytest.raises(RuntimeError, match="not inside averaged_parameters"),
     ):
         opt.add_param_group({"params": np.ones(2)})
     opt.add_param_group({"params": np.ones(2)})
     with opt.averaged_parameters():
         pass
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_nothing_of_a_new_group_is_seen_before_all_of_it(fails):
+    """Its schedules are anybody's Python, and so other threads may run while it is made."""
+    p, late = np.ones(3), np.ones(2)
+    opt = ac.Adam(p, lr=0.5, keep_undo=True)
+    opt.step(np.ones(3))
+    seen = []
+
+    def other_thread():
+        seen.append((len(opt.param_groups), opt.t, opt.state["exp_avg"].shape, opt.nbytes))
+        calls = [
+            lambda: opt.step(np.ones(3)),
+            lambda: setattr(opt, "t", 5),
+            opt.rollback,
+            opt.state_dict,
+            lambda: opt.add_param_group({"params": np.ones(4)}),
+            lambda: opt.param_groups[0].update(lr=0.25),
+        ]
+        for call in calls:
+            with pytest.raises(RuntimeError, match="another thread is inside step"):
+                call()
+
+    def schedule(t):
+        if not seen:
+            thread = threading.Thread(target=other_thread)
+            thread.start()
+            thread.join()
+            if fails:
+                raise KeyError("no")
+        return 0.5
+
+    before, nbytes = opt._plan, opt.nbytes
+    if fails:
+        with pytest.raises(KeyError):
+            opt.add_param_group({"params": late, "lr": schedule})
+        assert opt._plan is before
+        opt.rollback()
+        opt.step(np.ones(3))
+    else:
+        opt.add_param_group({"params": late, "lr": schedule})
+        with pytest.raises(RuntimeError, match="another thread is inside step"):
+            before.step(np.ones(3))  # by one who looked it up before
+        opt.step([np.ones(3), np.ones(2)])
+        assert opt.state["step"][0] == 2
+        np.testing.assert_allclose(late, 0.5, rtol=1e-7)
+    assert seen == [(1, 1, (3,), nbytes)]
+    assert opt.param_groups[0]["lr"] == 0.5
 
 
 def test_adding_many_groups_frees_the_old_plans():
