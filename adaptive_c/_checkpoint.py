@@ -23,6 +23,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from itertools import cycle
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -75,6 +76,29 @@ class _Beside:
         return done
 
 
+class _Crc:
+    """The CRC-32 of one piece after the other, taken beside this thread: it lags behind by up to LAG pieces."""
+
+    LAG = 3
+
+    def __init__(self, beside: _Beside) -> None:
+        self._beside, self._crc = beside, 0
+        self._sums: deque[Future[None]] = deque()
+
+    def add(self, piece: memoryview) -> None:
+        self._sums.append(self._beside.call(self._sum, piece))
+        if len(self._sums) > self.LAG:
+            self._sums.popleft().result()
+
+    def _sum(self, piece: memoryview) -> None:
+        self._crc = zlib.crc32(piece, self._crc)
+
+    def value(self) -> int:
+        while self._sums:
+            self._sums.popleft().result()
+        return self._crc
+
+
 class Entry(NamedTuple):
     """An array that is to be written: what its elements are, and the flat arrays that it is made of."""
 
@@ -124,36 +148,25 @@ class Stored(NamedTuple):
 
 
 class _Stream:
-    """A file that is written from start to end, with the CRC-32 of what was written, taken in a thread beside it."""
+    """A file that is written from start to end, with the CRC-32 of what was written."""
 
-    def __init__(self, fd: int, beside: _Beside) -> None:
-        self._fd, self._beside = fd, beside
-        self._sums: deque[Future[None]] = deque()
-        self._crc = self._pushed = self.size = 0
+    def __init__(self, fd: int, crc: _Crc) -> None:
+        self._fd, self._crc = fd, crc
+        self._pushed = self.size = 0
 
     def write(self, data: Any) -> int:
         whole = memoryview(data)
         for i in range(0, len(whole), _PIECE):
             piece = whole[i : i + _PIECE]
-            self._sums.append(self._beside.call(self._sum, piece))
+            self._crc.add(piece)
             while len(piece):
                 n = os.write(self._fd, piece)
                 piece, self.size = piece[n:], self.size + n
-            if len(self._sums) > 4:
-                self._sums.popleft().result()
             if self.size - self._pushed >= 4 * _PIECE and hasattr(os, "posix_fadvise"):
                 # Linux begins to write out what it is told will not be needed, and would else wait for fsync.
                 os.posix_fadvise(self._fd, self._pushed, self.size - self._pushed, os.POSIX_FADV_DONTNEED)
                 self._pushed = self.size
         return len(whole)
-
-    def _sum(self, piece: memoryview) -> None:
-        self._crc = zlib.crc32(piece, self._crc)
-
-    def crc(self) -> int:
-        while self._sums:
-            self._sums.popleft().result()
-        return self._crc
 
     def flush(self) -> None:
         pass
@@ -248,9 +261,10 @@ def write(path: Any, head: Mapping[str, Any], arrays: Mapping[str, Entry], forma
     old = None
     try:
         with _Beside() as beside:
-            stream = _Stream(fd, beside)
+            crc = _Crc(beside)
+            stream = _Stream(fd, crc)
             (_write_npz if format == "npz" else _write_safetensors)(stream, text, arrays)
-        os.pwrite(fd, _END % stream.crc(), stream.size - _END_SIZE)
+            os.pwrite(fd, _END % crc.value(), stream.size - _END_SIZE)
         with suppress(OSError):  # there is none yet, or no permissions
             os.fchmod(fd, stat.S_IMODE(os.stat(path).st_mode))
             old = os.open(path, os.O_RDONLY)
@@ -292,22 +306,19 @@ def _sync_folder(folder: str) -> None:
 
 def _checksum(file: Any, size: int) -> int:
     """CRC-32 of a file as it was before its own CRC was put in."""
-    buffers = [memoryview(bytearray(min(_PIECE, size))) for _ in range(2)]
-    crc = at = 0
+    buffers = [memoryview(bytearray(min(_PIECE, size))) for _ in range(_Crc.LAG + 1)]
+    at = 0
     if hasattr(os, "posix_fadvise"):
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
     with _Beside() as beside:
-        before = beside.call(zlib.crc32, b"")
-        while at < size - _END_SIZE:  # one buffer is filled while the other is summed up
-            buffers.reverse()
-            n = os.preadv(file.fileno(), [buffers[0][: min(_PIECE, size - _END_SIZE - at)]], at)
-            crc = before.result()
+        crc = _Crc(beside)
+        for buffer in cycle(buffers):  # this one is filled while the others are summed up
+            n = os.preadv(file.fileno(), [buffer[: size - _END_SIZE - at]], at) if at < size - _END_SIZE else 0
             if n == 0:
                 break
-            before = beside.call(zlib.crc32, buffers[0][:n], crc)
+            crc.add(buffer[:n])
             at += n
-        crc = before.result()
-    return zlib.crc32(_END % 0, crc)
+        return zlib.crc32(_END % 0, crc.value())
 
 
 def _parse_safetensors(file: Any, size: int) -> tuple[Any, dict[str, Stored]]:
