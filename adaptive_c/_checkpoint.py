@@ -8,23 +8,23 @@ it would be with zeros for the CRC: in safetensors the last tensor, in .npz the 
 package is not used: it reads whole tensors, or maps the file into memory, where a checkpoint is to be read by pieces.
 """
 
+import _thread
 import errno
 import json
 import os
 import re
-import secrets
 import stat
 import struct
 import sys
-import threading
 import zipfile
 import zlib
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from functools import partial
 from itertools import cycle
+from queue import SimpleQueue
 from typing import Any, NamedTuple
+from weakref import ref
 
 import numpy as np
 
@@ -51,29 +51,50 @@ _CODES = {
 _DTYPES = {code: np.dtype("uint16" if kind == "bfloat16" else kind) for kind, code in _CODES.items()}
 
 
+def _work(calls: "SimpleQueue[Any]", results: "SimpleQueue[Any]", end: Any) -> None:
+    while (call := calls.get()) is not None:
+        f, *args = call
+        try:
+            results.put((f(*args), None))
+        except Exception as error:
+            results.put((None, error))
+        del call, f, args  # which may refer to the owner, whose end is to end this
+
+
 class _Beside:
-    """One call after the other, in a thread beside this one; in this one where none can be had, as at exit."""
+    """Calls, one after the other, in a thread beside this one; in this one where none can be had, as at exit.
+
+    Made of what is one call of C each: whatever a Ctrl-C interrupts, there is no lock to be left behind.  The thread
+    ends with this object.
+    """
 
     def __init__(self) -> None:
-        self._pool: ThreadPoolExecutor | None = ThreadPoolExecutor(1)
+        self.waiting = 0  # calls whose result nobody took
+        self._calls: SimpleQueue[Any] = SimpleQueue()
+        self._results: SimpleQueue[Any] = SimpleQueue()
+        end = ref(self, partial(self._calls.put, None))  # no __del__, which would swallow a Ctrl-C
+        try:
+            _thread.start_new_thread(_work, (self._calls, self._results, end))
+            self.alone = False
+        except RuntimeError as error:
+            if error.__traceback__ is not None and error.__traceback__.tb_next is not None:
+                raise  # by a signal handler: the thread was started
+            self.alone = True
 
-    def __enter__(self) -> "_Beside":
-        return self
+    def call(self, f: Callable[..., Any], *args: Any) -> None:
+        self._calls.put((f, *args))
+        self.waiting += 1
 
-    def __exit__(self, *error: object) -> None:
-        if self._pool is not None:
-            self._pool.shutdown()
-
-    def call(self, f: Callable[..., Any], *args: Any) -> "Future[Any]":
-        if self._pool is not None:
-            try:
-                return self._pool.submit(f, *args)
-            except RuntimeError:
-                self._pool.shutdown()  # once the calls before this one are through
-                self._pool = None
-        done: Future[Any] = Future()
-        done.set_result(f(*args))
-        return done
+    def result(self) -> Any:
+        """What the first of the calls that wait returned; or what it raised."""
+        self.waiting -= 1
+        if self.alone:
+            f, *args = self._calls.get()
+            return f(*args)
+        value, error = self._results.get()
+        if error is not None:
+            raise error
+        return value
 
 
 class _Crc:
@@ -81,22 +102,21 @@ class _Crc:
 
     LAG = 3
 
-    def __init__(self, beside: _Beside) -> None:
-        self._beside, self._crc = beside, 0
-        self._sums: deque[Future[None]] = deque()
+    def __init__(self) -> None:
+        self._beside, self._value = _Beside(), 0
 
     def add(self, piece: memoryview) -> None:
-        self._sums.append(self._beside.call(self._sum, piece))
-        if len(self._sums) > self.LAG:
-            self._sums.popleft().result()
+        self._beside.call(self._add, piece)
+        if self._beside.waiting > self.LAG:
+            self._beside.result()
 
-    def _sum(self, piece: memoryview) -> None:
-        self._crc = zlib.crc32(piece, self._crc)
+    def _add(self, piece: memoryview) -> None:
+        self._value = zlib.crc32(piece, self._value)
 
     def value(self) -> int:
-        while self._sums:
-            self._sums.popleft().result()
-        return self._crc
+        while self._beside.waiting:
+            self._beside.result()
+        return self._value
 
 
 class Entry(NamedTuple):
@@ -128,19 +148,20 @@ class Stored(NamedTuple):
         if raw.size < 8 * _PIECE:
             self._read(raw, at)
             return
-        half = raw.size // 2
-        with _Beside() as beside:  # the pages are in the cache by now: one thread copies slower than memory is
-            rest = beside.call(self._read, raw[half:], at + half)
+        half, beside = raw.size // 2, _Beside()
+        try:  # the pages are in the cache by now: one thread copies slower than memory is
+            beside.call(self._read, raw[half:], at + half)
             self._read(raw[:half], at)
-            rest.result()
+        finally:  # not before nobody writes there any more
+            while beside.waiting:
+                beside.result()
 
     def _read(self, raw: Array, at: int) -> None:
         view = raw.data if raw.size else b""
         while len(view):
             n = os.preadv(self.file.fileno(), [view], at)
             if n == 0:
-                raise OSError("the checkpoint was cut short while it was read; what was loaded is incomplete: "
-                              "load another before the next step")  # fmt: skip
+                raise OSError("the checkpoint was cut short while it was read; load a whole one before the next step")
             view, at = view[n:], at + n
 
 
@@ -150,26 +171,29 @@ class Stored(NamedTuple):
 class _Stream:
     """A file that is written from start to end, with the CRC-32 of what was written."""
 
-    def __init__(self, fd: int, crc: _Crc) -> None:
-        self._fd, self._crc = fd, crc
+    def __init__(self, file: Any) -> None:
+        self._file, self._crc = file, _Crc()
         self._pushed = self.size = 0
 
     def write(self, data: Any) -> int:
-        whole = memoryview(data)
+        whole, fd = memoryview(data), self._file.fileno()
         for i in range(0, len(whole), _PIECE):
             piece = whole[i : i + _PIECE]
             self._crc.add(piece)
             while len(piece):
-                n = os.write(self._fd, piece)
+                n = os.write(fd, piece)
                 piece, self.size = piece[n:], self.size + n
             if self.size - self._pushed >= 4 * _PIECE and hasattr(os, "posix_fadvise"):
                 # Linux begins to write out what it is told will not be needed, and would else wait for fsync.
-                os.posix_fadvise(self._fd, self._pushed, self.size - self._pushed, os.POSIX_FADV_DONTNEED)
+                os.posix_fadvise(fd, self._pushed, self.size - self._pushed, os.POSIX_FADV_DONTNEED)
                 self._pushed = self.size
         return len(whole)
 
     def flush(self) -> None:
         pass
+
+    def crc(self) -> int:
+        return self._crc.value()
 
 
 def _bytes(entry: Entry) -> Iterator[memoryview]:
@@ -197,15 +221,20 @@ def _write_safetensors(stream: _Stream, head: str, arrays: Mapping[str, Entry]) 
 
 
 def _write_npz(stream: _Stream, head: str, arrays: Mapping[str, Entry]) -> None:
-    with zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as archive:  # type: ignore[call-overload]
+    archive = zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED)  # type: ignore[call-overload]
+    try:
         archive.comment = _END % 0
         archive.writestr(zipfile.ZipInfo("checkpoint.json"), head)
         for name, entry in arrays.items():
-            with archive.open(zipfile.ZipInfo(name + ".npy"), "w", force_zip64=True) as member:
-                about = {"descr": entry.dtype.str, "fortran_order": False, "shape": (entry.size,)}
-                np.lib.format.write_array_header_1_0(member, about)
-                for piece in _bytes(entry):
-                    member.write(piece)
+            member = archive.open(zipfile.ZipInfo(name + ".npy"), "w", force_zip64=True)
+            about = {"descr": entry.dtype.str, "fortran_order": False, "shape": (entry.size,)}
+            np.lib.format.write_array_header_1_0(member, about)
+            for piece in _bytes(entry):
+                member.write(piece)
+            member.close()
+        archive.close()
+    finally:
+        archive.fp = None  # what was interrupted is not to be completed, neither here nor by a destructor
 
 
 def _little_endian() -> None:
@@ -224,31 +253,30 @@ def _remove_leftovers(folder: str) -> None:
     """Remove the temporary files of writers that were killed: those that nobody holds."""
     for name in os.listdir(folder):
         if _TEMPORARY.fullmatch(name):
-            with suppress(OSError):  # held by a writer, renamed meanwhile, or somebody else's
-                fd = os.open(os.path.join(folder, name), os.O_RDWR)
-                try:
-                    _lock(fd, wait=False)
-                    os.unlink(os.path.join(folder, name))
-                finally:
-                    os.close(fd)
+            path = os.path.join(folder, name)
+            # held by a writer, renamed meanwhile, or somebody else's
+            with suppress(OSError), open(path, "r+b") as file:
+                _lock(file.fileno(), wait=False)
+                os.unlink(path)
 
 
-def _create_temporary(folder: str) -> tuple[int, str]:
+def _create_temporary(folder: str) -> Any:
+    """A file that is closed, and so is a leftover, wherever an error comes."""
     while True:
-        path = os.path.join(folder, f".adaptive_c-{secrets.token_hex(8)}.tmp")
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+        path = os.path.join(folder, f".adaptive_c-{os.urandom(8).hex()}.tmp")
+        file = open(path, "xb", buffering=0)  # noqa: SIM115
         with suppress(OSError):
-            _lock(fd, wait=True)
+            _lock(file.fileno(), wait=True)
         if os.path.exists(path):  # otherwise somebody took it for a leftover before it was locked
-            return fd, path
-        os.close(fd)
+            return file
+        file.close()
 
 
 def write(path: Any, head: Mapping[str, Any], arrays: Mapping[str, Entry], format: str | None) -> None:  # noqa: A002
     """Write a checkpoint; at every moment `path` is the old file or the new one, whole and on the disk."""
     _little_endian()
+    format = format or ("npz" if os.fsdecode(path).endswith(".npz") else "safetensors")  # noqa: A001
     path = os.path.realpath(os.fsdecode(path))
-    format = format or ("npz" if path.endswith(".npz") else "safetensors")  # noqa: A001
     folder = os.path.dirname(path)
     if not os.path.isdir(folder):
         raise FileNotFoundError(f"there is no folder {folder} to save in; make it first")
@@ -257,36 +285,31 @@ def write(path: Any, head: Mapping[str, Any], arrays: Mapping[str, Entry], forma
     text = json.dumps(head, allow_nan=False)
     arrays = dict(sorted(arrays.items(), key=lambda item: -item[1].dtype.itemsize))  # so that all are aligned
     _remove_leftovers(folder)
-    fd, temporary = _create_temporary(folder)
-    old = None
+    temporary = old = None
     try:
-        with _Beside() as beside:
-            crc = _Crc(beside)
-            stream = _Stream(fd, crc)
-            (_write_npz if format == "npz" else _write_safetensors)(stream, text, arrays)
-            os.pwrite(fd, _END % crc.value(), stream.size - _END_SIZE)
+        temporary = _create_temporary(folder)
         with suppress(OSError):  # there is none yet, or no permissions
-            os.fchmod(fd, stat.S_IMODE(os.stat(path).st_mode))
-            old = os.open(path, os.O_RDONLY)
-        os.fsync(fd)
-        os.replace(temporary, path)
+            os.fchmod(temporary.fileno(), stat.S_IMODE(os.stat(path).st_mode))
+            old = open(path, "rb", buffering=0)  # noqa: SIM115
+        stream = _Stream(temporary)
+        (_write_npz if format == "npz" else _write_safetensors)(stream, text, arrays)
+        os.pwrite(temporary.fileno(), _END % stream.crc(), stream.size - _END_SIZE)
+        os.fsync(temporary.fileno())
+        os.replace(temporary.name, path)
         _sync_folder(folder)
     except BaseException:
-        with suppress(OSError):
-            os.unlink(temporary)
+        if temporary is not None:
+            with suppress(OSError):
+                os.unlink(temporary.name)
         raise
     finally:
-        os.close(fd)
-        if old is not None:
-            _close_later(old)
-
-
-def _close_later(fd: int) -> None:
-    """Of a file that has no name any more: to free what it held takes the system a while."""
-    try:
-        threading.Thread(target=os.close, args=(fd,), daemon=True).start()
-    except RuntimeError:  # at exit there are no new threads
-        os.close(fd)
+        if temporary is not None:
+            temporary.close()
+        if old is not None:  # it has no name any more, and to free what it held takes the system a while
+            beside = _Beside()
+            beside.call(old.close)
+            if beside.alone:
+                beside.result()
 
 
 def _sync_folder(folder: str) -> None:
@@ -310,18 +333,17 @@ def _checksum(file: Any, size: int) -> int:
     at = 0
     if hasattr(os, "posix_fadvise"):
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
-    with _Beside() as beside:
-        crc = _Crc(beside)
-        for buffer in cycle(buffers):  # this one is filled while the others are summed up
-            n = os.preadv(file.fileno(), [buffer[: size - _END_SIZE - at]], at) if at < size - _END_SIZE else 0
-            if n == 0:
-                break
-            crc.add(buffer[:n])
-            at += n
-        return zlib.crc32(_END % 0, crc.value())
+    crc = _Crc()
+    for buffer in cycle(buffers):  # this one is filled while the others are summed up
+        n = os.preadv(file.fileno(), [buffer[: size - _END_SIZE - at]], at) if at < size - _END_SIZE else 0
+        if n == 0:
+            break
+        crc.add(buffer[:n])
+        at += n
+    return zlib.crc32(_END % 0, crc.value())
 
 
-def _parse_safetensors(file: Any, size: int) -> tuple[Any, dict[str, Stored]]:
+def _parse_safetensors(file: Any) -> tuple[Any, dict[str, Stored]]:
     file.seek(0)
     (n,) = struct.unpack("<Q", file.read(8))
     header = json.loads(file.read(n))
@@ -334,11 +356,11 @@ def _parse_safetensors(file: Any, size: int) -> tuple[Any, dict[str, Stored]]:
     return head, found
 
 
-def _parse_npz(file: Any, size: int) -> tuple[Any, dict[str, Stored]]:
-    head, found = None, {}
+def _parse_npz(file: Any) -> tuple[Any, dict[str, Stored]]:
     with zipfile.ZipFile(file) as archive:
         head = json.loads(archive.read("checkpoint.json"))
         members = [info for info in archive.infolist() if info.filename != "checkpoint.json"]
+    found = {}
     for info in members:  # nothing is compressed, so that arrays can be read in place
         file.seek(info.header_offset + 26)
         file.seek(sum(struct.unpack("<HH", file.read(4))), os.SEEK_CUR)  # the name, and what ZIP64 adds
@@ -373,7 +395,7 @@ def reading(path: Any) -> Iterator[tuple[Any, dict[str, Stored]]]:
             raise ValueError(f"{name} is damaged: its checksum is {match[1].decode()}, its contents have {found:08x}; "
                              "nothing was loaded")  # fmt: skip
         try:
-            head, arrays = parse(file, size)
+            head, arrays = parse(file)
         except (ValueError, KeyError, TypeError, AttributeError, struct.error, zipfile.BadZipFile) as error:
             raise ValueError(f"{name} is no checkpoint that this version can read: {error!r}") from error
         if any(x.offset < 0 or x.size < 0 or x.offset + x.size * x.dtype.itemsize > size for x in arrays.values()):

@@ -1,10 +1,9 @@
 """What every optimizer is made of: parameters in a structure, options in groups, state, and one call of the plan."""
 
 from collections.abc import Iterator, Mapping, MutableMapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from types import MappingProxyType
 from typing import Any, ClassVar, Never
-from weakref import ref
 
 import numpy as np
 
@@ -140,9 +139,8 @@ class ParamGroup(MutableMapping[str, Any]):
     def _follow(self, t: int) -> None:
         """Give the plan the numbers for the step after t applied ones.  It asks for them before every step."""
         if self._schedules and t != self._followed:
-            numbers = self._numbers_at(t)
-            self._plan.assign(self._index, {**self._cls._fixed, **numbers})
-            self._numbers, self._followed = numbers, t
+            read = self._numbers  # a schedule may be anybody's Python, during which other threads run
+            self._plan.take(self, self._numbers_at(t), self._schedules, t, None, read)
 
     def __getitem__(self, name: str) -> Any:
         if name == "params":
@@ -162,12 +160,12 @@ class ParamGroup(MutableMapping[str, Any]):
         self._take(self._checked({**self._numbers, **self._schedules, name: value}, t, where, only=name), -1)
 
     def _checked(self, options: dict[str, Any], t: int, where: str, only: str | None = None) -> Any:
-        """What `_take` takes over: the options as numbers after t steps, their schedules, and bounds for the plan.
+        """For `_take`: the options as numbers after t steps, their schedules, bounds for the plan, and what was before.
 
         only: the schedules of the other options keep their last number, until a step follows them: of several that are
         out of range, each can be mended by itself.
         """
-        dtype = self._plan.dtype(self._index)
+        read, dtype = self._numbers, self._plan.dtype(self._index)
         schedules = schedules_in(options, self._cls, where)
         followed = {name: schedule for name, schedule in schedules.items() if only in (None, name)}
         numbers = {**{name: self._numbers[name] for name in schedules}, **numbers_at(followed, t, where)}
@@ -181,17 +179,12 @@ class ParamGroup(MutableMapping[str, Any]):
             bounds = (None, None)
             if options["bounds"] is not None:
                 bounds = inward(options["bounds"], dtype, where, self._flat)
-        return options, schedules, bounds
+        return options, schedules, bounds, read
 
     def _take(self, checked: Any, t: int) -> None:
         """t: the count of steps that all of the numbers belong to, -1 for none."""
-        options, schedules, bounds = checked
-        self._plan.assign(self._index, {**self._cls._fixed, **options}, bounds)
-        self._numbers, self._schedules, self._followed = options, schedules, t
-        if schedules:
-            self._plan.scheduled[self._index] = ref(self)
-        else:
-            self._plan.scheduled.pop(self._index, None)
+        options, schedules, bounds, read = checked
+        self._plan.take(self, options, schedules, t, bounds, read)
 
     def _state_names(self, options: Mapping[str, Any], schedules: Mapping[str, Any]) -> tuple[str | None, ...]:
         """The state arrays that are needed: what a schedule moves may be 0 now and on later."""
@@ -284,7 +277,7 @@ class State(Mapping[str, Any]):
         return None
 
     def __getitem__(self, name: str) -> Any:
-        if name not in list(self):
+        if not isinstance(name, str) or name not in list(self):
             raise KeyError(f"{name!r} is no state of this optimizer; it has {', '.join(self) or 'none'}")
         found = [self._find(group, name) for group in self._optimizer.param_groups]
         return found if self._optimizer._structured else found[0]
@@ -325,12 +318,10 @@ class _Setting:
         self._name = name
 
     def __get__(self, optimizer: Any, owner: type) -> Any:
-        return self if optimizer is None else optimizer._settings[self._name]
+        return self if optimizer is None else optimizer._plan.settings[self._name]
 
     def __set__(self, optimizer: "Optimizer", value: Any) -> None:
-        settings = check_settings({**optimizer._settings, self._name: value})
-        optimizer._plan.configure(settings)
-        optimizer._settings = settings
+        optimizer._plan.configure(check_settings({**optimizer._plan.settings, self._name: value}))
 
 
 class _LossScale(_Setting):
@@ -500,9 +491,8 @@ class Optimizer:
             new = [self._group(f"params[{i}]", i, spec, options) for i, spec in enumerate(params)]
         else:
             new = [self._group("params", 0, {"params": params}, options)]
-        self._settings = check_settings(settings)
         plan = self._new_plan(new, structured=self._structured)
-        plan.configure(self._settings)
+        plan.configure(check_settings(settings))
         plan.n_threads = checked_threads(n_threads)
         self._bind(plan, new, flag("keep_undo", keep_undo))
         self._begin(plan, new)
@@ -523,14 +513,13 @@ class Optimizer:
             if keep_undo:
                 plan.keep_undo(group._index)
 
-    def _begin(self, plan: Any, new: list[ParamGroup]) -> None:
-        """The first write; then all that other threads could see of the new groups, at once."""
+    def _begin(self, plan: Any, new: list[ParamGroup], old: Any = None) -> None:
+        """The first write; then all that anybody else could see of the new groups, at once."""
         plan.start(len(self._groups))
-        for group in self._groups:
-            group._plan = plan
         scaler = LossScaler(plan) if plan.dynamic else None
         groups = (*self._groups, *new)
-        self.__dict__.update(_plan=plan, _groups=groups, _scaler=scaler, _structured=plan.structured)
+        seen = {"_plan": plan, "_groups": groups, "_scaler": scaler, "_structured": plan.structured}
+        plan.publish(self.__dict__, seen, groups, old)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group to those that are stepped, as torch has it.
@@ -554,8 +543,7 @@ class Optimizer:
             Inside ``averaged_parameters``, or where another thread is inside a step.
         """
         old = self._plan
-        old.hold(True)
-        try:
+        with old.held():
             if old.pending:
                 raise ValueError(
                     f"{old.pending} accumulated gradients are pending, which the new group has no part in; step() "
@@ -566,13 +554,9 @@ class Optimizer:
             group = self._group(f"params[{index}]", index, param_group, defaults)
             plan = self._new_plan([group], structured=True)  # a plan binds its arrays once
             plan.take_over(old)
-            plan.configure(self._settings)
+            plan.configure(old.settings)
             self._bind(plan, [group], plan.keeps_undo)
-            self._begin(plan, [group])
-        except BaseException:
-            old.hold(False)
-            raise
-        # The old plan stays held: a thread that is about to call it would step without the new group.
+            self._begin(plan, [group], old)
 
     def _group(self, where: str, index: int, spec: Any, defaults: dict[str, Any]) -> ParamGroup:
         if not isinstance(spec, dict) or "params" not in spec:
@@ -690,26 +674,18 @@ class Optimizer:
                     "by opt.loss_scale, and drop it here"
                 )
             scale = checked_scale("loss_scale", loss_scale)
-        t = self.t
-        seen = [] if metric is None else self._observed(t, metric)
-        self._plan.step(grads, scale)
-        if self.t == t:
-            return
-        if self._plan.keeps_undo:
-            self._plan.moved = [(dict(g._schedules), after) for g, after in zip(self._groups, seen, strict=False)]
-        for group, after in zip(self._groups, seen, strict=False):
-            group._schedules.update(after)
-            group._followed = -1
+        self._plan.step(grads, scale, moved=None if metric is None else self._observed(metric))
 
-    def _observed(self, t: int, metric: Any) -> list[dict[str, Any]]:
-        """For each group, the schedules that a metric changes, as they are after it."""
-        metric = _real("metric", metric)
-        seen = [observed(group._schedules, t, metric) for group in self._groups]
-        if not any(seen):
+    def _observed(self, metric: Any) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+        """For each group, its schedules as they are, and those that a metric changes, as they are after it."""
+        metric, t = _real("metric", metric), self.t
+        before = [dict(group._schedules) for group in self._groups]
+        moved = [(schedules, observed(schedules, t, metric)) for schedules in before]
+        if not any(after for _, after in moved):
             raise ValueError(
                 f"metric={metric!r} is read by nobody: it is for a plateau schedule, and no group has one; drop it"
             )
-        return seen
+        return moved
 
     def accumulate(self, grads: Any) -> None:
         """Add the gradients of a micro-batch to the sums; ``step()`` then uses their mean over all calls.
@@ -766,11 +742,7 @@ class Optimizer:
         RuntimeError
             Inside averaged_parameters, and where another thread is inside a step of this optimizer.
         """
-        moved = self._plan.moved
         self._plan.rollback()
-        for group, (before, after) in zip(self._groups, moved, strict=False):
-            group._schedules.update((name, before[name]) for name in after if group._schedules.get(name) is after[name])
-            group._followed = -1
 
     @property
     def pending(self) -> int:
@@ -891,19 +863,15 @@ class Optimizer:
         found = [None if group._ema is None else group.views(group._ema) for group in self.param_groups]
         return found if self._structured else found[0]
 
-    @contextmanager
-    def averaged_parameters(self) -> Iterator[None]:
+    def averaged_parameters(self) -> AbstractContextManager[None]:
         """Put the averages into the parameters, and the parameters back at the end, whatever happens between.
 
         A step inside is refused.
         """
         if all(group._ema is None for group in self.param_groups):
             raise ValueError("there is no average: construct the optimizer with ema_decay")
-        self._plan.swap_averages(True)
-        try:
-            yield
-        finally:
-            self._plan.swap_averages(False)
+        block: AbstractContextManager[None] = self._plan.averaged()
+        return block
 
     @property
     def grad_norm(self) -> float:
@@ -920,10 +888,9 @@ class Optimizer:
         return self._groups
 
     def __getattr__(self, name: str) -> Never:
-        raise AttributeError(
-            f"{type(self).__name__} has no attribute {name!r}; the options of its groups are read and assigned there: "
-            "opt.param_groups[0]['lr'] = 0.1"
-        )
+        option = name in self.__dict__.get("_defaults", ())
+        hint = f"; options are in the groups: opt.param_groups[0][{name!r}]" if option else ""
+        raise AttributeError(f"{type(self).__name__} has no attribute {name!r}{hint}")
 
     def __setattr__(self, name: str, value: Any) -> None:
         if not name.startswith("_") and not hasattr(type(self), name):

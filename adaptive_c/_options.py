@@ -16,7 +16,7 @@ def _real(name: str, value: Any) -> float:
     try:
         return float(value)
     except OverflowError:
-        return math.inf
+        return math.inf if value > 0 else -math.inf
 
 
 def number(low: float, high: float = math.inf, *, open_low: bool = False, open_high: bool = True) -> Check:

@@ -8,6 +8,8 @@ that nobody imports `schedules` who has none.
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
+
 from ._options import CHECKS, _real
 
 Number = float | Callable[[int], float]
@@ -29,7 +31,7 @@ def schedules_in(options: Mapping[str, Any], cls: Any, where: str) -> dict[str, 
     found = {}
     for name, value in options.items():
         pair = isinstance(value, (tuple, list)) and any(map(moves, value))
-        if name in MOVABLE - _PAIRS and isinstance(value, (str, type)):
+        if name in MOVABLE - _PAIRS and not (moves(value) or isinstance(value, (int, float, np.number, type(None)))):
             raise TypeError(f"{where}{name} must be a number, or a schedule such as schedules.cosine(1e-3, 10_000); "
                             f"got {value!r}")  # fmt: skip
         if not pair and not moves(value):

@@ -6,8 +6,7 @@ it, the caller gives again: see docs/checkpoints.md.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -15,21 +14,10 @@ import numpy as np
 from . import _checkpoint, _scaler
 from ._checkpoint import Entry
 from ._optimizer import _FIXED, Array, Optimizer, ParamGroup
-from ._options import check_settings
-from ._scheduled import moves
+from ._options import _real, check_settings
 
 VERSION = 1
 _COUNTS = {"step": "int64", "started": "uint8", "mu_product": "float64", "summed": "uint8"}
-
-
-@contextmanager
-def held(opt: Optimizer, *, writing: bool = False) -> Iterator[None]:
-    """No step meanwhile; writing: nothing else that changes the optimizer either, but from here."""
-    opt._plan.hold(True, writing)
-    try:
-        yield
-    finally:
-        opt._plan.hold(False)
 
 
 # --- describing ------------------------------------------------------------------------------------------------------
@@ -76,17 +64,10 @@ def _names(group: ParamGroup) -> list[Any] | None:
 
 
 def _described(schedule: Any) -> Any:
-    """A schedule, a number, or a pair of them, as JSON can hold it; None where a function of the user's is in it."""
-    if isinstance(schedule, tuple):
-        return [_described(part) for part in schedule]
-    if not moves(schedule):
-        return schedule
+    """A schedule, a number, or a pair of them, as JSON can hold it; None for a function of the user's."""
     from . import schedules
 
-    try:
-        return schedules.plain(schedule)
-    except TypeError:
-        return None
+    return schedules.plain(schedule)
 
 
 def _bounds(bounds: Any) -> Any:
@@ -95,7 +76,8 @@ def _bounds(bounds: Any) -> Any:
         return None
     if not all(side is None or isinstance(side, (int, float, np.number)) for side in bounds):
         return "arrays"
-    return [None if side is None or math.isinf(side) else float(side) for side in bounds]
+    sides = [None if side is None else _real("bounds", side) for side in bounds]
+    return [None if side is None or math.isinf(side) else side for side in sides]
 
 
 def _options(group: ParamGroup) -> dict[str, Any]:
@@ -131,13 +113,13 @@ def _describe(opt: Optimizer) -> dict[str, Any]:
         "grad_norm": opt.grad_norm if math.isfinite(opt.grad_norm) else str(opt.grad_norm),  # as JSON can hold it
         "pending": opt.pending,
         "scaler": opt._scaler and opt._scaler.state_dict(),
-        "settings": dict(opt._settings),
+        "settings": dict(opt._plan.settings),
         "groups": [_group(opt, group) for group in opt._groups],
     }
 
 
 def state_dict(opt: Optimizer) -> dict[str, Any]:
-    with held(opt):
+    with opt._plan.held():
         _clear_leftovers(opt)
         found = _describe(opt)
         for group, about in zip(opt._groups, found["groups"], strict=True):
@@ -149,7 +131,7 @@ def state_dict(opt: Optimizer) -> dict[str, Any]:
 def save(opt: Optimizer, path: Any, format: str | None, parameters: bool) -> None:  # noqa: A002
     if format is not None and format not in _checkpoint.FORMATS:
         raise ValueError(f"format must be 'safetensors', 'npz' or None (what the path ends with), got {format!r}")
-    with held(opt):
+    with opt._plan.held():
         _clear_leftovers(opt)
         arrays: dict[str, Entry] = {}
         for i, group in enumerate(opt._groups):
@@ -182,20 +164,19 @@ def load_state_dict(opt: Optimizer, d: Any) -> None:
                                     f"state_dict() gives it; got {type(array).__name__}")  # fmt: skip
             groups.append({**group, "arrays": {name: _Given(array) for name, array in arrays.items()}})
         d = {**d, "groups": groups}
-    with held(opt, writing=True):
+    with opt._plan.held():
         _restore(opt, d, "state_dict", parameters=False)
 
 
 def load(opt: Optimizer, path: Any, parameters: bool) -> None:
-    with _checkpoint.reading(path) as (head, arrays):
+    with opt._plan.held(), _checkpoint.reading(path) as (head, arrays):
         where = str(path)
         for i, group in enumerate(_get(head, "groups", list, where)):
             prefix = f"{i}."
             group["arrays"] = {
                 name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)
             }
-        with held(opt, writing=True):
-            _restore(opt, head, where, parameters=parameters)
+        _restore(opt, head, where, parameters=parameters)
 
 
 def _get(d: Any, key: str, kind: Any, where: str) -> Any:
@@ -240,9 +221,10 @@ def _restore(opt: Optimizer, d: Any, where: str, parameters: bool) -> None:
             f"{where} was saved {has} a dynamic loss scale, this optimizer is {lacks}: construct it the same way"
         )
     given = _get(d, "settings", Mapping, where)
-    if unknown := given.keys() - opt._settings.keys():
+    if unknown := given.keys() - opt._plan.settings.keys():
         raise ValueError(f"{where} has the unknown setting {min(unknown)!r}")
-    settings = check_settings({**opt._settings, **given}, f"{where}: ")
+    settings = check_settings({**opt._plan.settings, **given}, f"{where}: ")
+    opt._plan.check(settings)
     if (settings["loss_scale"] == "dynamic") != (scaler is not None):
         raise ValueError(f"{where} has the loss_scale {settings['loss_scale']!r} and the scaler {scaler!r}")
     if scaler is not None:
@@ -256,15 +238,18 @@ def _restore(opt: Optimizer, d: Any, where: str, parameters: bool) -> None:
     for group in opt._groups if pending else ():
         if group._sums is None:
             opt._allocate_sums(group._index)
-    # From here on nothing is refused but, before its first write, by the first line.
+    opt._plan.write_on()  # from here on nothing is refused
     opt._plan.configure(settings)
-    opt._settings = settings
     opt._plan.forget_undo()
     opt.discard()
     if scaler is not None and opt._scaler is not None:
         opt._scaler.load_state_dict(scaler)
-    for write in work:
-        write()
+    try:
+        for write in work:
+            write()
+    except BaseException:  # a reading error, Ctrl-C
+        opt.discard()
+        raise
     opt._plan.set_counts(t, skipped, float(grad_norm), pending)
     opt._plan.write_copies()
 
@@ -404,20 +389,13 @@ def _read_options(group: ParamGroup, d: Any, where: str) -> dict[str, Any]:
 
 
 def _revived(given: Any, own: Any, where: str) -> Any:
-    """A schedule, a number, or a pair of them, from what `_described` gave; own: what this optimizer has there."""
-    if isinstance(given, (list, tuple)):
-        owns = own if isinstance(own, tuple) and len(own) == len(given) else (None,) * len(given)
-        return tuple(_revived(x, y, where) for x, y in zip(given, owns, strict=True))
-    if given is None:
-        if not moves(own) or _described(own) is not None:
-            raise ValueError(f"{where} followed a function of your own, which is not stored: construct the optimizer "
-                             "with it, or assign it, and load again")  # fmt: skip
-        return own
-    if not isinstance(given, Mapping):
-        return given  # a number, checked like every option
+    """The inverse of `_described`; own: what this optimizer has there."""
     from . import schedules
 
     try:
-        return schedules.from_dict(given)
+        return schedules.revived(given, own)
+    except schedules.MissingError:
+        raise ValueError(f"{where} followed a function of your own, which is not stored: construct the optimizer with "
+                         "it, or assign it, and load again") from None  # fmt: skip
     except (TypeError, ValueError) as error:
         raise type(error)(f"{where}: {error}") from None

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from ._optimizer import _SHARED, Array, Optimizer, ParamGroup
-from ._state import held
 
 _CLASSES = ("SGD", "Adagrad", "RMSprop", "Adadelta", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "Rprop")
 # How PyTorch computes, what its schedulers leave behind, names that nothing reads, and the numbers of the tensors.
@@ -41,7 +40,7 @@ def state_dict(opt: Optimizer) -> dict[str, Any]:
     _check_class(opt)
     import torch
 
-    with held(opt):
+    with opt._plan.held():
         return _state_dict(opt, torch)
 
 
@@ -73,7 +72,7 @@ def _state_dict(opt: Optimizer, torch: Any) -> dict[str, Any]:
 
 def load_state_dict(opt: Optimizer, d: Mapping[str, Any]) -> None:
     _check_class(opt)
-    with held(opt, writing=True):
+    with opt._plan.held():
         _restore(opt, d)
 
 
@@ -94,6 +93,7 @@ def _restore(opt: Optimizer, d: Mapping[str, Any]) -> None:
         group._checked({**options, **group._schedules}, t, f"state_dict['param_groups'][{group._index}]: ")
         for group, (options, _, _) in zip(opt._groups, work, strict=True)
     ]
+    opt._plan.write_on()  # from here on nothing is refused
     opt._plan.forget_undo()
     opt.discard()
     opt._plan.start()  # master copies and averages, which the dict does not have, begin as the parameters
@@ -160,8 +160,9 @@ def _check_state(opt: Optimizer, state: Any, wanted: set[str], where: str) -> di
     found = {name: value for name, value in (state or {}).items() if value is not None}  # SGD's buffer may be None
     wanted = wanted - {"step"} if opt._rule == "sgd" else wanted
     if found and found.keys() != wanted:
-        raise ValueError(f"{where} has {', '.join(map(str, found))}, this optimizer needs {', '.join(sorted(wanted))}: "
-                         "construct it with the class and the options of PyTorch's")  # fmt: skip
+        needed = ", ".join(sorted(wanted)) or "none"
+        raise ValueError(f"{where} has {', '.join(map(str, found))}, this optimizer needs {needed}: construct it with "
+                         "the class and the options of PyTorch's, such as momentum, amsgrad, centered")  # fmt: skip
     return found
 
 
@@ -175,8 +176,8 @@ def _read_options(group: ParamGroup, about: Mapping[Any, Any], where: str) -> di
                 raise ValueError(f"{where} has {name}={value!r}, which {group._cls.__name__} has not: is it of another "
                                  "class?")  # fmt: skip
         elif name in _SHARED or name not in options:
-            raise ValueError(f"{where} has {name!r}, which is no option of {group._cls.__name__}; take it out of the "
-                             "dict if it is of no importance")  # fmt: skip
+            raise ValueError(f"{where} has {name!r}, which is no option of {group._cls.__name__}: is it of another "
+                             "class?  If not, take it out of the dict")  # fmt: skip
         elif isinstance(value, (tuple, list)):
             options[name] = tuple(_number(x, f"{where}[{name!r}]") for x in value)
         else:

@@ -1,3 +1,4 @@
+from ._baseline import Block as Block
 from ._baseline import Plan as Plan
 from ._baseline import ceiling as ceiling
 from ._baseline import get_threads as get_threads

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
+from . import _state  # noqa: F401  here, so that a save at exit or in a signal handler has nothing to import
 from ._optimizer import Optimizer
 from ._scheduled import Number, Pair
 

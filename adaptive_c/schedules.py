@@ -13,7 +13,7 @@ What a schedule computes is plain Python in float64; nothing here needs the comp
 
 import math
 from bisect import bisect_right
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field, fields, replace
 from itertools import pairwise
 from typing import Any
@@ -145,9 +145,12 @@ class Schedule:
         TypeError
             Where a function or a schedule class of your own is part of it: those can't be stored.
         """
-        if type(self) not in _NAMED.values():
-            raise TypeError(f"{self!r} is no schedule of this module and can't be stored; give it again after loading")
-        return {"schedule": type(self).__name__, **{f.name: plain(getattr(self, f.name)) for f in fields(self)}}
+
+        def refuse(own: Any) -> None:
+            raise TypeError(f"{own!r} is no schedule of this module and can't be stored; give it again after loading")
+
+        d: dict[str, Any] = plain(self, refuse)
+        return d
 
     def plot(self, steps: int | None = None, ax: Any = None, **line: Any) -> Any:
         """Draw the values of the first `steps` steps, and return matplotlib's axes.
@@ -173,15 +176,16 @@ class Schedule:
         return ax
 
 
-def plain(value: Any) -> Any:
-    """What `to_dict` has for an entry: of a schedule its dict, of a tuple a list."""
-    if isinstance(value, Schedule):
-        return Schedule.to_dict(value)
+def plain(value: Any, own: Callable[[Any], None] = lambda own: None) -> Any:
+    """A schedule as a dict, a tuple as a list, numbers and words as they are.
+
+    A function, or a schedule class, of the user's is None, once `own` was called with it.
+    """
     if isinstance(value, tuple):
-        return [plain(x) for x in value]
-    if callable(value):
-        raise TypeError(f"{value!r} is no schedule of this module and can't be stored; give it again after loading")
-    return value
+        return [plain(x, own) for x in value]
+    if type(value) in _NAMED.values():
+        return {"schedule": type(value).__name__, **{f.name: plain(getattr(value, f.name), own) for f in fields(value)}}
+    return own(value) if moves(value) else value
 
 
 @dataclass(frozen=True, repr=False)
@@ -563,20 +567,41 @@ def from_dict(d: Mapping[str, Any]) -> Schedule:
     """
     if not isinstance(d, Mapping):
         raise TypeError(f"a schedule is described by a dict, got {d!r}")
+    schedule: Schedule = revived(d)
+    return schedule
+
+
+class MissingError(ValueError):
+    """A function of the user's is needed, and there is none."""
+
+
+def revived(value: Any, own: Any = None, *, schedule: bool = True) -> Any:
+    """The inverse of `plain`.
+
+    own: what to take functions of the user's from, where it is built like `value`.  schedule: None stands for one.
+    """
+    if isinstance(value, (list, tuple)):
+        owns = own if isinstance(own, tuple) and len(own) == len(value) else (None,) * len(value)
+        return tuple(revived(x, y, schedule=schedule) for x, y in zip(value, owns, strict=True))
+    if isinstance(value, Mapping):
+        return _built(value, own)
+    if value is not None or not schedule:
+        return value
+    if not moves(own) or type(own) in _NAMED.values():
+        raise MissingError("a function of your own is needed in this place")
+    return own
+
+
+def _built(d: Mapping[str, Any], own: Any) -> Schedule:
     name = d.get("schedule")
     if not isinstance(name, str) or name not in _NAMED:
         raise ValueError(f"the dict names the schedule {name!r}; there is {', '.join(_NAMED)}")
     cls = _NAMED[name]
     known = {f.name: f for f in fields(cls)}
-    given = {key: _revived(value) for key, value in d.items() if key != "schedule"}
-    if unknown := [key for key in given if key not in known]:
+    if unknown := [key for key in d if key not in known and key != "schedule"]:
         raise ValueError(f"{name} has no {unknown[0]!r}; it has {', '.join(known)}")
-    if missing := [key for key, f in known.items() if key not in given and f.default is MISSING]:
+    if missing := [key for key, f in known.items() if key not in d and f.default is MISSING]:
         raise ValueError(f"{name} needs {missing[0]!r}")
-    return cls(**given)
-
-
-def _revived(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return from_dict(value)
-    return [_revived(x) for x in value] if isinstance(value, (list, tuple)) else value
+    owns = {key: getattr(own, key) for key in known} if type(own) is cls else {}
+    of_schedules = {key for key in known if _CHECKS[key] in (_schedule, _schedules)}
+    return cls(**{key: revived(d[key], owns.get(key), schedule=key in of_schedules) for key in known if key in d})

@@ -8,6 +8,8 @@ from libc.stdlib cimport calloc, free
 from libc.math cimport NAN, fabs, isinf
 from libc.string cimport memcmp, memcpy
 
+from weakref import ref
+
 import numpy
 
 cdef extern from *:
@@ -164,7 +166,9 @@ cdef class Plan:
     cdef dict bounds             # of each group: held while the sweep may read them
     cdef readonly bint structured
     cdef bint busy               # in a step, or held
+    cdef bint retired            # another plan has taken over
     cdef long writer             # the thread that holds it to write a state, 0 where none does
+    cdef readonly dict settings
     cdef uint64_t apart          # a hash of gradient buffers that were found not to overlap
     cdef double max_grad_norm
     cdef readonly double loss_scale
@@ -183,7 +187,7 @@ cdef class Plan:
     cdef readonly bint keeps_undo, undoable
     cdef Counts before             # the last step
     cdef readonly Py_ssize_t undo_nbytes
-    cdef public object moved       # by a metric with the last step: each group's schedules before and after
+    cdef list moved                # by a metric with the last step: each group's schedules before and after
     cdef readonly dict scheduled   # group: a weak reference to what has its schedules, and refers to this plan
 
     def __cinit__(self, str rule, list groups, bint structured=False, bint uint16_is_bfloat16=False):
@@ -322,6 +326,14 @@ cdef class Plan:
         self.dynamic, self.loss_scale, self.growth_tracker = old.dynamic, old.loss_scale, old.growth_tracker
         self.keeps_undo, self.undo_nbytes = old.keeps_undo, old.undo_nbytes  # a step was of fewer groups: no undoing it
 
+    def publish(self, dict attributes, dict new, groups, Plan old=None):
+        """Let an optimizer, by its attributes, and its groups have this plan in the place of the old: all at once."""
+        for group in groups:
+            group._plan = self
+        attributes.update(new)
+        if old is not None:
+            old.retired = True  # a thread that has looked it up already would step without the new group
+
     def start(self, Py_ssize_t first=0):
         """The first write of all that is held, and of the copies, from group `first` on.
 
@@ -348,7 +360,7 @@ cdef class Plan:
             encode_block(self.space.groups + index, slot, start + i * BLOCK, min(n - i * BLOCK, BLOCK), x + i * BLOCK,
                          True)
 
-    def swap_averages(self, bint entering):
+    cdef swap_averages(self, bint entering):
         """Exchange parameters and averages, in one go that nothing interrupts; no step until they are back.
 
         Narrow parameters are put aside meanwhile: an average is not narrow.
@@ -356,10 +368,10 @@ cdef class Plan:
         cdef Group* group
         cdef Array* a
         cdef Py_ssize_t i, j, n, size
-        self.refuse_while_stepping()
-        if entering and self.closed:
-            raise RuntimeError("the averages are in place already")
-        if entering:
+        if entering:  # (another thread that accumulates meanwhile is no reason to leave them there)
+            self.refuse_while_stepping()
+            if self.closed:
+                raise RuntimeError("the averages are in place already")
             self.aside = [bytearray(2 * (self.space.arrays[j].stop - self.space.arrays[j].start))
                           for i in range(self.space.n_groups)
                           if self.space.groups[i].format != NATIVE and self.space.groups[i].ema != NULL
@@ -384,16 +396,21 @@ cdef class Plan:
         if not entering:
             self.aside = None
 
-    def configure(self, dict settings):
-        """Take over the options of the optimizer as a whole, already checked."""
+    def check(self, dict settings):
+        """Refuse what doesn't fit this machine or these parameters."""
         cdef Py_ssize_t i
         cdef double limit = settings["max_grad_value"] or 0
-        self.refuse_change()
         if settings["flush_denormals"] and not CAN_FLUSH:
             raise ValueError("flush_denormals=True is not supported on this processor")
         for i in range(self.space.n_groups):
             if limit and not self.space.groups[i].wide and <float> limit == 0:
                 raise ValueError(f"max_grad_value={limit!r} rounds to 0 in float32")
+
+    def configure(self, dict settings):
+        """Take over the options of the optimizer as a whole, already checked."""
+        self.refuse_change()
+        self.check(settings)
+        self.settings = settings
         self.max_grad_norm = settings["max_grad_norm"] or 0
         self.space.max_grad_value = settings["max_grad_value"] or 0
         self.on_nonfinite = ON_NONFINITE[settings["on_nonfinite"]]
@@ -453,6 +470,34 @@ cdef class Plan:
         else:
             group.low, group.high, group.bounds = low, high, SAME_BOUNDS
 
+    def take(self, group, dict numbers, dict schedules, long long t, tuple bounds, read):
+        """Options of a group after t steps, already checked: for the rules, and as what the group shows, in one go.
+
+        bounds: as for `assign`.  read: the numbers that the group showed when these were made.
+        """
+        if group._numbers is not read:
+            raise RuntimeError("another thread has changed the options of this optimizer meanwhile; guard it with a "
+                               "lock, or give each thread an optimizer of its own")
+        self.assign(group._index, {**group._cls._fixed, **numbers}, bounds)
+        group._numbers, group._schedules, group._followed = numbers, schedules, t
+        if schedules:
+            self.scheduled[group._index] = ref(group)
+        else:
+            self.scheduled.pop(group._index, None)
+
+    cdef int move(self, list moved, bint back) except -1:
+        """Put what a metric made of schedules in their place, or them back; not where somebody has assigned another."""
+        for i, (before, after) in enumerate(moved):
+            if i not in self.scheduled:
+                continue
+            group = self.scheduled[i]()
+            was, now = (after, before) if back else (before, after)
+            for name in after:
+                if group._schedules.get(name) is was[name]:
+                    group._schedules[name] = now[name]
+            group._followed = -1
+        return 0
+
     def set_t(self, long long t):
         """Set every array's count of applied steps.  Above 0 its state counts as written."""
         self.refuse_while_stepping()
@@ -478,17 +523,25 @@ cdef class Plan:
 
     # --- checkpoints ---------------------------------------------------------------------------------------------
 
-    def hold(self, bint holding, bint writing=False):
-        """While the state is read or written from outside there is no step, and no start of another such reading.
+    def held(self):
+        """For a ``with`` block, inside which a state is read or written: nobody can step or change the optimizer."""
+        return Block(self, False)
 
-        writing: this thread, and no other, may go on to assign, discard and configure.
-        """
+    def averaged(self):
+        """For a ``with`` block, inside which the parameters are their averages."""
+        return Block(self, True)
+
+    def write_on(self):
+        """From here to the end of the block this thread, and no other, may assign, discard and configure."""
+        self.writer = PyThread_get_thread_ident()
+
+    cdef hold(self, bint holding):
         if holding:
             self.refuse_while_stepping()
             if self.closed:
                 raise RuntimeError("not inside averaged_parameters(): the parameters are their average there")
         self.busy = holding
-        self.writer = PyThread_get_thread_ident() if writing else 0
+        self.writer = 0
 
     def set_counts(self, long long t, long long skipped_steps, double grad_norm, long long pending):
         """Take over what a restored run has counted; with pending calls of accumulate their sums are attached."""
@@ -535,13 +588,14 @@ cdef class Plan:
     # --- one step ------------------------------------------------------------------------------------------------
 
     def step(self, grads=..., double loss_scale=0.0, Py_ssize_t group=-1, Py_ssize_t lo=0, Py_ssize_t hi=-1,
-             bint count=True):
+             bint count=True, list moved=None):
         """Step every group, or elements lo .. hi-1 of one group's parameter space.
 
         grads: without any, the mean of what was accumulated.
         loss_scale: by what gradients are divided in this call; 0 for the optimizer's own.
         lo and hi are multiples of CHUNK or the end (hi=-1).  The pieces of one step are calls with count=False but the
         last: they share a step number, and equal the whole step whatever their order.
+        moved: each group's schedules before and after a metric that they take if this step is applied.
         """
         cdef Py_ssize_t first = 0, last = self.space.n_chunks, work
         cdef int n_threads
@@ -586,6 +640,9 @@ cdef class Plan:
                 self.run(STEP, work, first, last, n_threads)
                 if count:
                     self.count()
+                    if moved is not None:
+                        self.move(moved, False)
+                        self.moved = moved
             if self.dynamic and count and work >= 0:
                 self.rescale(usable)
             if summed and count:
@@ -972,7 +1029,7 @@ cdef class Plan:
         cdef Group* group
         cdef Undo* undo
         cdef Py_ssize_t i, j, n
-        self.undoable, self.moved = False, ()
+        self.undoable, self.moved = False, []
         for i in range(self.space.n_groups):
             group = self.space.groups + i
             undo = group.undo
@@ -1024,6 +1081,7 @@ cdef class Plan:
             self.t, self.skipped_steps, self.grad_norm = self.before.t, self.before.skipped_steps, self.before.grad_norm
             if self.dynamic:
                 self.loss_scale, self.growth_tracker = self.before.loss_scale, self.before.growth_tracker
+            self.move(self.moved, True)
             self.undoable = False
         finally:
             self.busy = False
@@ -1046,10 +1104,11 @@ cdef class Plan:
     # --- checks --------------------------------------------------------------------------------------------------
 
     cdef int refuse_while_stepping(self) except -1:
-        if self.busy:
+        if self.busy or self.retired:
             raise RuntimeError("another thread is inside step() of this optimizer, or saves or loads it (in a forked "
                                "child: was, when the process forked); guard it with a lock, or give each thread an "
-                               "optimizer of its own")
+                               "optimizer of its own.  In a signal handler: set a flag there, and act on it after the "
+                               "step")
         return 0
 
     cdef int refuse_change(self) except -1:
@@ -1152,3 +1211,27 @@ cdef class Plan:
         if low < self.n_memory and self.memory[2 * low] < start + g.len:
             raise ValueError(f"{self.name(group, i, True)} shares memory with {self.owner(low)}; pass a copy")
         return 0
+
+
+cdef class Block:
+    """What ``with plan.held()`` and ``with plan.averaged()`` enter and leave.
+
+    In C: so a Ctrl-C comes inside the block, or behind it, and not between the two of them and the block.
+    """
+    cdef Plan plan
+    cdef bint averaged
+
+    def __init__(self, Plan plan, bint averaged):
+        self.plan, self.averaged = plan, averaged
+
+    def __enter__(self):
+        if self.averaged:
+            self.plan.swap_averages(True)
+        else:
+            self.plan.hold(True)
+
+    def __exit__(self, *error):
+        if self.averaged:
+            self.plan.swap_averages(False)
+        else:
+            self.plan.hold(False)

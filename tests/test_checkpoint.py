@@ -812,6 +812,10 @@ def test_a_link_stays_a_link(tmp_path):
     opt.save(tmp_path / "latest")
     assert (tmp_path / "latest").is_symlink()
     assert os.listdir(tmp_path / "runs") == ["a"]
+    (tmp_path / "latest.npz").symlink_to(tmp_path / "runs" / "a")
+    opt.save(tmp_path / "latest.npz")  # the name that was given says the format
+    with np.load(tmp_path / "runs" / "a") as arrays:
+        assert "0.params" in arrays
 
 
 @pytest.mark.parametrize("call", ["write", "fsync", "replace"])
@@ -848,14 +852,14 @@ def test_everything_is_on_the_disk_before_the_rename_and_the_rename_at_the_end(t
 
 
 def test_leftovers_are_removed_and_living_writers_left_alone(tmp_path):
-    fd, held = _checkpoint._create_temporary(str(tmp_path))
+    held = _checkpoint._create_temporary(str(tmp_path))
     dead = tmp_path / ".adaptive_c-0123456789abcdef.tmp"
     others = [".adaptive_c-0123456789abcdef.tmp.bak", "x.tmp"]
     for path in (dead, *(tmp_path / name for name in others)):
         path.write_bytes(b"rest")
     make().save(tmp_path / "a")
-    assert sorted(os.listdir(tmp_path)) == sorted([os.path.basename(held), "a", *others])
-    os.close(fd)  # as the system does for a killed process
+    assert sorted(os.listdir(tmp_path)) == sorted([os.path.basename(held.name), "a", *others])
+    held.close()  # as the system does for a killed process
     make().save(tmp_path / "a")
     assert sorted(os.listdir(tmp_path)) == sorted(["a", *others])
 
@@ -938,6 +942,47 @@ def test_a_load_is_one_change_to_other_threads(way, tmp_path, monkeypatch):
     other.step([np.ones((3, 4), "f4"), None, None])
 
 
+@WAYS
+def test_what_a_plateau_beside_a_function_has_seen(way, tmp_path):
+    """Of a schedule with a function in it all but the function is stored."""
+    s = ac.schedules
+
+    def lr(length, function=bumpy):
+        return s.warmup(s.chain([function, s.plateau(0.5, factor=0.5, patience=0)], [length]), 1)
+
+    opt = make(steps=0, lr=lr(2))
+    for metric in (1.0, 1.0, 1.0, 1.0, 1.0, 1.0):
+        opt.step([np.ones((3, 4), "f4"), None, None], metric)
+    other = reloaded(opt, make(steps=1, lr=lr(77)), way, tmp_path)
+    assert other.param_groups[0].schedules == opt.param_groups[0].schedules
+    assert other.param_groups[0]["lr"] == opt.param_groups[0]["lr"] == 0.125
+    for wrong in (bumpy, s.warmup(bumpy, 1), lr(2, s.constant(0.5)), s.plateau(0.5)):
+        other = make(seed=1, steps=1, lr=wrong)
+        before = everything(other)
+        with pytest.raises(ValueError, match=r"lr followed a function of your own, which is not stored"):
+            reloaded(opt, other, way, tmp_path)
+        assert_same(before, everything(other))
+
+
+def test_bounds_that_no_float_holds(tmp_path):
+    opt = make(bounds=(-(10**400), 10**400))
+    opt.save(tmp_path / "a")
+    other = make(seed=1, bounds=(0.0, 1.0))
+    other.load(tmp_path / "a")
+    assert other.param_groups[0]["bounds"] == (None, None)
+
+
+def test_a_refused_load_allocates_nothing():
+    opt, other = make(), make(seed=1, steps=1)
+    opt.accumulate([np.ones((3, 4), "f4"), None, None])
+    d = opt.state_dict()
+    d["settings"]["max_grad_value"] = 1e-60
+    nbytes = other.nbytes
+    with pytest.raises(ValueError, match="max_grad_value=1e-60 rounds to 0 in float32"):
+        other.load_state_dict(d)
+    assert other.nbytes == nbytes
+
+
 def test_sums_are_allocated_before_anything_changes(monkeypatch):
     opt, other = make(lr=0.5), make(seed=1, steps=1)
     opt.accumulate([np.ones((3, 4), "f4"), None, None])
@@ -981,16 +1026,25 @@ def test_the_json_is_strict(tmp_path):
         opt.load_state_dict(d)
 
 
-def test_the_permissions_of_a_file_stay(tmp_path):
+def test_the_permissions_of_a_file_stay(tmp_path, monkeypatch):
     opt = make()
     opt.save(tmp_path / "a")
     umask = os.umask(0)
     os.umask(umask)
     assert stat.S_IMODE(os.stat(tmp_path / "a").st_mode) == 0o666 & ~umask
+    seen, write = [], os.write
+
+    def looking(fd, data):
+        seen.append(stat.S_IMODE(os.fstat(fd).st_mode))
+        return write(fd, data)
+
+    monkeypatch.setattr(_checkpoint.os, "write", looking)
     for mode in (0o640, 0o600, 0o604):
         os.chmod(tmp_path / "a", mode)
         opt.save(tmp_path / "a")
         assert stat.S_IMODE(os.stat(tmp_path / "a").st_mode) == mode
+        assert set(seen) == {mode}  # from the first byte on: what is private is never open
+        seen.clear()
 
 
 @pytest.mark.parametrize(("number", "fails"), [(22, False), (95, False), (5, True)])
@@ -1023,10 +1077,8 @@ AT_THE_END = """
 import atexit, sys, threading, time
 import numpy as np
 import adaptive_c as ac
-from adaptive_c import _checkpoint
 
-_checkpoint._PIECE = 1 << 16  # many pieces
-p = np.ones(1 << 20, "f4")
+p = np.ones(1 << 22, "f4")  # 50 MB: several pieces, and of the parameters two halves at a time
 opt = ac.AdamW([p])
 opt.step([p * 2])
 
@@ -1058,22 +1110,24 @@ def test_save_and_load_while_the_interpreter_ends(how, kind, tmp_path):
         cwd=tmp_path, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")
-    other = ac.AdamW([np.zeros(1 << 20, "f4")])
+    other = ac.AdamW([np.zeros(1 << 22, "f4")])
     other.load(tmp_path / f"a.{kind}")
     assert other.t == 2
 
 
 @pytest.mark.parametrize("kind", FORMATS)
 def test_where_no_thread_can_be_started(kind, tmp_path, monkeypatch):
-    def refuse(self):
-        raise RuntimeError("can't start new thread")
-
-    monkeypatch.setattr(threading.Thread, "start", refuse)
     monkeypatch.setattr(_checkpoint, "_PIECE", 1 << 10)
     opt, other = make(shapes=((3, 4), (), (30000,))), make(seed=1, shapes=((3, 4), (), (30000,)))
-    opt.save(tmp_path / "a", format=kind)
-    opt.save(tmp_path / "a", format=kind)  # over the old one
-    other.load(tmp_path / "a")
+    before = threading.stack_size(1 << 46)  # which nobody has
+    try:
+        with pytest.raises(RuntimeError, match="can't start new thread"):
+            threading.Thread(target=print).start()
+        opt.save(tmp_path / "a", format=kind)
+        opt.save(tmp_path / "a", format=kind)  # over the old one
+        other.load(tmp_path / "a")
+    finally:
+        threading.stack_size(before)
     assert_same(everything(opt), everything(other))
 
 

@@ -247,7 +247,7 @@ def changed(d, path, value):
 REFUSED = [
     ("AdamW", {}, ("param_groups", 0, "decoupled_weight_decay"), False, ValueError, "decoupled_weight_decay=False.*another class"),
     ("Adam", {}, ("param_groups", 0, "params"), [0], ValueError, "has 1 tensors, this optimizer's group 2.*same cut"),
-    ("Adam", {}, ("param_groups", 0, "layer"), "head", ValueError, "'layer', which is no option of Adam; take it out"),
+    ("Adam", {}, ("param_groups", 0, "layer"), "head", ValueError, "'layer', which is no option of Adam: is it of another"),
     ("Adam", {}, ("param_groups", 0, "lr"), -1.0, ValueError, r"lr must be in \[0, inf\), got -1.0"),
     ("Adam", {}, ("state", 0, "exp_avg"), np.ones(4), ValueError, r"'exp_avg'\] has shape \(4,\), its parameter \(3,\)"),
     ("Adam", {}, ("state", 0, "exp_avg"), "x", TypeError, "must be a tensor or an array, got str"),

@@ -213,7 +213,11 @@ def test_mistakes_that_would_do_nothing_are_refused():
         opt.lr = 0.1
     with pytest.raises(AttributeError, match=r"Adam has no attribute 'lr'; .* opt.param_groups\[0\]\['lr'\]"):
         _ = opt.lr
+    with pytest.raises(AttributeError, match=r"Adam has no attribute 'defaults'$"):
+        _ = opt.defaults
     assert not hasattr(opt, "_no_such_thing")
+    with pytest.raises(KeyError, match="is no state of this optimizer; it has exp_avg"):
+        opt.state[W]
     with pytest.raises(AttributeError):
         opt.param_groups = []
     with pytest.raises(TypeError):
