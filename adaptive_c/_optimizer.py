@@ -350,7 +350,8 @@ class Optimizer:
         defaults; all arrays of a group have one dtype.  float16 and bfloat16 need `master` or `rounding`.
     any number of a rule, or an element of a pair of them
         A number, or a schedule: an object of ``adaptive_c.schedules``, or any function of the number of applied steps.
-        Step k uses ``schedule(k - 1)``; a skipped step does not advance it.
+        Step k uses ``schedule(k - 1)``; a skipped step does not advance it.  Not what is read once: the lr of Rprop and
+        SuperSAB, and initial_accumulator_value.
     n_threads : int, optional
         Threads of a large step, used as given.  None: what ``set_num_threads`` says, else OMP_NUM_THREADS, else the
         smaller of CPU affinity and cgroup quota.

@@ -1222,6 +1222,10 @@ def test_the_examples_of_the_docs(tmp_path, monkeypatch):
         pytest.skip("not in a clone")
     pytest.importorskip("torch")
     monkeypatch.chdir(tmp_path)
-    for block in re.findall(r"```python\n(.*?)```", path.read_text(), re.S):
-        exec(compile(block, str(path), "exec"), {})
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        for block in re.findall(r"```python\n(.*?)```", path.read_text(), re.S):
+            exec(compile(block, str(path), "exec"), {})
+    finally:
+        signal.signal(signal.SIGTERM, before)
     assert os.listdir(tmp_path) == ["run.safetensors"]
