@@ -520,7 +520,7 @@ class Optimizer:
         scaler = LossScaler(plan) if plan.dynamic else None
         groups = (*self._groups, *new)
         seen = {"_plan": plan, "_groups": groups, "_scaler": scaler, "_structured": plan.structured}
-        plan.publish(self.__dict__, seen, groups, old)
+        plan.publish(self, seen, groups, old)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group to those that are stepped, as torch has it.
@@ -888,14 +888,11 @@ class Optimizer:
     def param_groups(self) -> tuple[ParamGroup, ...]:
         return self._groups
 
-    def __getattr__(self, name: str) -> Never:
-        option = name in self.__dict__.get("_defaults", ())
-        hint = f"; options are in the groups: opt.param_groups[0][{name!r}]" if option else ""
-        raise AttributeError(f"{type(self).__name__} has no attribute {name!r}{hint}")
-
-    def __setattr__(self, name: str, value: Any) -> None:
+    def __setattr__(self, name: str, value: Any) -> None:  # (a __getattr__ would slow down every step)
         if not name.startswith("_") and not hasattr(type(self), name):
-            self.__getattr__(name)
+            option = name in self._defaults
+            hint = f"; options are in the groups: opt.param_groups[0][{name!r}] = {value!r}" if option else ""
+            raise AttributeError(f"{type(self).__name__} has no attribute {name!r} to assign{hint}")
         super().__setattr__(name, value)
 
     @property

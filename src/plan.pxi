@@ -3,6 +3,7 @@
 
 from cpython.bytearray cimport PyByteArray_AS_STRING
 from cpython.buffer cimport PyBUF_FULL_RO, PyBuffer_IsContiguous, PyBuffer_Release, PyObject_GetBuffer
+from cpython.object cimport PyObject_GenericSetAttr
 from cpython.pythread cimport PyThread_get_thread_ident
 from libc.stdlib cimport calloc, free
 from libc.math cimport NAN, fabs, isinf
@@ -326,11 +327,12 @@ cdef class Plan:
         self.dynamic, self.loss_scale, self.growth_tracker = old.dynamic, old.loss_scale, old.growth_tracker
         self.keeps_undo, self.undo_nbytes = old.keeps_undo, old.undo_nbytes  # a step was of fewer groups: no undoing it
 
-    def publish(self, dict attributes, dict new, groups, Plan old=None):
-        """Let an optimizer, by its attributes, and its groups have this plan in the place of the old: all at once."""
+    def publish(self, optimizer, dict attributes, groups, Plan old=None):
+        """Let an optimizer and its groups have this plan, and what came with it, in place of the old: all at once."""
         for group in groups:
             group._plan = self
-        attributes.update(new)
+        for name, value in attributes.items():
+            PyObject_GenericSetAttr(optimizer, name, value)
         if old is not None:
             old.retired = True  # a thread that has looked it up already would step without the new group
 
