@@ -16,6 +16,7 @@ import re
 import stat
 import struct
 import sys
+import time
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -51,7 +52,7 @@ _CODES = {
 _DTYPES = {code: np.dtype("uint16" if kind == "bfloat16" else kind) for kind, code in _CODES.items()}
 
 
-def _work(calls: "SimpleQueue[Any]", results: "SimpleQueue[Any]", end: Any) -> None:
+def _work(calls: "SimpleQueue[Any]", results: "SimpleQueue[Any]", ended: list[bool], end: Any) -> None:
     while (call := calls.get()) is not None:
         f, *args = call
         try:
@@ -59,6 +60,7 @@ def _work(calls: "SimpleQueue[Any]", results: "SimpleQueue[Any]", end: Any) -> N
         except Exception as error:
             results.put((None, error))
         del call, f, args  # which may refer to the owner, whose end is to end this
+    ended.append(True)
 
 
 class _Beside:
@@ -72,9 +74,10 @@ class _Beside:
         self.waiting = 0  # calls whose result nobody took
         self._calls: SimpleQueue[Any] = SimpleQueue()
         self._results: SimpleQueue[Any] = SimpleQueue()
+        self._ended: list[bool] = []
         end = ref(self, partial(self._calls.put, None))  # no __del__, which would swallow a Ctrl-C
         try:
-            _thread.start_new_thread(_work, (self._calls, self._results, end))
+            _thread.start_new_thread(_work, (self._calls, self._results, self._ended, end))
             self.alone = False
         except RuntimeError as error:
             if error.__traceback__ is not None and error.__traceback__.tb_next is not None:
@@ -92,9 +95,29 @@ class _Beside:
             f, *args = self._calls.get()
             return f(*args)
         value, error = self._results.get()
-        if error is not None:
-            raise error
+        try:
+            if error is not None:
+                raise error
+        finally:
+            del error  # its traceback has this frame
         return value
+
+    def close(self) -> None:
+        """Wait until nothing runs here any more, whatever comes meanwhile: that is raised in the end."""
+        interrupt = None
+        while True:
+            try:
+                self._calls.put(None)
+                while not (self._ended or self.alone):
+                    time.sleep(1e-4)
+                break
+            except BaseException as error:
+                interrupt = error
+        try:
+            if interrupt is not None:
+                raise interrupt
+        finally:
+            del interrupt
 
 
 class _Crc:
@@ -152,9 +175,9 @@ class Stored(NamedTuple):
         try:  # the pages are in the cache by now: one thread copies slower than memory is
             beside.call(self._read, raw[half:], at + half)
             self._read(raw[:half], at)
+            beside.result()
         finally:  # not before nobody writes there any more
-            while beside.waiting:
-                beside.result()
+            beside.close()
 
     def _read(self, raw: Array, at: int) -> None:
         view = raw.data if raw.size else b""
@@ -288,12 +311,17 @@ def write(path: Any, head: Mapping[str, Any], arrays: Mapping[str, Entry], forma
     temporary = old = None
     try:
         temporary = _create_temporary(folder)
+        mode = None
         with suppress(OSError):  # there is none yet, or no permissions
-            os.fchmod(temporary.fileno(), stat.S_IMODE(os.stat(path).st_mode))
+            mode = stat.S_IMODE(os.stat(path).st_mode)
+            os.fchmod(temporary.fileno(), mode | stat.S_IWUSR)  # without which nobody could remove a leftover
             old = open(path, "rb", buffering=0)  # noqa: SIM115
         stream = _Stream(temporary)
         (_write_npz if format == "npz" else _write_safetensors)(stream, text, arrays)
         os.pwrite(temporary.fileno(), _END % stream.crc(), stream.size - _END_SIZE)
+        if mode is not None:
+            with suppress(OSError):
+                os.fchmod(temporary.fileno(), mode)
         os.fsync(temporary.fileno())
         os.replace(temporary.name, path)
         _sync_folder(folder)

@@ -155,17 +155,18 @@ class ParamGroup(MutableMapping[str, Any]):
             raise TypeError("params is read-only: an optimizer is bound to its arrays; construct a new one")
         if name not in self._numbers:
             raise KeyError(f"{name!r} is not an option of {self._cls.__name__}; it has {', '.join(self._numbers)}")
-        t = self._plan.t
+        t, read = self._plan.t, self._numbers
         where = f"param_groups[{self._index}]: "
-        self._take(self._checked({**self._numbers, **self._schedules, name: value}, t, where, only=name), -1)
+        self._take(self._checked({**read, **self._schedules, name: value}, t, where, read, only=name), -1)
 
-    def _checked(self, options: dict[str, Any], t: int, where: str, only: str | None = None) -> Any:
-        """For `_take`: the options as numbers after t steps, their schedules, bounds for the plan, and what was before.
+    def _checked(self, options: dict[str, Any], t: int, where: str, read: Any, only: str | None = None) -> Any:
+        """For `_take`: the options as numbers after t steps, their schedules, bounds for the plan, and `read`.
 
+        read: the numbers that the options were made from.
         only: the schedules of the other options keep their last number, until a step follows them: of several that are
         out of range, each can be mended by itself.
         """
-        read, dtype = self._numbers, self._plan.dtype(self._index)
+        dtype = self._plan.dtype(self._index)
         schedules = schedules_in(options, self._cls, where)
         followed = {name: schedule for name, schedule in schedules.items() if only in (None, name)}
         numbers = {**{name: self._numbers[name] for name in schedules}, **numbers_at(followed, t, where)}
@@ -321,7 +322,8 @@ class _Setting:
         return self if optimizer is None else optimizer._plan.settings[self._name]
 
     def __set__(self, optimizer: "Optimizer", value: Any) -> None:
-        optimizer._plan.configure(check_settings({**optimizer._plan.settings, self._name: value}))
+        read = optimizer._plan.settings
+        optimizer._plan.configure(check_settings({**read, self._name: value}), read)
 
 
 class _LossScale(_Setting):
@@ -508,7 +510,7 @@ class Optimizer:
         for group in new:
             group._plan, group._uint16_as = plan, self._uint16_as
             where = f"{group._where}: " if "[" in group._where else ""
-            group._take(group._checked(group._numbers, plan.t, where), plan.t)
+            group._take(group._checked(group._numbers, plan.t, where, group._numbers), plan.t)
         for group in new:
             self._allocate(plan, group)
             if keep_undo:
@@ -678,10 +680,13 @@ class Optimizer:
         self._plan.step(grads, scale, moved=None if metric is None else self._observed(metric))
 
     def _observed(self, metric: Any) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-        """For each group, its schedules as they are, and those that a metric changes, as they are after it."""
+        """For each group, the schedules that a metric changes, as they are before and after it."""
         metric, t = _real("metric", metric), self.t
-        before = [dict(group._schedules) for group in self._groups]
-        moved = [(schedules, observed(schedules, t, metric)) for schedules in before]
+        moved = []
+        for group in self._groups:
+            before = dict(group._schedules)
+            after = observed(before, t, metric)
+            moved.append(({name: before[name] for name in after}, after))
         if not any(after for _, after in moved):
             raise ValueError(
                 f"metric={metric!r} is read by nobody: it is for a plateau schedule, and no group has one; drop it"

@@ -43,7 +43,9 @@ def schedules_in(options: Mapping[str, Any], cls: Any, where: str) -> dict[str, 
             raise ValueError(f"{where}lr of {cls.__name__} is read at an array's first step only and can't follow a "
                              f"schedule, got {value!r}; give a number")  # fmt: skip
         if pair:
-            value = tuple(x if moves(x) else _real(f"{where}{name}[{i}]", x) for i, x in enumerate(value))
+            parts = tuple(x if moves(x) else _real(f"{where}{name}[{i}]", x) for i, x in enumerate(value))
+            same = isinstance(value, tuple) and all(x is y for x, y in zip(value, parts, strict=True))
+            value = value if same else parts  # whoever compares it finds that it was not assigned again
         found[name] = value
     return found
 

@@ -213,6 +213,7 @@ def _restore(opt: Optimizer, d: Any, where: str, parameters: bool) -> None:
     grad_norm = _get(d, "grad_norm", (int, float, str), where)
     if isinstance(grad_norm, str) and grad_norm not in ("nan", "inf"):
         raise ValueError(f"{where}['grad_norm'] can't be {grad_norm!r}")
+    grad_norm = float(grad_norm)
     pending = _count(d, "pending", where)
     scaler = _get(d, "scaler", (Mapping, type(None)), where)
     if (scaler is None) != (opt._scaler is None):
@@ -247,10 +248,10 @@ def _restore(opt: Optimizer, d: Any, where: str, parameters: bool) -> None:
     try:
         for write in work:
             write()
+        opt._plan.set_counts(t, skipped, grad_norm, pending)
     except BaseException:  # a reading error, Ctrl-C
         opt.discard()
         raise
-    opt._plan.set_counts(t, skipped, float(grad_norm), pending)
     opt._plan.write_copies()
 
 
@@ -276,7 +277,7 @@ def _check_group(
     names = [*group._per_array, "started", *(["summed"] if pending else [])]
     counts = {name: _read_count(arrays, name, len(sizes), where) for name in names}
     counts = _recut(sizes, ours["sizes"], counts, where)
-    checked = group._checked(_read_options(group, d, where), t, f"{where}: ")
+    checked = group._checked(_read_options(group, d, where), t, f"{where}: ", group._numbers)
 
     def write() -> None:
         group._take(checked, t)

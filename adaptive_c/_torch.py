@@ -90,7 +90,9 @@ def _restore(opt: Optimizer, d: Mapping[str, Any]) -> None:
     most = max(t for _, _, t in work)
     t = max(opt.t, most) if opt._rule == "sgd" else most
     checked = [
-        group._checked({**options, **group._schedules}, t, f"state_dict['param_groups'][{group._index}]: ")
+        group._checked(
+            {**options, **group._schedules}, t, f"state_dict['param_groups'][{group._index}]: ", group._numbers
+        )
         for group, (options, _, _) in zip(opt._groups, work, strict=True)
     ]
     opt._plan.write_on()  # from here on nothing is refused

@@ -408,9 +408,11 @@ cdef class Plan:
             if limit and not self.space.groups[i].wide and <float> limit == 0:
                 raise ValueError(f"max_grad_value={limit!r} rounds to 0 in float32")
 
-    def configure(self, dict settings):
+    def configure(self, dict settings, read=None):
         """Take over the options of the optimizer as a whole, already checked."""
         self.refuse_change()
+        if read is not None:
+            self.refuse_unread(self.settings, read)
         self.check(settings)
         self.settings = settings
         self.max_grad_norm = settings["max_grad_norm"] or 0
@@ -477,9 +479,8 @@ cdef class Plan:
 
         bounds: as for `assign`.  read: the numbers that the group showed when these were made.
         """
-        if group._numbers is not read:
-            raise RuntimeError("another thread has changed the options of this optimizer meanwhile; guard it with a "
-                               "lock, or give each thread an optimizer of its own")
+        if not self.writer:
+            self.refuse_unread(group._numbers, read)
         self.assign(group._index, {**group._cls._fixed, **numbers}, bounds)
         group._numbers, group._schedules, group._followed = numbers, schedules, t
         if schedules:
@@ -497,7 +498,7 @@ cdef class Plan:
             for name in after:
                 if group._schedules.get(name) is was[name]:
                     group._schedules[name] = now[name]
-            group._followed = -1
+            group._followed, group._numbers = -1, dict(group._numbers)  # see `take`
         return 0
 
     def set_t(self, long long t):
@@ -644,7 +645,7 @@ cdef class Plan:
                     self.count()
                     if moved is not None:
                         self.move(moved, False)
-                        self.moved = moved
+                        self.moved = moved if self.keeps_undo else []
             if self.dynamic and count and work >= 0:
                 self.rescale(usable)
             if summed and count:
@@ -1106,11 +1107,21 @@ cdef class Plan:
     # --- checks --------------------------------------------------------------------------------------------------
 
     cdef int refuse_while_stepping(self) except -1:
-        if self.busy or self.retired:
+        if self.retired:
+            raise RuntimeError("a group was added to this optimizer meanwhile; call it again")
+        if self.busy:
             raise RuntimeError("another thread is inside step() of this optimizer, or saves or loads it (in a forked "
                                "child: was, when the process forked); guard it with a lock, or give each thread an "
                                "optimizer of its own.  In a signal handler: set a flag there, and act on it after the "
                                "step")
+        return 0
+
+    cdef int refuse_unread(self, now, read) except -1:
+        """Options were made from others, read before: those must be there still."""
+        if now is not read:
+            raise RuntimeError("somebody else (another thread, a signal handler, a schedule) has changed the options "
+                               "of this optimizer meanwhile; guard it with a lock, or give each thread an optimizer of "
+                               "its own")
         return 0
 
     cdef int refuse_change(self) except -1:

@@ -1045,6 +1045,10 @@ def test_the_permissions_of_a_file_stay(tmp_path, monkeypatch):
         assert stat.S_IMODE(os.stat(tmp_path / "a").st_mode) == mode
         assert set(seen) == {mode}  # from the first byte on: what is private is never open
         seen.clear()
+    os.chmod(tmp_path / "a", 0o444)
+    opt.save(tmp_path / "a")
+    assert stat.S_IMODE(os.stat(tmp_path / "a").st_mode) == 0o444
+    assert set(seen) == {0o644}  # a leftover that can't be opened can't be removed
 
 
 @pytest.mark.parametrize(("number", "fails"), [(22, False), (95, False), (5, True)])

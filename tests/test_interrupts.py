@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 import warnings
+import weakref
 from itertools import count
 
 import numpy as np
@@ -138,10 +139,10 @@ def test_load(way, tmp_path, monkeypatch):
     for n in count(1, STRIDES.get(way, 1)):
         if not interrupted(load, n):
             break
-        opt.accumulate(GRADS)  # nothing is held, and no sum is half restored
-        opt.discard()
+        loaded = opt.pending  # or not
         opt.accumulate([np.full((3, 4), 2, "f4"), None, None])
-        assert opt._groups[0]._sums[0] == 2
+        assert opt._groups[0]._sums[0] == 2 + loaded  # nothing is held, and no sum is half restored
+        assert list(opt._groups[0]._summed) == [1, loaded, loaded]
         opt.step()
     assert n > 100
     load()
@@ -255,6 +256,60 @@ def test_a_signal_handler_that_saves(tmp_path):
     assert all("In a signal handler: set a flag there, and act on it after the step" in message for message in told)
 
 
+def test_nobody_writes_behind_a_load(tmp_path, monkeypatch):
+    """Of an array that two threads read the other's half may take longer; an interrupt waits for it."""
+    saved, opt = make(shapes=((400,),)), make(seed=1, shapes=((400,),), steps=0)
+    saved.save(tmp_path / "a")
+    monkeypatch.setattr(_checkpoint, "_PIECE", 1 << 7)
+    main, read, late = threading.get_ident(), _checkpoint.Stored._read, []
+
+    def slow(self, raw, at):
+        if threading.get_ident() != main:
+            os.kill(os.getpid(), signal.SIGALRM)
+            time.sleep(0.2)
+            late.append(True)
+        read(self, raw, at)
+
+    def boom(*_):
+        assert not late
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(_checkpoint.Stored, "_read", slow)
+    before = signal.signal(signal.SIGALRM, boom)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            opt.load(tmp_path / "a")
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert late == [True]
+    monkeypatch.undo()
+    opt.load(tmp_path / "a")
+    assert_same(everything(opt), everything(saved))
+
+
+def test_an_error_of_the_other_half_is_told_and_nothing_is_kept(tmp_path, monkeypatch):
+    saved, opt = make(shapes=((400,),)), make(seed=1, shapes=((400,),), steps=0)
+    saved.save(tmp_path / "a")
+    monkeypatch.setattr(_checkpoint, "_PIECE", 1 << 7)
+    main, read = threading.get_ident(), _checkpoint.Stored._read
+
+    def failing(self, raw, at):
+        if threading.get_ident() != main:
+            raise OSError("the disk")
+        read(self, raw, at)
+
+    monkeypatch.setattr(_checkpoint.Stored, "_read", failing)
+    gc.disable()
+    try:
+        with pytest.raises(OSError, match="the disk"):
+            opt.load(tmp_path / "a")
+        gone = weakref.ref(opt._groups[0]._slots[0])
+        del opt
+        assert gone() is None
+    finally:
+        gc.enable()
+
+
 # --- other threads ---------------------------------------------------------------------------------------------------
 
 
@@ -301,15 +356,53 @@ def test_options_that_are_replaced_while_a_schedule_computes(what):
     opt = make(seed=1, steps=1, lr=slow)
     if what == "step":
         called.append(True)
-        with pytest.raises(RuntimeError, match="another thread has changed the options of this optimizer meanwhile"):
+        with pytest.raises(RuntimeError, match=r"somebody else .* has changed the options of this optimizer meanwhile"):
             opt.step(GRADS)
     else:
         called.append(True)
-        with pytest.raises(RuntimeError, match="another thread has changed the options of this optimizer meanwhile"):
+        with pytest.raises(RuntimeError, match=r"somebody else .* has changed the options of this optimizer meanwhile"):
             opt.param_groups[0]["lr"] = slow
     assert_same(opt.state_dict(), saved.state_dict())
     assert (opt.param_groups[0]["lr"], opt.param_groups[0]["weight_decay"]) == (0.5, 0.25)
     opt.step(GRADS)
+
+
+@pytest.mark.parametrize("what", ["option", "setting"])
+def test_two_assignments_at_once(what, monkeypatch):
+    """The second is made from what was there before the first: it is refused, and does not undo it."""
+    opt = make()
+    group, name = opt.param_groups[0], "check_options" if what == "option" else "check_settings"
+    check = getattr(ac._optimizer, name)
+
+    def late(*args):
+        monkeypatch.undo()
+        in_a_thread(lambda: group.update(eps=0.5) if what == "option" else setattr(opt, "seed", 7))
+        return check(*args)
+
+    monkeypatch.setattr(ac._optimizer, name, late)
+    second = (lambda: group.update(lr=0.25)) if what == "option" else (lambda: setattr(opt, "max_grad_norm", 1.0))
+    with pytest.raises(RuntimeError, match=r"somebody else .* has changed the options"):
+        second()
+    assert (group["eps"], opt.seed) == ((0.5, 0) if what == "option" else (1e-8, 7))
+    assert (group["lr"], opt.max_grad_norm) == (1e-3, None)
+
+
+def test_a_metric_that_comes_while_a_schedule_computes():
+    called = []
+
+    def slow(t):
+        if called:
+            called.clear()
+            in_a_thread(lambda: opt.step(GRADS, metric=2.0))
+        return 0.5
+
+    opt = make(steps=0, lr=ac.schedules.plateau(0.5, factor=0.5, patience=0), on_nonfinite="skip")
+    opt.step(GRADS, metric=1.0)
+    opt.step([np.full((3, 4), np.nan, "f4"), None, None])  # skipped, so that the numbers of this t are there
+    called.append(True)
+    with pytest.raises(RuntimeError, match=r"somebody else .* has changed the options"):
+        opt.param_groups[0]["weight_decay"] = slow
+    assert opt.param_groups[0]["lr"] == 0.25
 
 
 def test_a_schedule_can_change_nothing_while_a_load_asks_it():

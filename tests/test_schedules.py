@@ -679,6 +679,35 @@ def test_a_metric_sets_the_numbers_of_the_steps_after_its_own():
     assert opt.param_groups[0].schedules["lr"].best == 2.0
 
 
+def test_a_plateau_in_a_pair_goes_back_whatever_else_is_assigned():
+    opt = ac.Adam(np.ones(3), betas=(s.plateau(0.9, factor=0.5, patience=0), 0.999), keep_undo=True)
+    opt.step(np.ones(3), metric=1.0)
+    opt.step(np.ones(3), metric=2.0)
+    assert opt.param_groups[0]["betas"] == (0.45, 0.999)
+    opt.param_groups[0]["lr"] = 0.1
+    opt.rollback()
+    assert opt.param_groups[0]["betas"] == (0.9, 0.999)
+    opt.step(np.ones(3), metric=2.0)
+    opt.param_groups[0]["betas"] = (s.plateau(0.8, patience=0), 0.999)  # but not what is assigned itself
+    opt.rollback()
+    assert opt.param_groups[0]["betas"] == (0.8, 0.999)
+
+
+def test_a_schedule_that_was_replaced_is_dropped():
+    class Owner:
+        def number(self, t):
+            return 0.5
+
+    owner = Owner()
+    gone = weakref.ref(owner)
+    opt = ac.SGD(np.ones(3), lr=s.plateau(0.5))
+    opt.param_groups[0]["weight_decay"] = owner.number
+    opt.step(np.ones(3), metric=1.0)
+    opt.param_groups[0]["weight_decay"] = 0.0
+    del owner
+    assert gone() is None
+
+
 def test_every_group_and_element_has_a_plateau_of_its_own():
     given = s.plateau(0.8, 0.5, patience=0)
     params = [{"params": np.ones(1)}, {"params": np.ones(1), "lr": 0.1}, {"params": np.ones(1), "betas": (given, 0.9)}]
@@ -962,7 +991,7 @@ def test_nothing_of_a_new_group_is_seen_before_all_of_it(fails):
         opt.step(np.ones(3))
     else:
         opt.add_param_group({"params": late, "lr": schedule})
-        with pytest.raises(RuntimeError, match="another thread is inside step"):
+        with pytest.raises(RuntimeError, match="a group was added to this optimizer meanwhile; call it again"):
             before.step(np.ones(3))  # by one who looked it up before
         opt.step([np.ones(3), np.ones(2)])
         assert opt.state["step"][0] == 2
