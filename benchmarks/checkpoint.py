@@ -52,7 +52,7 @@ def grown(work) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--elements", type=int, default=1 << 26)
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--folder", type=Path, default=Path.cwd())
     parser.add_argument("--format", default="safetensors", choices=["safetensors", "npz"])
     options = parser.parse_args()
@@ -74,9 +74,11 @@ def main() -> None:
         works["save"]()
         works["dd write"]()
         for i in range(options.rounds):
-            for name in (list(works), list(works)[::-1])[i % 2]:
+            turn = ("save", "dd write", "load", "dd read") if i % 2 else ("dd write", "save", "dd read", "load")
+            for name in turn:  # either is as often the first behind the other's writes
                 if new.exists():
                     new.replace(plain)  # what is overwritten is freed as late as by save
+                time.sleep(1)  # a disk goes on writing, and freeing what was overwritten, after it says that it is done
                 drop(plain)
                 drop(path)
                 growth[name] = grown(lambda work=works[name], its=times[name]: its.append(seconds(work)))
