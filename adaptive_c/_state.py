@@ -241,7 +241,6 @@ def _restore(opt: Optimizer, d: Any, where: str, parameters: bool) -> None:
             opt._allocate_sums(group._index)
     opt._plan.write_on()  # from here on nothing is refused
     opt._plan.configure(settings)
-    opt._plan.forget_undo()
     opt.discard()
     if scaler is not None and opt._scaler is not None:
         opt._scaler.load_state_dict(scaler)

@@ -38,9 +38,9 @@ def _slots(opt: Optimizer, group: ParamGroup) -> list[str]:
 
 def state_dict(opt: Optimizer) -> dict[str, Any]:
     _check_class(opt)
-    import torch
-
     with opt._plan.held():
+        import torch
+
         return _state_dict(opt, torch)
 
 
@@ -96,7 +96,6 @@ def _restore(opt: Optimizer, d: Mapping[str, Any]) -> None:
         for group, (options, _, _) in zip(opt._groups, work, strict=True)
     ]
     opt._plan.write_on()  # from here on nothing is refused
-    opt._plan.forget_undo()
     opt.discard()
     opt._plan.start()  # master copies and averages, which the dict does not have, begin as the parameters
     for group, found, (_, write, _) in zip(opt._groups, checked, work, strict=True):

@@ -535,8 +535,12 @@ cdef class Plan:
         return Block(self, True)
 
     def write_on(self):
-        """From here to the end of the block this thread, and no other, may assign, discard and configure."""
+        """From here to the end of the block this thread, and no other, may assign, discard and configure.
+
+        A step before it can't be undone any more.
+        """
         self.writer = PyThread_get_thread_ident()
+        self.undoable = False
 
     cdef hold(self, bint holding):
         if holding:
@@ -1088,10 +1092,6 @@ cdef class Plan:
             self.undoable = False
         finally:
             self.busy = False
-
-    def forget_undo(self):
-        """There is no step to undo any more: its state was replaced."""
-        self.undoable = False
 
     # --- the end of a step ---------------------------------------------------------------------------------------
 

@@ -1,5 +1,7 @@
 """The cases that the tests share: every rule, and every switch of it on at least once."""
 
+import threading
+
 import numpy as np
 
 import adaptive_c as ac
@@ -100,3 +102,22 @@ def assert_same_bits(a, b, what=""):
     differ = (a.view(unsigned) != b.view(unsigned)) & ~((a != a) & (b != b))
     assert not differ.any(), f"{what}: {differ.sum()} of {a.size} differ, first at {np.flatnonzero(differ)[0]}: " \
         f"{a[differ][0]!r} {b[differ][0]!r}"  # fmt: skip
+
+
+def race(call, threads, times):
+    """Call it so often in so many threads at once; what the RuntimeErrors said."""
+    refused = []
+
+    def work():
+        for _ in range(times):
+            try:
+                call()
+            except RuntimeError as error:
+                refused.append(str(error))
+
+    running = [threading.Thread(target=work) for _ in range(threads)]
+    for thread in running:
+        thread.start()
+    for thread in running:
+        thread.join()
+    return refused

@@ -1,10 +1,8 @@
 """Sums of micro-batches, the dynamic loss scale, and how they meet what else a step does."""
 
-import threading
-
 import numpy as np
 import pytest
-from cases import CHUNK, IDS, PAIRS, assert_same_bits, build, gradients, spec
+from cases import CHUNK, IDS, PAIRS, assert_same_bits, build, gradients, race, spec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_formats import Composition, allocate, every_format, every_rule, shared
@@ -258,20 +256,7 @@ def test_another_thread_is_refused():
     p = np.zeros(8_000_000, "float32")
     g = np.ones_like(p)
     opt = ac.SGD(p, lr=1.0)
-    refused = []
-
-    def work():
-        for _ in range(20):
-            try:
-                opt.accumulate(g)
-            except RuntimeError as error:
-                refused.append(str(error))
-
-    threads = [threading.Thread(target=work) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    refused = race(lambda: opt.accumulate(g), threads=2, times=20)
     assert (opt.param_groups[0]._sums == 40 - len(refused)).all()
     assert opt.pending == 40 - len(refused)
     assert all("another thread is inside step()" in message for message in refused)

@@ -4,7 +4,7 @@ import copy
 
 import numpy as np
 import pytest
-from test_torch import CASES, IDS, SHAPES
+from test_torch import CASES, IDS, SHAPES, double  # noqa: F401  the fixture
 
 import adaptive_c as ac
 
@@ -17,13 +17,6 @@ MORE = [
 ]
 CASES = [*CASES, *MORE]
 IDS = [*IDS, *(f"{name}-more-{i}" for i, (name, _) in enumerate(MORE))]
-
-
-@pytest.fixture(autouse=True)
-def double():
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
 
 
 def close(ours, theirs):

@@ -11,7 +11,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from cases import CHUNK, IDS, PAIRS, assert_same_bits, build
+from cases import CHUNK, IDS, PAIRS, assert_same_bits, build, race
 
 import adaptive_c as ac
 from adaptive_c import _config
@@ -95,20 +95,7 @@ def test_two_threads_stepping_one_optimizer_get_an_error_never_a_corrupted_state
     p = np.zeros(4_000_000, "float32")
     opt = ac.SGD(p, lr=1.0)
     g = np.ones_like(p)
-    refused = []
-
-    def work():
-        for _ in range(30):
-            try:
-                opt.step(g)
-            except RuntimeError as error:
-                refused.append(str(error))
-
-    threads = [threading.Thread(target=work) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    refused = race(lambda: opt.step(g), threads=2, times=30)
     assert opt.t == 60 - len(refused)
     assert (p == -opt.t).all()
     assert all("another thread is inside step()" in message for message in refused)
@@ -118,20 +105,7 @@ def test_a_slow_schedule_lets_no_second_thread_into_a_step():
     p = np.zeros(4_000_000, "float32")
     opt = ac.SGD(p, lr=lambda step: (time.sleep(0.002), 1.0)[1])
     g = np.ones_like(p)
-    refused = []
-
-    def work():
-        for _ in range(20):
-            try:
-                opt.step(g)
-            except RuntimeError as error:
-                refused.append(str(error))
-
-    threads = [threading.Thread(target=work) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    refused = race(lambda: opt.step(g), threads=3, times=20)
     assert opt.t == 60 - len(refused)
     assert (p == -opt.t).all()
     told = "another thread is inside step()", "somebody else (another thread"
