@@ -18,66 +18,39 @@ __version__ = "0.1.0"
 _IMPORTED_IN = os.getpid()
 
 _HOME = {
-    "optimizers": ("SGD", "Momentum", "Adagrad", "RMSprop", "Adadelta", "Adam", "AdamW", "Adamax", "NAdam", "RAdam",
-                   "Lion", "Rprop", "SuperSAB"),
-    "_optimizer": ("Optimizer",),
-    "_flatten": ("flatten",),
-    "_config": ("get_num_threads", "set_num_threads", "show_config"),
-}  # fmt: skip
-_MODULE = {name: module for module, names in _HOME.items() for name in names}
-
-__all__ = [  # noqa: RUF022  the rules in order of increasing complexity, as everywhere
-    "SGD",
-    "Momentum",
-    "Adagrad",
-    "RMSprop",
-    "Adadelta",
-    "Adam",
-    "AdamW",
-    "Adamax",
-    "NAdam",
-    "RAdam",
-    "Lion",
-    "Rprop",
-    "SuperSAB",
-    "Optimizer",
-    "flatten",
-    "get_num_threads",
-    "schedules",
-    "set_num_threads",
-    "show_config",
-]
+    "Optimizer": "_optimizer",
+    "flatten": "_run.layout",
+    "get_num_threads": "_native",
+    "set_num_threads": "_native",
+    "show_config": "_native",
+}
+_SUBMODULES = ("optimizers", "reference", "schedules")
 
 if TYPE_CHECKING:
-    from . import schedules
-    from ._config import get_num_threads, set_num_threads, show_config
-    from ._flatten import flatten
+    from . import optimizers, reference, schedules
+    from ._native import get_num_threads, set_num_threads, show_config
     from ._optimizer import Optimizer
-    from .optimizers import (
-        SGD,
-        Adadelta,
-        Adagrad,
-        Adam,
-        Adamax,
-        AdamW,
-        Lion,
-        Momentum,
-        NAdam,
-        RAdam,
-        RMSprop,
-        Rprop,
-        SuperSAB,
-    )
+    from ._run.layout import flatten
+    from .optimizers import *  # noqa: F403
 
 
 def __getattr__(name: str) -> Any:
-    if name == "schedules":
-        return importlib.import_module("adaptive_c.schedules")
-    if name not in _MODULE:
+    if name in _SUBMODULES:
+        return importlib.import_module(f"adaptive_c.{name}")
+    if name.startswith("_") and name != "__all__":
         raise AttributeError(f"module 'adaptive_c' has no attribute {name!r}")
-    value = globals()[name] = getattr(importlib.import_module(f"adaptive_c.{_MODULE[name]}"), name)
+    rules = importlib.import_module("adaptive_c.optimizers")
+    if name == "__all__":
+        value: Any = [*rules.__all__, *_HOME, "schedules"]
+    elif name in _HOME:
+        value = getattr(importlib.import_module(f"adaptive_c.{_HOME[name]}"), name)
+    elif name in rules.__all__:
+        value = getattr(rules, name)
+    else:
+        raise AttributeError(f"module 'adaptive_c' has no attribute {name!r}")
+    globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__getattr__("__all__")})

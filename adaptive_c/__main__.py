@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands.add_parser("config", help="print instruction set, OpenMP runtime and threads, and why")
     options = parser.parse_args(arguments)
     if options.command == "config":
-        from ._config import show_config
+        from ._native import show_config
 
         show_config()
         return 0

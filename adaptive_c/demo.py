@@ -20,7 +20,7 @@ from sklearn.datasets import load_digits
 
 import adaptive_c as ac
 
-from ._config import core, isa
+from ._native import core, isa
 
 matplotlib.use("Agg")
 import itertools

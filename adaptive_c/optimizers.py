@@ -4,13 +4,21 @@ The formulas are in the symbols of reference.py, which is the specification: p p
 What all of them share, `params` and `n_threads` among it, is described in `Optimizer`.
 """
 
-from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from . import _state  # noqa: F401  here, so that a save at exit or in a signal handler has nothing to import
 from ._optimizer import Optimizer
-from ._scheduled import Number, Pair
+from ._run.options import Schedulable as Number
+from ._run.options import SchedulablePair as Pair
+from ._run.store import Slot
+
+__all__ = [  # noqa: RUF022  in order of increasing complexity, as everywhere
+    "SGD", "Momentum", "Adagrad", "RMSprop", "Adadelta", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "Lion", "Rprop",
+    "SuperSAB",
+]
+
+_SIGNED, _UNSIGNED, _SIGN = Slot("signed"), Slot("unsigned"), Slot("sign")  # what most state arrays are
+_RATES = "rounding noise would drown the small factors by which its rates change"
 
 
 def _options(arguments: dict[str, Any]) -> dict[str, Any]:
@@ -39,15 +47,11 @@ class SGD(Optimizer):
     """
 
     _rule = "sgd"
-    _slots = ("momentum_buffer",)
+    _state = MappingProxyType({"momentum_buffer": Slot("signed", when="momentum")})
 
     def __init__(self, params: Any, lr: Number = 1e-3, momentum: Number = 0.0, dampening: Number = 0.0,
                  weight_decay: Number = 0.0, nesterov: bool = False, *, maximize: bool = False, **shared: Any) -> None:
         super().__init__(params, _options(locals()), **shared)
-
-    @classmethod
-    def _state(cls, options: Mapping[str, Any]) -> tuple[str | None, ...]:
-        return ("momentum_buffer" if options["momentum"] else None,)
 
 
 class Momentum(Optimizer):
@@ -70,7 +74,7 @@ class Momentum(Optimizer):
     """
 
     _rule = "momentum"
-    _slots = ("momentum_buffer",)
+    _state = MappingProxyType({"momentum_buffer": _SIGNED})
 
     def __init__(self, params: Any, lr: Number = 1e-3, momentum: Number = 0.9, nesterov: bool = False,
                  weight_decay: Number = 0.0, maximize: bool = False, **shared: Any) -> None:
@@ -97,7 +101,8 @@ class Adagrad(Optimizer):
     """
 
     _rule = "adagrad"
-    _slots = ("sum",)
+    _state = MappingProxyType({"sum": Slot("unsigned", start="initial_accumulator_value")})
+    _squares = True
 
     def __init__(self, params: Any, lr: Number = 1e-2, lr_decay: Number = 0.0, weight_decay: Number = 0.0,
                  initial_accumulator_value: float = 0.0, eps: Number = 1e-10, *, maximize: bool = False,
@@ -128,17 +133,15 @@ class RMSprop(Optimizer):
     """
 
     _rule = "rmsprop"
-    _slots = ("square_avg", "momentum_buffer", "grad_avg")
+    _state = MappingProxyType({"square_avg": _UNSIGNED, "momentum_buffer": Slot("signed", when="momentum"),
+                               "grad_avg": Slot("signed", when="centered")})
+    _squares = True
 
     def __init__(self, params: Any, lr: Number = 1e-2, alpha: Number = 0.99, eps: Number = 1e-8,
                  weight_decay: Number = 0.0, momentum: Number = 0.0, centered: bool = False, *, maximize: bool = False,
                  eps_mode: str = "outside", **shared: Any) -> None:
         super().__init__(params, _options(locals()), **shared)
 
-    @classmethod
-    def _state(cls, options: Mapping[str, Any]) -> tuple[str | None, ...]:
-        return ("square_avg", "momentum_buffer" if options["momentum"] else None,
-                "grad_avg" if options["centered"] else None)
 
 class Adadelta(Optimizer):
     """Steps in the units of the parameters: the root of the mean squared step over that of the squared gradient.
@@ -160,7 +163,8 @@ class Adadelta(Optimizer):
     """
 
     _rule = "adadelta"
-    _slots = ("square_avg", "acc_delta")
+    _state = MappingProxyType({"square_avg": _UNSIGNED, "acc_delta": _UNSIGNED})
+    _squares = True
 
     def __init__(self, params: Any, lr: Number = 1.0, rho: Number = 0.9, eps: Number = 1e-6,
                  weight_decay: Number = 0.0, *, maximize: bool = False, **shared: Any) -> None:
@@ -190,16 +194,14 @@ class Adam(Optimizer):
     """
 
     _rule = "adam"
-    _slots = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
+    _state = MappingProxyType({"exp_avg": _SIGNED, "exp_avg_sq": _UNSIGNED,
+                               "max_exp_avg_sq": Slot("maximum", when="amsgrad")})
+    _squares = True
 
     def __init__(self, params: Any, lr: Number = 1e-3, betas: Pair = (0.9, 0.999), eps: Number = 1e-8,
                  weight_decay: Number = 0.0, amsgrad: bool = False, *, maximize: bool = False,
                  decoupled_weight_decay: bool = False, eps_mode: str = "outside", **shared: Any) -> None:
         super().__init__(params, _options(locals()), **shared)
-
-    @classmethod
-    def _state(cls, options: Mapping[str, Any]) -> tuple[str | None, ...]:
-        return "exp_avg", "exp_avg_sq", "max_exp_avg_sq" if options["amsgrad"] else None
 
 
 class AdamW(Adam):
@@ -245,7 +247,7 @@ class Adamax(Optimizer):
     """
 
     _rule = "adamax"
-    _slots = ("exp_avg", "exp_inf")
+    _state = MappingProxyType({"exp_avg": _SIGNED, "exp_inf": _UNSIGNED})
 
     def __init__(self, params: Any, lr: Number = 2e-3, betas: Pair = (0.9, 0.999), eps: Number = 1e-8,
                  weight_decay: Number = 0.0, *, maximize: bool = False, **shared: Any) -> None:
@@ -273,7 +275,9 @@ class NAdam(Optimizer):
     """
 
     _rule = "nadam"
-    _slots = ("exp_avg", "exp_avg_sq")
+    _state = MappingProxyType({"exp_avg": _SIGNED, "exp_avg_sq": _UNSIGNED})
+    _per_array = MappingProxyType({"mu_product": 1.0})
+    _squares = True
 
     def __init__(self, params: Any, lr: Number = 2e-3, betas: Pair = (0.9, 0.999), eps: Number = 1e-8,
                  weight_decay: Number = 0.0, momentum_decay: Number = 4e-3, decoupled_weight_decay: bool = False, *,
@@ -303,7 +307,8 @@ class RAdam(Optimizer):
     """
 
     _rule = "radam"
-    _slots = ("exp_avg", "exp_avg_sq")
+    _state = MappingProxyType({"exp_avg": _SIGNED, "exp_avg_sq": _UNSIGNED})
+    _squares = True
 
     def __init__(self, params: Any, lr: Number = 1e-3, betas: Pair = (0.9, 0.999), eps: Number = 1e-8,
                  weight_decay: Number = 0.0, decoupled_weight_decay: bool = False, *, maximize: bool = False,
@@ -329,7 +334,7 @@ class Lion(Optimizer):
     """
 
     _rule = "lion"
-    _slots = ("exp_avg",)
+    _state = MappingProxyType({"exp_avg": _SIGNED})
     _fixed = MappingProxyType({"decoupled_weight_decay": True})
 
     def __init__(self, params: Any, lr: Number = 1e-4, betas: Pair = (0.9, 0.99),
@@ -361,7 +366,9 @@ class Rprop(Optimizer):
     """
 
     _rule = "rprop"
-    _slots = ("step_size", "prev")
+    _state = MappingProxyType({"step_size": _UNSIGNED, "prev": _SIGN})
+    _read_once = ("lr",)
+    _narrow_refused = _RATES
 
     def __init__(self, params: Any, lr: Number = 1e-2, etas: Pair = (0.5, 1.2),
                  step_sizes: Pair = (1e-6, 50.0), *, maximize: bool = False, variant: str = "irprop-",
@@ -390,7 +397,9 @@ class SuperSAB(Optimizer):
     """
 
     _rule = "supersab"
-    _slots = ("step_size", "prev", "momentum_buffer")
+    _state = MappingProxyType({"step_size": _UNSIGNED, "prev": _SIGN, "momentum_buffer": _SIGNED})
+    _read_once = ("lr",)
+    _narrow_refused = _RATES
 
     def __init__(self, params: Any, lr: Number = 0.1, eta_plus: Number = 1.05, eta_minus: Number = 0.5,
                  max_rate: Number = 30.0, momentum: Number = 0.9, maximize: bool = False, **shared: Any) -> None:

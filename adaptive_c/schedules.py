@@ -18,8 +18,7 @@ from dataclasses import MISSING, dataclass, field, fields, replace
 from itertools import pairwise
 from typing import Any
 
-from ._options import Check, choice, flag, number, optional
-from ._scheduled import moves
+from ._run.options import Check, Number, choice, flag, moves, optional
 
 __all__ = [  # noqa: RUF022  from simple to composed
     "Schedule",
@@ -39,7 +38,7 @@ __all__ = [  # noqa: RUF022  from simple to composed
     "from_dict",
 ]
 
-_finite = number(-math.inf, open_low=True)
+_finite = Number(open_low=True)
 
 
 def _count(low: int) -> Check:
@@ -82,21 +81,21 @@ _CHECKS: dict[str, Check] = {
     "warmup_steps": _count(1),
     "mult": _count(1),
     "milestones": _milestones,
-    "gamma": number(0),
-    "power": number(0),
-    "pct_start": number(0, 1, open_high=False),
+    "gamma": Number(0),
+    "power": Number(0),
+    "pct_start": Number(0, 1, open_high=False),
     "anneal_strategy": choice("cos", "linear"),
-    "div_factor": number(0, open_low=True),
-    "final_div_factor": number(0, open_low=True),
+    "div_factor": Number(0, open_low=True),
+    "final_div_factor": Number(0, open_low=True),
     "three_phase": flag,
     "mode": choice("min", "max"),
-    "factor": number(0, 1),
+    "factor": Number(0, 1),
     "patience": _count(0),
-    "threshold": number(0),
+    "threshold": Number(0),
     "threshold_mode": choice("rel", "abs"),
     "cooldown": _count(0),
     "min": _finite,
-    "eps": number(0),
+    "eps": Number(0),
     "value": optional(_finite),
     "best": optional(_finite),
     "num_bad_epochs": _count(0),

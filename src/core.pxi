@@ -1,14 +1,26 @@
 # The core: everything that is compiled once for each instruction set.  _baseline.pyx, _v3.pyx and _v4.pyx are this
-# file under three names; setup.py gives each its flags, adaptive_c/_config.py loads one of them.
+# file under three names; setup.py gives each its flags, adaptive_c/_native.py loads one of them.
 #
+# Each file uses what stands above it.  First loops over plain pointers, then what is swept over, then what a step does.
 
 from cython cimport floating
-from cython.parallel cimport prange
 
-include "rules.pxi"
-include "stages.pxi"
-include "sweep.pxi"
-include "reduce.pxi"
-include "passes.pxi"
-include "plan.pxi"
-include "ceiling.pxi"
+include "threads.pxi"    # how many threads
+include "numbers.pxi"    # integer types, powers, the floating-point mode
+include "rules.pxi"      # one loop for each update rule
+include "stages.pxi"     # one loop for each extra
+include "space.pxi"      # groups, arrays, and the walker over their elements
+include "blocks.pxi"     # narrow numbers, block by block
+include "begin.pxi"      # the first write
+include "passes.pxi"     # sums of micro-batches
+include "reduce.pxi"     # norms and finite checks
+include "guard.pxi"      # who may touch a run
+include "memory.pxi"     # buffers and what overlaps
+include "group.pxi"      # a bound parameter group
+include "undo.pxi"       # what a step overwrites, kept
+include "sweep.pxi"      # the parallel loop, and a step's stages
+include "gradients.pxi"  # the gradients of one call
+include "usable.pxi"     # norm, finite check, factor, dynamic loss scale
+include "averages.pxi"   # averages in the parameters' place
+include "plan.pxi"       # steps
+include "ceiling.pxi"    # the machine's limit, for benchmarks

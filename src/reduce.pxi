@@ -1,6 +1,6 @@
 # Reductions over all gradients of a step: one read, no write, the same bits for every number of threads and every cut.
 #
-# Element i of a group's parameter space adds to lane i mod 16 of block i // CHUNK, in double; then lanes, blocks and
+# Element i of a group's parameter space adds to lane i mod 16 of chunk i // CHUNK, in double; then lanes, chunks and
 # groups are added in index order.  An array without a gradient adds nothing.
 
 cdef enum:
@@ -54,54 +54,56 @@ cdef double as_number(uint64_t bits, bint wide) noexcept nogil:
     return (<double*> &bits)[0] if wide else (<float*> &b32)[0]
 
 
-cdef void reduce_chunk(const Space* space, const Group* group, Py_ssize_t chunk, bint squares) noexcept nogil:
-    """The sum of squares, or the largest absolute value, of one chunk's gradients, into space.partial[chunk]."""
-    cdef Py_ssize_t start = (chunk - group.chunk) * CHUNK, end = min(start + CHUNK, group.size), stop
-    cdef Py_ssize_t index = first_array(space, group, start)
-    cdef const Array* a
+cdef double reduce_chunk(const Group* group, Py_ssize_t start, Py_ssize_t end, bint squares) noexcept nogil:
+    """The sum of squares, or the largest absolute value, of one chunk's gradients."""
+    cdef Piece piece = pieces_from(group, start)
     cdef const char* g
-    cdef float wide[CHUNK]
+    cdef float widened[CHUNK]
     cdef double lanes[LANES]
+    cdef double total = 0
     cdef uint64_t largest = 0
+    cdef Py_ssize_t n
     cdef int j
     for j in range(LANES):
         lanes[j] = 0
+    while next_piece(&piece, end):
+        if piece.array.g == NULL:
+            continue
+        n = piece.stop - piece.start
+        g = piece.array.g + piece.at * gradient_itemsize(group, piece.array)
+        if piece.array.g_format != NATIVE:
+            widen(piece.array.g_format, n, widened, piece.array.g, piece.at)
+            g = <const char*> widened
+        if squares and group.wide:
+            add_squares(piece.start, n, <const double*> g, lanes)
+        elif squares:
+            add_squares(piece.start, n, <const float*> g, lanes)
+        elif group.wide:
+            largest = max(largest, largest64(n, <const uint64_t*> g))
+        else:
+            largest = max(largest, largest32(n, <const int32_t*> g))
+    if not squares:
+        return as_number(largest, group.wide)
+    for j in range(LANES):
+        total += lanes[j]
+    return total
+
+
+cdef void reduce_chunks(const Space* space, const Group* group, Py_ssize_t start, Py_ssize_t end,
+                        bint squares) noexcept nogil:
+    """Reduce each chunk of start .. end-1 into its entry of space.partial."""
+    cdef Py_ssize_t stop
     while start < end:
-        a = space.arrays + index
-        stop = min(a.stop, end)
-        if a.g != NULL and stop > start:
-            g = a.g + (start - a.start) * gradient_itemsize(group, a)
-            if a.g_format != NATIVE:
-                widen(a.g_format, stop - start, wide, a.g, start - a.start)
-                g = <const char*> wide
-            if squares and group.wide:
-                add_squares(start, stop - start, <const double*> g, lanes)
-            elif squares:
-                add_squares(start, stop - start, <const float*> g, lanes)
-            elif group.wide:
-                largest = max(largest, largest64(stop - start, <const uint64_t*> g))
-            else:
-                largest = max(largest, largest32(stop - start, <const int32_t*> g))
+        stop = min(start + CHUNK, end)
+        space.partial[group.chunk + start // CHUNK] = reduce_chunk(group, start, stop, squares)
         start = stop
-        index += 1
-    space.partial[chunk] = as_number(largest, group.wide)
-    if squares:
-        space.partial[chunk] = 0
-        for j in range(LANES):
-            space.partial[chunk] += lanes[j]
 
 
-cdef double reduce_group(const Space* space, const Group* group, bint squares, int n_threads) noexcept nogil:
-    """The sum of squares, or the largest absolute value (NaN where there is one), of a group's gradients."""
-    cdef Py_ssize_t chunk, end = group.chunk + (group.size + CHUNK - 1) // CHUNK
+cdef double reduced(const Space* space, const Group* group, bint squares) noexcept nogil:
+    """A group's sum of squares, or largest absolute value (NaN if there is one), once its chunks are reduced."""
     cdef double total = 0
-    if n_threads <= 1:
-        for chunk in range(group.chunk, end):
-            reduce_chunk(space, group, chunk, squares)
-    else:
-        for chunk in prange(group.chunk, end, schedule="static", num_threads=n_threads):
-            reduce_chunk(space, group, chunk, squares)
-    for chunk in range(group.chunk, end):
+    cdef Py_ssize_t chunk
+    for chunk in range(group.chunk, group.chunk + n_chunks(group)):
         if squares:
             total += space.partial[chunk]
         elif not space.partial[chunk] <= total and total == total:

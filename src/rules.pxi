@@ -10,11 +10,6 @@
 #   p   (n,) the parameters, updated in place      k   the constants, rounded to p's type as they are loaded
 #   g   (n,) the gradient, read only               s   the rule's state arrays, each (n,), updated in place
 
-cdef extern from "math.h" nogil:
-    float sqrtf(float)
-    double sqrt(double)
-
-
 cdef enum Rule:
     SGD, MOMENTUM, ADAGRAD, RMSPROP, ADADELTA, ADAM, ADAMAX, NADAM, RADAM, LION, RPROP, SUPERSAB
 
@@ -24,14 +19,23 @@ cdef enum EpsMode:
 cdef enum Variant:
     IRPROP_MINUS, RPROP_PLUS, RPROP_MINUS
 
-# What a user sets: the union of all rules' hyperparameters.  beta1 doubles as RMSprop's alpha and Adadelta's rho.
+# The hyperparameters of all rules.  beta1 doubles as RMSprop's alpha and Adadelta's rho.  The numbers stand first, then
+# the switches, each kind one after the other: FIELDS and SWITCHES say which of them an option sets.
 cdef struct Options:
     double lr, weight_decay, eps, beta1, beta2, momentum, dampening, lr_decay, momentum_decay
-    double eta_minus, eta_plus, step_min, step_max
-    double initial           # what the state in slot 0 begins as
-    EpsMode eps_mode
-    Variant variant
-    bint nesterov, maximize, amsgrad, centered, decoupled
+    double eta_minus, eta_plus, step_min, step_max, ema_decay
+    int eps_mode, variant, nesterov, maximize, amsgrad, centered, decoupled
+
+cdef dict FIELDS = {"lr": 0, "weight_decay": 1, "eps": 2, "betas": 3, "alpha": 3, "rho": 3, "momentum": 5, "dampening": 6,
+                    "lr_decay": 7, "momentum_decay": 8, "etas": 9, "eta_minus": 9, "eta_plus": 10, "step_sizes": 11,
+                    "max_rate": 12, "ema_decay": 13}  # of a pair the first
+cdef dict SWITCHES = {"eps_mode": 0, "variant": 1, "nesterov": 2, "maximize": 3, "amsgrad": 4, "centered": 5,
+                      "decoupled_weight_decay": 6}
+cdef dict WORDS = {"outside": OUTSIDE, "inside": INSIDE, "hat": HAT,
+                   "irprop-": IRPROP_MINUS, "rprop+": RPROP_PLUS, "rprop-": RPROP_MINUS}
+cdef dict RULES = {"sgd": SGD, "momentum": MOMENTUM, "adagrad": ADAGRAD, "rmsprop": RMSPROP, "adadelta": ADADELTA,
+                   "adam": ADAM, "adamax": ADAMAX, "nadam": NADAM, "radam": RADAM, "lion": LION, "rprop": RPROP,
+                   "supersab": SUPERSAB}
 
 # What a loop reads: the constants of one step of one array.
 cdef struct Step:
@@ -45,42 +49,8 @@ cdef struct Step:
     bint rectified          # RAdam divides by the root
 
 
-cdef inline floating root(floating x) noexcept nogil:
-    if floating is float:
-        return sqrtf(x)
-    else:
-        return sqrt(x)
-
-
-cdef inline floating sign(floating x) noexcept nogil:  # NaN stays NaN
-    return <floating> 1 if x > 0 else (<floating> -1 if x < 0 else x - x)
-
-
 cdef inline signed char stored_sign(floating s) noexcept nogil:
     return <signed char> <int> (s if s == s else <floating> 0)
-
-
-cdef double power(double x, long long n) noexcept nogil:
-    """x**n by binary powering: IEEE multiplications only, so every machine gives the same bits."""
-    cdef double y = 1
-    while n:
-        if n & 1:
-            y *= x
-        x *= x
-        n >>= 1
-    return y
-
-
-cdef double power_of_096(double x) noexcept nogil:
-    """0.96**x without libm: an integer power times the Taylor series of exp on [0, 0.041]."""
-    if x > 1e5:  # less than any double
-        return 0
-    cdef long long n = <long long> x
-    cdef double y = (x - n) * -0.040821994520255166, s = 1
-    cdef int i
-    for i in range(9, 0, -1):
-        s = 1 + s * y / i
-    return power(0.96, n) * s
 
 
 cdef void denominator(const Options* o, double bc2, Step* k) noexcept nogil:
@@ -301,6 +271,20 @@ cdef void adamax(Py_ssize_t n, floating* p, const floating* g, void** s, const O
 cdef double nadam_mu(const Options* o, long long t) noexcept nogil:
     return o.beta1 * (1 - 0.5 * power_of_096(t * o.momentum_decay))
 
+cdef double nadam_product(const Options* o, long long t) noexcept nogil:
+    """P_t of the definition.  At most some 60,000 rounds: before 0.96^(t psi) vanishes, and mu with it becomes b1, either
+    t psi has reached 900, or the product, whose factors are 1/2 at first, is 0."""
+    cdef long long i
+    cdef double mu, product = 1
+    for i in range(1, t + 1):
+        mu = nadam_mu(o, i)
+        if mu == o.beta1:
+            return product * power(mu, t - i + 1)
+        product *= mu
+        if product < 1e-300:  # 1 - product has long been 1
+            return 0
+    return product
+
 cdef void nadam_step(const Options* o, long long t, double product, Step* k) noexcept nogil:
     cdef double mu = nadam_mu(o, t), mu_next = nadam_mu(o, t + 1)
     moments_step(o, t, k)
@@ -360,12 +344,6 @@ cdef void lion(Py_ssize_t n, floating* p, const floating* g, void** s, const Opt
 cdef void rates_step(const Options* o, Step* k) noexcept nogil:  # what Rprop and SuperSAB share
     k.lr, k.mu = o.lr, o.momentum
     k.down, k.up, k.lo, k.hi = o.eta_minus, o.eta_plus, o.step_min, o.step_max
-
-cdef void fill(Py_ssize_t n, floating* x, double value) noexcept nogil:
-    cdef Py_ssize_t i
-    cdef floating y = <floating> value
-    for i in range(n):
-        x[i] = y
 
 cdef inline void rprop_loop(Py_ssize_t n, floating* p, const floating* g, floating* e, signed char* q, const Step* k,
                             Variant variant) noexcept nogil:
@@ -482,3 +460,8 @@ cdef void apply_rule(Rule rule, Py_ssize_t n, floating* p, const floating* g, vo
         rprop(n, p, g, s, o, k)
     else:
         supersab(n, p, g, s, o, k)
+
+
+cdef bint writes_state(Rule rule, const Options* o) noexcept nogil:
+    """Does a step with these options leave state for the next one?"""
+    return rule != SGD or o.momentum != 0

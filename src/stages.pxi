@@ -2,23 +2,6 @@
 # A stage that changes the gradient reads one buffer and writes another (a loop whose input is its output would fail its
 # alias check and run unvectorised); a stage that a call does not need is not run.
 
-cdef extern from *:
-    """
-    #include <stdint.h>
-    #include <string.h>
-    static inline uint32_t bits_of(float x) { uint32_t u; memcpy(&u, &x, 4); return u; }
-    static inline float float_of(uint32_t u) { float x; memcpy(&x, &u, 4); return x; }
-    """
-    ctypedef int int32_t
-    ctypedef unsigned char uint8_t
-    ctypedef short int16_t
-    ctypedef unsigned int uint32_t
-    ctypedef unsigned short uint16_t
-    ctypedef unsigned long long uint64_t
-    uint32_t bits_of(float x) nogil
-    float float_of(uint32_t u) nogil
-
-
 # --- before the rule: out <- what it does to g -----------------------------------------------------------------------
 
 cdef void from_bfloat16(Py_ssize_t n, float* out, const uint16_t* g) noexcept nogil:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
-from .._config import build_info, get_num_threads, isa
+from .._native import build_info, get_num_threads, isa
 from .contenders import CONTENDERS, Task
 
 OURS = "adaptive_c"

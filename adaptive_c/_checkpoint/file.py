@@ -295,7 +295,7 @@ def _create_temporary(folder: str) -> Any:
         file.close()
 
 
-def write(path: Any, head: Mapping[str, Any], arrays: Mapping[str, Entry], format: str | None) -> None:  # noqa: A002
+def write(path: Any, head: Mapping[str, Any], arrays: Mapping[str, Entry], format: str | None = None) -> None:  # noqa: A002
     """Write a checkpoint; at every moment `path` is the old file or the new one, whole and on the disk."""
     _little_endian()
     format = format or ("npz" if os.fsdecode(path).endswith(".npz") else "safetensors")  # noqa: A001

@@ -1,0 +1,1 @@
+"""Checkpoints: what a run depends on, as one dict; the file; PyTorch's dict."""

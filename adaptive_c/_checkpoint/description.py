@@ -1,0 +1,375 @@
+"""The one description of what a run depends on, from which state_dict and save, load_state_dict and load all work.
+
+It is a dict of numbers, strings and lists, but for "arrays" in each of its "groups": flat arrays by name, in the order
+of the group's parameter space, so that they fit every cut of it, and the counts of the single arrays.  What is not in
+it, the caller gives again: see docs/checkpoints.md.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .. import schedules
+from .._run.group import ParamGroup
+from .._run.layout import Array, recut
+from .._run.options import OPTIONS, check_settings, real, whole
+from .._run.run import GROWTH_INTERVAL, Run, check_scale, core
+from . import file
+from .file import Entry
+from .names import decoded, encoded, matches
+
+VERSION = 2  # 1 had the names of a dict's arrays as repr() gives them
+_COUNTS = {"step": "int64", "started": "uint8", "mu_product": "float64", "summed": "uint8"}
+
+
+# --- describing ------------------------------------------------------------------------------------------------------
+
+
+def _live(group: ParamGroup, parameters: bool, pending: int) -> dict[str, Entry]:
+    """The arrays of a group by name, as they lie in memory; sums only while some are pending."""
+    found = {}
+    if parameters:
+        flat = [array.reshape(-1) for array in group.layout.arrays]
+        dtype = group.bound.dtype
+        found["params"] = Entry(dtype, [x.view("uint16") for x in flat] if dtype == "bfloat16" else flat)
+    for name, array in group.store.arrays.items():
+        if name != "sums":
+            found[name] = Entry(group.store.kind_of(name), [array])
+        elif pending:
+            found[name] = Entry(array.dtype.name, _pending_sums(group))
+    return found
+
+
+def _pending_sums(group: ParamGroup) -> list[Array]:
+    """The sums; array by array with zeros where there is none, since what lies there is of an earlier step."""
+    sums, summed = group.store.arrays["sums"], group.store.counts["summed"]
+    if summed.all():
+        return [sums]
+    ends = np.cumsum(group.layout.sizes)
+    return [sums[end - size : end] if there else np.zeros(size, sums.dtype)
+            for end, size, there in zip(ends, group.layout.sizes, summed, strict=True)]  # fmt: skip
+
+
+def _counts(group: ParamGroup, pending: int) -> dict[str, Array]:
+    """The counts of each array of a group by name."""
+    return {name: array for name, array in group.store.counts.items() if name != "summed" or pending}
+
+
+def _bounds(bounds: Any) -> Any:
+    """As JSON can hold them, which has no infinity: None is the same."""
+    if bounds is None:
+        return None
+    if not all(side is None or isinstance(side, (int, float, np.number)) for side in bounds):
+        return "arrays"
+    sides = [None if side is None else real("bounds", side) for side in bounds]
+    return [None if side is None or math.isinf(side) else side for side in sides]
+
+
+def _group(group: ParamGroup) -> dict[str, Any]:
+    """A group without its arrays."""
+    followed = group.schedules
+    options = {
+        name: value for name, value in group.options.items() if not OPTIONS[name].fixed and name not in followed
+    }
+    return {
+        "dtype": group.bound.dtype,
+        "state_dtype": "float64" if group.computed == "float64" else group["state_dtype"] or "float32",
+        "master": group["master"],
+        "rounding": group["rounding"],
+        "sizes": group.layout.sizes,
+        "names": list(group.layout.keys) if group.layout.keys else None,
+        "options": {**options, "bounds": _bounds(options["bounds"])},
+        "schedules": {name: schedules.plain(x) for name, x in followed.items()},
+    }
+
+
+def _describe(run: Run) -> dict[str, Any]:
+    """A run without its arrays."""
+    plan = run.plan
+    return {
+        "format": "adaptive_c",
+        "version": VERSION,
+        "class": run.rule.__name__,
+        "t": plan.t,
+        "skipped_steps": plan.skipped_steps,
+        "grad_norm": plan.grad_norm if math.isfinite(plan.grad_norm) else str(plan.grad_norm),  # as JSON can hold it
+        "pending": plan.pending,
+        "scaler": {"scale": plan.loss_scale, "growth_tracker": plan.growth_tracker} if plan.dynamic else None,
+        "settings": dict(plan.settings),
+        "groups": [_group(group) for group in run.groups],
+    }
+
+
+def state_dict(run: Run) -> dict[str, Any]:
+    with run.guard:
+        found, pending = _describe(run), run.plan.pending
+        for group, about in zip(run.groups, found["groups"], strict=True):
+            arrays = {
+                name: entry.pieces[0] if len(entry.pieces) == 1 else np.concatenate(entry.pieces)
+                for name, entry in _live(group, False, pending).items()
+            }
+            about["arrays"] = {**arrays, **_counts(group, pending)}
+    return found
+
+
+def save(run: Run, path: Any, parameters: bool) -> None:
+    with run.guard:
+        about, pending = _describe(run), run.plan.pending
+        arrays: dict[str, Entry] = {}
+        for i, group in enumerate(run.groups):
+            if (names := about["groups"][i]["names"]) is not None:
+                about["groups"][i]["names"] = [encoded(key, f"params of group {i}") for key in names]
+            counts = {name: Entry(_COUNTS[name], [array]) for name, array in _counts(group, pending).items()}
+            live = _live(group, parameters, pending)
+            arrays |= {f"{i}.{name}": entry for name, entry in {**live, **counts}.items()}
+        file.write(path, about, arrays)
+
+
+# --- restoring -------------------------------------------------------------------------------------------------------
+
+
+class _Given:
+    """An array of a state_dict, to be read like one of a file."""
+
+    def __init__(self, array: Array) -> None:
+        self.array, self.dtype, self.size = array, array.dtype, array.size
+
+    def read(self, start: int, out: Array) -> None:
+        out[...] = self.array[start : start + out.size]
+
+
+def load_state_dict(run: Run, d: Any) -> None:
+    if isinstance(d, Mapping) and isinstance(d.get("groups"), (list, tuple)):
+        groups = []
+        for i, group in enumerate(d["groups"]):
+            arrays = _get(group, "arrays", Mapping, f"state_dict['groups'][{i}]")
+            for name, array in arrays.items():
+                if not isinstance(array, np.ndarray) or array.ndim != 1:
+                    raise TypeError(f"state_dict['groups'][{i}]['arrays'][{name!r}] must be a flat NumPy array, as "
+                                    f"state_dict() gives it; got {type(array).__name__}")  # fmt: skip
+            groups.append({**group, "arrays": {name: _Given(array) for name, array in arrays.items()}})
+        d = {**d, "groups": groups}
+    with run.guard:
+        _restore(run, d, "state_dict", parameters=False)
+
+
+def load(run: Run, path: Any, parameters: bool) -> None:
+    with run.guard, file.reading(path) as (head, arrays):
+        where = str(path)
+        groups = _get(head, "groups", list, where)
+        by_group: list[dict[str, Any]] = [{} for _ in groups]
+        for label, array in arrays.items():
+            index, _, name = label.partition(".")
+            if index.isdecimal() and int(index) < len(groups):
+                by_group[int(index)][name] = array
+        for group, found in zip(groups, by_group, strict=True):
+            group["arrays"] = found
+            if head.get("version") != 1 and isinstance(group.get("names"), list):
+                group["names"] = [decoded(name) for name in group["names"]]
+        _restore(run, head, where, parameters=parameters)
+
+
+def _get(d: Any, key: str, kind: Any, where: str) -> Any:
+    """d[key], which must be there and of that kind."""
+    if not isinstance(d, Mapping):
+        raise TypeError(f"{where} must be a dict, as state_dict() gives it; got {type(d).__name__}")
+    if key not in d:
+        raise ValueError(f"{where} has no {key!r}: it is no state of an adaptive_c optimizer, or not all of it")
+    value = d[key]
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise TypeError(f"{where}[{key!r}] can't be {value!r}")
+    return value
+
+
+def _count(d: Any, key: str, where: str) -> int:
+    n: int = _get(d, key, (int, np.integer), where)
+    if not 0 <= n < 1 << 62:
+        raise ValueError(f"{where}[{key!r}] must be in [0, 2**62), got {n}")
+    return int(n)
+
+
+class _Plan(NamedTuple):
+    """What is to be written into a group, all of it checked."""
+
+    group: ParamGroup
+    changes: dict[str, Any]
+    bounds: Any
+    arrays: Mapping[str, Any]
+    live: dict[str, Entry]
+    counts: dict[str, Array]
+
+
+def _restore(run: Run, d: Any, where: str, parameters: bool) -> None:
+    """Check everything and allocate what is needed, then write."""
+    plan = run.plan
+    version = _get(d, "version", int, where)
+    if _get(d, "format", str, where) != "adaptive_c" or not 1 <= version <= VERSION:
+        raise ValueError(f"{where} has format {d['format']!r} {version}; this version reads 'adaptive_c' 1 to {VERSION}"
+                         ": use the version of adaptive_c that wrote it, or a later one")  # fmt: skip
+    if _get(d, "class", str, where) != run.rule.__name__:
+        raise ValueError(f"{where} is of {d['class']}, this optimizer is {run.rule.__name__}")
+    groups = _get(d, "groups", (list, tuple), where)
+    if len(groups) != len(run.groups):
+        raise ValueError(f"{where} has {len(groups)} parameter groups, this optimizer {len(run.groups)}")
+    t, skipped = _count(d, "t", where), _count(d, "skipped_steps", where)
+    grad_norm = _get(d, "grad_norm", (int, float, str), where)
+    if isinstance(grad_norm, str) and grad_norm not in ("nan", "inf"):
+        raise ValueError(f"{where}['grad_norm'] can't be {grad_norm!r}")
+    pending = _count(d, "pending", where)
+    given = _get(d, "settings", Mapping, where)
+    if unknown := given.keys() - plan.settings.keys():
+        raise ValueError(f"{where} has the unknown setting {min(unknown)!r}")
+    dtypes = {group.computed for group in run.groups}
+    settings = check_settings({**plan.settings, **given}, dtypes, core.can_flush(), f"{where}: ")
+    scale, tracker = _read_scaler(run, _get(d, "scaler", (Mapping, type(None)), where), settings, where)
+    work = [
+        _check_group(group, about, f"{where}: group {group.index}", version, parameters, t, pending)
+        for group, about in zip(run.groups, groups, strict=True)
+    ]
+    if pending:
+        plan.need_sums()
+    plan.drop_sums()  # from here on nothing is refused
+    plan.configure(settings)
+    for part in work:
+        part.group.bound.commit(part.changes, part.bounds)
+        live = {**part.live, "sums": Entry("", [part.group.store.arrays["sums"]])} if pending else part.live
+        for name, entry in live.items():
+            at = 0
+            for piece in entry.pieces:
+                part.arrays[name].read(at, piece)
+                at += piece.size
+        for name, array in part.counts.items():
+            part.group.store.counts[name][:] = array
+    plan.set_counts(t, skipped, float(grad_norm), pending, scale, tracker)
+    plan.write_copies()
+
+
+def _read_scaler(run: Run, scaler: Any, settings: Mapping[str, Any], where: str) -> tuple[float, int]:
+    """The loss scale and the growth tracker."""
+    if (scaler is None) == run.plan.dynamic:
+        has, lacks = ("without", "with") if scaler is None else ("with", "without")
+        raise ValueError(
+            f"{where} was saved {has} a dynamic loss scale, this optimizer is {lacks}: construct it the same way"
+        )
+    if (settings["loss_scale"] == "dynamic") != (scaler is not None):
+        raise ValueError(f"{where} has the loss_scale {settings['loss_scale']!r} and the scaler {scaler!r}")
+    if scaler is None:
+        return settings["loss_scale"], 0
+    for name in ("scale", "growth_tracker"):
+        _get(scaler, name, (int, float), f"{where}['scaler']")
+    tracker = whole(f"{where}: growth_tracker", scaler["growth_tracker"])
+    if tracker >= GROWTH_INTERVAL:
+        raise ValueError(f"{where}: growth_tracker must be in [0, {GROWTH_INTERVAL}), got {tracker}")
+    return check_scale(f"{where}: loss_scale", scaler["scale"]), tracker
+
+
+def _check_group(
+    group: ParamGroup, d: Any, where: str, version: int, parameters: bool, t: int, pending: int
+) -> _Plan:
+    """Compare a description with a group."""
+    ours = _group(group)
+    for key in ("dtype", "state_dtype", "master", "rounding"):
+        what = "parameters are" if key == "dtype" else f"{key} is"
+        if _get(d, key, (str, type(None)), where) != ours[key]:
+            raise ValueError(f"{where}: its {what} {d[key]!r}, this optimizer's {ours[key]!r}; they can't be converted:"
+                             " construct the optimizer as the saved one was")  # fmt: skip
+    sizes = [_size(size, where) for size in _get(d, "sizes", (list, tuple), where)]
+    _check_cut(sizes, _get(d, "names", (list, tuple, type(None)), where), ours, version, where)
+    arrays = _get(d, "arrays", Mapping, where)
+    live = {name: entry for name, entry in _live(group, parameters, 0).items()}
+    wanted = {name: (entry.dtype, entry.size) for name, entry in live.items()}
+    if pending:
+        wanted["sums"] = np.dtype(group.computed), sum(ours["sizes"])
+    _check_arrays(arrays, wanted, d, where, parameters)
+    counts = {name: _read_count(arrays, name, len(sizes), where) for name in _counts(group, pending)}
+    counts = recut(sizes, ours["sizes"], counts, where)
+    changes, bounds = group.checked(_read_options(group, d, where), t, f"{where}: ")
+    return _Plan(group, changes, bounds, arrays, live, counts)
+
+
+def _size(size: Any, where: str) -> int:
+    if isinstance(size, bool) or not isinstance(size, (int, np.integer)) or size < 0:
+        raise ValueError(f"{where}: its sizes must be whole numbers, got {size!r}")
+    return int(size)
+
+
+def _check_cut(sizes: list[int], names: Any, ours: dict[str, Any], version: int, where: str) -> None:
+    if not sizes:
+        raise ValueError(f"{where}: its sizes can't be {sizes}")
+    if sum(sizes) != sum(ours["sizes"]):
+        raise ValueError(f"{where} has {sum(sizes)} elements, this optimizer's {sum(ours['sizes'])}")
+    if names is None or ours["names"] is None:
+        return
+    own, remedy = ours["names"], "; a list of the same arrays loads, too, whatever their names"
+    if len(names) != len(sizes):
+        raise ValueError(f"{where} has {len(names)} names for {len(sizes)} arrays")
+    if len(names) != len(own) or not all(matches(a, b, version) for a, b in zip(names, own, strict=True)):
+        same = len(names) == len(own) and all(any(matches(a, b, version) for b in own) for a in names)
+        hint = " (the same in another order, which is the order of the elements)" if same else ""
+        raise ValueError(f"{where} has the arrays {', '.join(map(repr, names))}, this optimizer's "
+                         f"{', '.join(map(repr, own))}{hint}{remedy}")  # fmt: skip
+    for name, size, mine in zip(own, sizes, ours["sizes"], strict=True):
+        if size != mine:
+            raise ValueError(f"{where}: array {name!r} has {size} elements, this optimizer's {mine}{remedy}")
+
+
+def _check_arrays(
+    arrays: Any, wanted: "dict[str, tuple[np.dtype[Any], int]]", d: Any, where: str, parameters: bool
+) -> None:
+    names = arrays.keys() - _COUNTS.keys() - (set() if parameters else {"params"})
+    if parameters and "params" not in names:
+        raise ValueError(
+            f"{where} has no parameters: it was saved without; load(path, parameters=False) loads the rest"
+        )
+    if names != wanted.keys():
+        options = _get(d, "options", Mapping, where)
+        switches = [f"{k}={options[k]!r}" for k in ("amsgrad", "centered", "momentum", "ema_decay") if k in options]
+        raise ValueError(
+            f"{where} has the state {', '.join(sorted(names)) or 'none'}, this optimizer's "
+            f"{', '.join(sorted(wanted)) or 'none'}; construct it with the options of the saved one"
+            + (f" ({', '.join(switches)})" if switches else "")
+        )
+    for name, (dtype, size) in wanted.items():
+        if arrays[name].dtype != dtype or arrays[name].size != size:
+            raise ValueError(f"{where}: {name} has {arrays[name].size} elements of {arrays[name].dtype}, this "
+                             f"optimizer's {size} of {dtype}")  # fmt: skip
+
+
+def _read_count(arrays: Any, name: str, n: int, where: str) -> Array:
+    if name not in arrays or arrays[name].dtype != _COUNTS[name] or arrays[name].size != n:
+        raise ValueError(f"{where} must have {name!r}, {n} numbers of {_COUNTS[name]}, one for each array")
+    out = np.empty(n, _COUNTS[name])
+    arrays[name].read(0, out)
+    if not ((out >= 0) & (out < 1 << 62)).all():
+        raise ValueError(f"{where}: {name} must not be negative, NaN or 2**62 and more, got {out.min()} .. {out.max()}")
+    return out
+
+
+def _read_options(group: ParamGroup, d: Any, where: str) -> dict[str, Any]:
+    """All options of a group, numbers and schedules, as they are to be assigned."""
+    given = dict(_get(d, "options", Mapping, where))
+    followed = _get(d, "schedules", Mapping, where)
+    known = [name for name in group.options if not OPTIONS[name].fixed]
+    if unknown := (given.keys() | followed.keys()) - set(known):
+        raise ValueError(f"{where} has the unknown option {min(unknown)!r}; this optimizer has {', '.join(known)}")
+    now = _bounds(group.options["bounds"])
+    bounds = given.pop("bounds", now)
+    if bounds == "arrays" and now != "arrays":
+        raise ValueError(f"{where} was bounded by arrays, which are not saved: construct the optimizer with them")
+    if bounds not in ("arrays", now):
+        given["bounds"] = None if bounds is None else tuple(bounds)
+    own = group.options
+    return {**given, **{name: _revived(x, own.get(name), f"{where}: {name}") for name, x in followed.items()}}
+
+
+def _revived(given: Any, own: Any, where: str) -> Any:
+    """The inverse of `schedules.plain`; own: what this optimizer has there."""
+    try:
+        return schedules.revived(given, own)
+    except schedules.MissingError:
+        raise ValueError(f"{where} followed a function of your own, which is not stored: construct the optimizer with "
+                         "it, or assign it, and load again") from None  # fmt: skip
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{where}: {error}") from None

@@ -1,0 +1,207 @@
+"""The face of one parameter group: its options as a dict, checked when they are assigned."""
+
+from collections.abc import Iterator, Mapping, MutableMapping
+from functools import partial
+from types import MappingProxyType
+from typing import Any, Never
+
+from .layout import Layout
+from .options import (
+    OPTIONS,
+    RANGES,
+    check_bounds,
+    check_followed,
+    check_option,
+    check_schedule,
+    check_together,
+    follows,
+    number_at,
+)
+from .store import Allocate, Store
+
+
+def check_options(rule: Any, changes: Mapping[str, Any], dtype: str, where: str, t: int) -> dict[str, Any]:
+    """Options of a group, each by itself, normalised; schedules as they are.
+
+    dtype: the type that the rule computes in.  t: applied steps.
+    """
+    found: dict[str, Any] = {}
+    for name, value in changes.items():
+        if follows(tuple(value) if isinstance(value, list) else value):
+            found[name] = check_schedule(name, value, rule, where)
+            number_at(name, found[name], t, dtype, where)
+        else:
+            found[name] = check_option(name, value, dtype, where)
+    return found
+
+
+def check_formats(rule: Any, options: Mapping[str, Any], dtype: str, where: str) -> None:
+    """Refuse number formats that don't go together.  dtype: of the parameters."""
+    master, rounding, state = options["master"], options["rounding"], options["state_dtype"]
+    if dtype in ("float16", "bfloat16"):
+        if master and rounding:
+            raise ValueError(
+                f"{where}master={master!r} and rounding={rounding!r} exclude each other; drop one (in a group that "
+                "inherits it: give None)"
+            )
+        if not master and not rounding:
+            raise ValueError(
+                f"{where}the parameters are {dtype}, where small updates vanish when they are rounded to nearest; "
+                "say either rounding='stochastic', or master='float32' for a float32 copy to work on"
+            )
+    elif master or rounding:
+        name = "master" if master else "rounding"
+        raise ValueError(f"{where}{name}={options[name]!r} is for float16 and bfloat16 parameters; these are "
+                         f"{dtype}: drop it, or give their group {name}=None")  # fmt: skip
+    if state and dtype == "float64":
+        raise ValueError(f"{where}state_dtype={state!r} is refused for float64 parameters, which would be no more "
+                         "exact than their state; drop it, or give their group state_dtype=None")  # fmt: skip
+    if state in ("bfloat16", "uint8") and rule._narrow_refused:
+        raise ValueError(f"{where}state_dtype={state!r} is refused for {rule.__name__}: {rule._narrow_refused}; "
+                         "drop it")  # fmt: skip
+    if state in ("bfloat16", "uint8") and options.get("centered"):
+        raise ValueError(f"{where}state_dtype={state!r} is refused with centered=True: rounding noise would drive "
+                         "square_avg - grad_avg^2 to 0; drop one of them")  # fmt: skip
+
+
+class ParamGroup(MutableMapping[str, Any]):
+    """Arrays that share options.  Assigning an option checks it at once; ``params`` is read-only.
+
+    An option that follows a schedule reads as its number for the next step; `schedules` has the schedules themselves.
+    """
+
+    def __init__(
+        self,
+        rule: Any,
+        plan: Any,
+        bound: Any,
+        layout: Layout,
+        index: int,
+        options: dict[str, Any],
+        bounds: Any,
+        allocate: Allocate,
+    ) -> None:
+        """options: checked, all but the bounds.  bound: the core's part, which has the arrays already."""
+        self.layout, self.bound, self.index = layout, bound, index
+        self._rule, self._plan = rule, plan
+        self.computed = "float64" if bound.dtype == "float64" else "float32"
+        self.store = Store(layout, rule._state, rule._per_array, options, self.computed, allocate)
+        where = f"param_groups[{index}]: "
+        bound.follow_by(RANGES[self.computed], partial(check_followed, dtype=self.computed, where=where))
+        bound.attach(self.store, self.store.kind)
+        shown, in_force = bounds
+        bound.commit({**rule._fixed, **options, "bounds": shown}, in_force)
+        self._options: dict[str, Any] = bound.options  # as they were assigned
+        for name in rule._fixed:
+            del self._options[name]
+
+    # --- a dict of options --------------------------------------------------------------------------------------------
+
+    def __getitem__(self, name: str) -> Any:
+        if name == "params":
+            return self.layout.arrange(list(self.layout.arrays))
+        value = self._options[name]
+        if follows(value):
+            return number_at(name, value, self._plan.t, self.computed, f"param_groups[{self.index}]: ")
+        return list(value) if name == "bounds" and isinstance(value, list) else value
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        if self.bound.assign(name, value):  # one plain number for another
+            return
+        if name == "params":
+            raise TypeError("params is read-only: an optimizer is bound to its arrays; construct a new one")
+        if name not in self._options:
+            raise KeyError(f"{name!r} is not an option of {self._rule.__name__}; it has {', '.join(self._options)}")
+        with self._plan.guard.assigning():
+            self.bound.commit(*self.checked({name: value}, self._plan.t, f"param_groups[{self.index}]: "))
+
+    def checked(self, changes: Mapping[str, Any], t: int, where: str) -> tuple[dict[str, Any], Any]:
+        """For `commit`: the changes after t applied steps, normalised, and the bounds if they are among them."""
+        bounds, changes = None, dict(changes)
+        if "bounds" in changes:
+            shown, bounds = check_bounds(changes.pop("bounds"), self.bound.dtype, where, self.layout.flat)
+        found = check_options(self._rule, changes, self.computed, where, t)
+        check_together({**self._options, **found}, where)
+        for name, slot in self._rule._state.items():
+            if slot.when in found and slot.needed(found) and name not in self.store.arrays:
+                raise ValueError(f"{where}this would need new state ({name}) in the middle of a run; "
+                                 "construct a new optimizer with it")  # fmt: skip
+        for name, value in found.items():
+            if OPTIONS[name].fixed and value is not self._options[name]:
+                raise ValueError(
+                    f"{where}{name} can't be changed in the middle of a run; construct a new optimizer with it"
+                )
+        if "ema_decay" in found and (found["ema_decay"] is None) != ("ema" not in self.store.arrays):
+            raise ValueError(
+                f"{where}ema_decay can't come or go in the middle of a run; 1.0 keeps an average as it is, and a new "
+                "optimizer can start one"
+            )
+        return (found if bounds is None else {**found, "bounds": shown}), bounds
+
+    def __delitem__(self, name: str) -> Never:
+        raise TypeError(f"{name!r} can't be removed from a parameter group")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(("params", *self._options))
+
+    def __len__(self) -> int:
+        return 1 + len(self._options)
+
+    __eq__ = object.__eq__  # a group is equal to itself: its arrays have no truth value
+    __hash__ = object.__hash__
+
+    def __reduce_ex__(self, protocol: Any) -> Never:
+        raise TypeError("a parameter group can't be pickled or copied: it belongs to its optimizer; dict(group) has its "
+                        "options, opt.save(path) keeps everything")  # fmt: skip
+
+    def __repr__(self) -> str:
+        try:
+            options = {name: self[name] for name in self._options}
+        except Exception:  # the schedule's, which a step will raise
+            options = self._options
+        return f"{{'params': <{len(self.layout.arrays)} arrays>, {repr(options)[1:]}"
+
+    # --- for the run and for checkpoints ------------------------------------------------------------------------------
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """The options as they were assigned, schedules included."""
+        return self._options
+
+    @property
+    def rule(self) -> Any:
+        """The class whose rule this is."""
+        return self._rule
+
+    @property
+    def schedules(self) -> Mapping[str, Any]:
+        """The schedules by the option's name; for a pair a tuple of schedules and numbers."""
+        return MappingProxyType({name: value for name, value in self._options.items() if follows(value)})
+
+    def find(self, name: str) -> Any:
+        """The live state of this name, or None."""
+        store = self.store
+        if name in store.slots or name == "master":
+            return self.layout.views(store.arrays[name]) if name in store.arrays else None
+        if name in store.counts:  # a count, or NAdam's product
+            return self.layout.arrange([row.reshape(()) for row in store.counts[name][:, None]])
+        return store.arrays.get(name) if str(name).endswith("_scale") else None
+
+    def bind_copies(self, where: str) -> None:
+        """Check copy_to and hand it to the core."""
+        copies, kind = [], ""
+        for param, copy, label in self.layout.match(self._options["copy_to"], where):
+            kind_here = "bfloat16" if self.layout.is_bfloat16(copy) else copy.dtype.name
+            if kind_here not in ("float32", "bfloat16", "float16") or (kind and kind_here != kind):
+                hint = "; say uint16_as='bfloat16' if that is what it holds" if copy.dtype == "uint16" else ""
+                raise TypeError(f"{label} has dtype {copy.dtype}; copies of a group are all float32, all bfloat16 or "
+                                f"all float16{hint}")  # fmt: skip
+            if param.dtype == "float64" and kind_here != "float32":
+                raise TypeError(f"{label} is {kind_here}, which is refused for float64 parameters: they would be "
+                                "rounded twice; use float32")  # fmt: skip
+            flags = copy.flags
+            if not (flags.c_contiguous and flags.writeable and flags.aligned and copy.dtype.isnative):
+                raise ValueError(f"{label} must be C-contiguous, writable, aligned and in native byte order")
+            copies.append(copy)
+            kind = kind_here
+        self.bound.attach_copies(kind, tuple(copies))

@@ -1,0 +1,166 @@
+"""Structure and flat: the arrays of a group as the caller cut them, and as one line of elements.
+
+This module knows NumPy only.
+"""
+
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray[Any, Any]
+
+
+class Layout:
+    """The structure of a group's parameters, and their places in its parameter space."""
+
+    def __init__(self, params: Any, uint16_as: str | None = None) -> None:
+        self.keys: Any  # a dict's keys, None for a list, () for one bare array (or what will be refused as such)
+        if isinstance(params, dict):
+            self.keys = dict.fromkeys(params)
+            self.arrays: tuple[Any, ...] = tuple(params[key] for key in self.keys)
+        elif isinstance(params, (list, tuple)):
+            self.keys, self.arrays = None, tuple(params)
+        else:
+            self.keys, self.arrays = (), (params,)
+        self._uint16_as = uint16_as
+
+    @property
+    def sizes(self) -> list[int]:
+        return [array.size for array in self.arrays]
+
+    def arrange(self, items: list[Any]) -> Any:
+        """One item for each array, in the structure of the parameters; it can't be assigned to by mistake."""
+        if self.keys == ():
+            return items[0]
+        return tuple(items) if self.keys is None else MappingProxyType(dict(zip(self.keys, items, strict=True)))
+
+    def views(self, flat: Array) -> Any:
+        """Views of a flat array in the structure and shapes of the parameters."""
+        found, at = [], 0
+        for array in self.arrays:
+            found.append(flat[at : at + array.size].reshape(array.shape))
+            at += array.size
+        return self.arrange(found)
+
+    def match(self, arrays: Any, name: str) -> list[tuple[Array, Array, str]]:
+        """(parameter, its partner, the partner's name) for arrays in the structure of the parameters."""
+        if isinstance(self.keys, dict):
+            if not isinstance(arrays, Mapping) or arrays.keys() != self.keys.keys():
+                raise ValueError(
+                    f"{name} must be a dict with the keys of the parameters, {', '.join(map(repr, self.keys))}"
+                )
+            items = [(arrays[key], f"{name}[{key!r}]") for key in self.keys]
+        elif self.keys is None:
+            given = tuple(arrays) if isinstance(arrays, (list, tuple)) else None
+            if given is None or len(given) != len(self.arrays):
+                got = type(arrays).__name__ if given is None else f"{type(arrays).__name__} of {len(given)}"
+                raise ValueError(f"{name} must be a list of {len(self.arrays)} arrays, as the parameters are; got a {got}")
+            items = [(array, f"{name}[{i}]") for i, array in enumerate(given)]
+        else:
+            items = [(arrays, name)]
+        for param, (array, label) in zip(self.arrays, items, strict=True):
+            if type(array) not in (np.ndarray, np.memmap) or array.shape != param.shape:
+                got = f"shape {array.shape}" if type(array) in (np.ndarray, np.memmap) else type(array).__name__
+                raise ValueError(f"{label} must be an array of its parameter's shape, {param.shape}, got {got}")
+        return [(param, array, label) for param, (array, label) in zip(self.arrays, items, strict=True)]
+
+    def flat(self, arrays: Any, name: str) -> Array:
+        """The elements of arrays in the structure of the parameters, copied into one line."""
+        parts = []
+        for _, array, _ in self.match(arrays, name):
+            part = np.asarray(array).ravel()
+            if self.is_bfloat16(array):
+                part = (part.view("uint16").astype("uint32") << np.uint32(16)).view("float32")
+            parts.append(part)
+        return np.concatenate(parts) if parts else np.empty(0)
+
+    def is_bfloat16(self, array: Array) -> bool:
+        return array.dtype.name == "bfloat16" or (array.dtype == np.uint16 and self._uint16_as == "bfloat16")
+
+
+def recut(sizes: list[int], new: list[int], counts: dict[str, Array], where: str) -> dict[str, Array]:
+    """The counts of a new cut of the same elements: those of the arrays that each new one consists of."""
+    if sizes == new:
+        return counts
+    filled = np.flatnonzero(sizes)
+    if not filled.size:
+        filled = np.arange(1)
+    ends = np.cumsum(sizes)[filled]
+    stops = np.cumsum(new)
+    starts = stops - new
+    first = np.minimum(np.searchsorted(ends, starts, "right"), filled.size - 1)
+    last = np.maximum(np.searchsorted(ends, stops, "left"), first)  # an empty array has the count of its neighbour
+    last = np.minimum(last, filled.size - 1)
+    for i, (a, b) in enumerate(zip(first, last, strict=True)):
+        for name, old in counts.items():
+            among = old[filled[a : b + 1]]
+            if (among != among[0]).any():
+                raise ValueError(
+                    f"{where}: array {i} here would hold arrays of the saved cut with different counts "
+                    f"({name} {among.min()} and {among.max()}), and can have only one; cut the parameters as they "
+                    f"were, into sizes {sizes[:10]}{' ...' if len(sizes) > 10 else ''}"
+                )
+    return {name: old[filled[first]] for name, old in counts.items()}
+
+
+def flatten(
+    arrays: Mapping[Any, Any] | Sequence[Any], like: Array | None = None
+) -> tuple[Array, Any]:
+    """Lay arrays end to end in one new flat array, and return it with views of it in the arrays' shapes.
+
+    Parameters
+    ----------
+    arrays : dict, list or tuple of arrays
+        Any shapes, one dtype.  The order is the dict's or list's own; there is no padding.
+    like : (n,) array, optional
+        A flat array made by an earlier call.  The result then is its twin for gradients: the same layout and dtype,
+        filled with zeros (the values in `arrays` are not copied).
+
+    Returns
+    -------
+    flat : (n,) array
+        A copy of the values; step this one.
+    views : dict, list or tuple, as `arrays`
+        Views of `flat`: writing one writes the other.
+
+    Raises
+    ------
+    TypeError
+        Where dtypes differ or something is not an array.
+    ValueError
+        Where `like` has another size or is not flat.
+
+    Examples
+    --------
+    >>> flat, p = flatten({"w": np.ones((2, 3)), "b": np.zeros(3)})
+    >>> grad, g = flatten(p, like=flat)
+    >>> g["b"][:] = 1.0
+    >>> grad
+    array([0., 0., 0., 0., 0., 0., 1., 1., 1.])
+    """
+    if not isinstance(arrays, (Mapping, list, tuple)):
+        raise TypeError(f"arrays must be a dict, list or tuple of arrays, got {type(arrays).__name__}")
+    parts = list(arrays.values()) if isinstance(arrays, Mapping) else list(arrays)
+    for i, part in enumerate(parts):
+        if not isinstance(part, np.ndarray) or isinstance(part, np.ma.MaskedArray):
+            raise TypeError(f"array {i} is a {type(part).__name__}, not a numpy.ndarray; pass np.asarray(x)")
+        if part.dtype != parts[0].dtype:
+            raise TypeError(f"array {i} has dtype {part.dtype}, array 0 {parts[0].dtype}; convert one with x.astype")
+    size = sum(part.size for part in parts)
+    if like is None:
+        flat = np.concatenate([np.asarray(part).ravel() for part in parts]) if parts else np.empty(0)
+    elif not isinstance(like, np.ndarray) or like.shape != (size,):
+        raise ValueError(
+            f"like must be an array of shape ({size},), the total size of the arrays, got {np.shape(like)}"
+        )
+    else:
+        flat = np.zeros_like(like)
+    views, start = [], 0
+    for part in parts:
+        views.append(flat[start : start + part.size].reshape(part.shape))
+        start += part.size
+    if isinstance(arrays, Mapping):
+        return flat, dict(zip(arrays, views, strict=True))
+    return flat, tuple(views) if isinstance(arrays, tuple) else views

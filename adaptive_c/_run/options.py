@@ -1,0 +1,361 @@
+"""The one table of options: what each may be, whether it may follow a schedule, whether it may change.
+
+One name means one thing in every rule.  `SETTINGS` are the options of an optimizer as a whole.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from types import MappingProxyType, NoneType
+from typing import Any, NamedTuple
+
+import numpy as np
+
+Check = Callable[[str, Any], Any]
+Schedulable = float | Callable[[int], float]
+SchedulablePair = tuple[Schedulable, Schedulable]
+
+
+def real(name: str, value: Any) -> float:
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.integer, np.floating)):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
+
+
+@dataclass(frozen=True)
+class Number:
+    """A finite number in an interval, closed below and open above unless said otherwise."""
+
+    low: float = -math.inf
+    high: float = math.inf
+    open_low: bool = False
+    open_high: bool = True
+
+    def __call__(self, name: str, value: Any) -> float:
+        x = real(name, value)
+        if self.low < x < self.high or (x == self.low and not self.open_low) or (x == self.high and not self.open_high):
+            return x
+        interval = f"{'(' if self.open_low else '['}{self.low:g}, {self.high:g}{')' if self.open_high else ']'}"
+        raise ValueError(f"{name} must be in {interval}, got {value!r}")
+
+
+class Pair(NamedTuple):
+    first: Number
+    second: Number
+    ascending: bool = False
+
+    def __call__(self, name: str, value: Any) -> tuple[float, float]:
+        if not isinstance(value, (tuple, list, np.ndarray)) or len(parts := tuple(value)) != 2:
+            raise TypeError(f"{name} must be a pair of numbers, got {value!r}")
+        low, high = self.first(f"{name}[0]", parts[0]), self.second(f"{name}[1]", parts[1])
+        if self.ascending and low > high:
+            raise ValueError(f"{name} must be (smallest, largest), got {value!r}")
+        return low, high
+
+
+def flag(name: str, value: Any) -> bool:
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
+    return bool(value)
+
+
+def choice(*values: str, hint: str = "") -> Check:
+    def check(name: str, value: Any) -> str:
+        if not isinstance(value, str) or value not in values:
+            raise ValueError(f"{name} must be {' or '.join(map(repr, values))}, got {value!r}{hint}")
+        return values[values.index(value)]
+
+    return check
+
+
+def number_format(*values: str) -> Check:
+    """A dtype by its name, or anything that NumPy accepts as one."""
+
+    def check(name: str, value: Any) -> str:
+        if not isinstance(value, str):
+            with suppress(TypeError):
+                value = np.dtype(value).name
+        return str(choice(*values)(name, value))
+
+    return check
+
+
+def optional(check: Check) -> Check:
+    return lambda name, value: None if value is None else check(name, value)
+
+
+def anything(name: str, value: Any) -> Any:  # checked where the arrays are known
+    return value
+
+
+def whole(name: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise TypeError(f"{name} must be an integer, got {value!r}")
+    if not 0 <= value < 1 << 64:
+        raise ValueError(f"{name} must be in [0, 2**64), got {value}")
+    return int(value)
+
+
+class Option(NamedTuple):
+    check: Check
+    movable: bool = False  # may follow a schedule
+    fixed: bool = False  # can't change once the optimizer is constructed
+    shared: bool = False  # of every rule
+    tied: bool = False  # whether a number is allowed depends on other options, or on the state that there is
+    vanishing: bool = True  # a positive number may round to 0
+
+
+_fraction, _positive, _closed = Number(0, 1), Number(0, open_low=True), Number(0, 1, open_high=False)
+OPTIONS: dict[str, Option] = {
+    "lr": Option(Number(0), movable=True),
+    "weight_decay": Option(Number(0), movable=True),
+    "eps": Option(Number(0), movable=True, vanishing=False),
+    "eps_mode": Option(choice("outside", "inside", "hat")),
+    "betas": Option(Pair(_fraction, _fraction), movable=True),
+    "alpha": Option(_closed, movable=True),
+    "rho": Option(_closed, movable=True),
+    "momentum": Option(Number(0), movable=True, tied=True),
+    "dampening": Option(Number(open_low=True), movable=True, tied=True),
+    "nesterov": Option(flag),
+    "maximize": Option(flag),
+    "amsgrad": Option(flag),
+    "centered": Option(flag),
+    "decoupled_weight_decay": Option(flag),
+    "lr_decay": Option(Number(0), movable=True),
+    "initial_accumulator_value": Option(Number(0)),
+    "momentum_decay": Option(Number(0), movable=True),
+    "etas": Option(Pair(Number(0, 1, open_low=True), Number(1, open_low=True)), movable=True),
+    "step_sizes": Option(Pair(Number(0), _positive, ascending=True), movable=True, tied=True),
+    "eta_plus": Option(Number(1, open_low=True), movable=True),
+    "eta_minus": Option(Number(0, 1, open_low=True), movable=True),
+    "max_rate": Option(_positive, movable=True),
+    "variant": Option(choice("irprop-", "rprop+", "rprop-")),
+    "ema_decay": Option(optional(_closed), movable=True, shared=True, tied=True),
+    "bounds": Option(anything, shared=True),
+    "copy_to": Option(anything, fixed=True, shared=True),
+    "state_dtype": Option(optional(number_format("float32", "bfloat16", "uint8")), fixed=True, shared=True),
+    "master": Option(optional(number_format("float32")), fixed=True, shared=True),
+    "rounding": Option(
+        optional(choice("stochastic", hint="; to nearest, small updates vanish: use master='float32'")),
+        fixed=True, shared=True,
+    ),
+}  # fmt: skip
+SHARED = tuple(name for name, option in OPTIONS.items() if option.shared)
+
+loss_scale = Number(0, open_low=True)
+SETTINGS: dict[str, Check] = {
+    "max_grad_norm": optional(_positive),
+    "max_grad_value": optional(_positive),
+    "on_nonfinite": optional(choice("ignore", "skip", "raise")),
+    "loss_scale": lambda name, value: (
+        choice("dynamic", hint="; or a number")(name, value) if isinstance(value, str) else loss_scale(name, value)
+    ),
+    "zero_grad": flag,
+    "flush_denormals": flag,
+    "seed": whole,
+}
+
+
+def check_settings(settings: Mapping[str, Any], dtypes: set[str], can_flush: bool, where: str = "") -> dict[str, Any]:
+    """Every option of the optimizer as a whole, normalised.  dtypes: of its groups."""
+    checked = {name: SETTINGS[name](f"{where}{name}", value) for name, value in settings.items()}
+    dynamic = checked["loss_scale"] == "dynamic"
+    checked["on_nonfinite"] = checked["on_nonfinite"] or ("skip" if dynamic else "ignore")
+    if dynamic and checked["on_nonfinite"] != "skip":
+        raise ValueError(
+            f"{where}on_nonfinite={checked['on_nonfinite']!r} is refused with loss_scale='dynamic', which finds its "
+            "scale by the steps that are skipped; drop it, or say 'skip'"
+        )
+    if checked["flush_denormals"] and not can_flush:
+        raise ValueError("flush_denormals=True is not supported on this processor")
+    limit = checked["max_grad_value"]
+    if limit and dtypes != {"float64"} and limit < _SMALLEST["float32"] / 2:
+        raise ValueError(f"{where}max_grad_value={limit!r} rounds to 0 in float32")
+    return checked
+
+
+# --- numbers and schedules -------------------------------------------------------------------------------------------
+
+_LARGEST = {dtype: float(np.finfo(dtype).max) for dtype in ("float32", "float64")}
+_NORMAL = {dtype: float(np.finfo(dtype).smallest_normal) for dtype in ("float32", "float64")}
+_SMALLEST = {dtype: float(np.finfo(dtype).smallest_subnormal) for dtype in ("float32", "float64")}
+
+
+def moves(value: Any) -> bool:
+    """Is this a schedule?  A type is not: number formats are given as types, and float(t) is no useful schedule."""
+    return callable(value) and not isinstance(value, type)
+
+
+def follows(value: Any) -> bool:
+    """Is an option's value a schedule, or a pair with a schedule in it?"""
+    return moves(value) or (isinstance(value, tuple) and any(map(moves, value)))
+
+
+def ranges(dtype: str) -> dict[str, tuple[tuple[float, float], ...]]:
+    """For each option that may move, and each of its numbers: (low, high), between which no check is needed.
+
+    dtype: the type that the rule computes in.
+    """
+    found = {}
+    for name, option in OPTIONS.items():
+        parts = (option.check,) if isinstance(option.check, Number) else tuple(option.check)[:2] if isinstance(
+            option.check, Pair) else ()  # fmt: skip
+        if option.movable and not option.tied:
+            low = -math.inf if option.vanishing else _NORMAL[dtype]
+            found[name] = tuple((max(part.low, low), min(part.high, _LARGEST[dtype])) for part in parts)
+    return found
+
+
+RANGES = {dtype: ranges(dtype) for dtype in ("float32", "float64")}
+
+
+def check_option(name: str, value: Any, dtype: str, where: str) -> Any:
+    """A plain value of one option, normalised.  dtype: the type that the rule computes in."""
+    option = OPTIONS[name]
+    if option.movable and not isinstance(value, (int, float, np.number, NoneType, tuple, list, np.ndarray)):
+        raise TypeError(f"{where}{name} must be a number, or a schedule such as schedules.cosine(1e-3, 10_000); "
+                        f"got {value!r}")  # fmt: skip
+    checked = option.check(where + name, value)
+    for x in checked if isinstance(checked, tuple) else (checked,):
+        if isinstance(x, float) and abs(x) > _LARGEST[dtype]:
+            raise ValueError(f"{where}{name}={value!r} is infinite in {dtype}")
+        if not option.vanishing and 0 < x <= _SMALLEST[dtype] / 2:
+            raise ValueError(
+                f"{where}{name}={value!r} rounds to 0 in {dtype}; use 0, or at least {_SMALLEST[dtype]:.2g}"
+            )
+    return checked
+
+
+def check_schedule(name: str, value: Any, rule: Any, where: str) -> Any:
+    """A schedule where a number may be, or a pair with one: a pair becomes a tuple."""
+    option = OPTIONS[name]
+    if not option.movable:
+        names = ", ".join(name for name, option in OPTIONS.items() if option.movable)
+        raise TypeError(f"{where}{name} can't follow a schedule, got {value!r}; what can: {names}")
+    if name in rule._read_once:
+        raise ValueError(f"{where}{name} of {rule.__name__} is read at an array's first step only and can't follow a "
+                         f"schedule, got {value!r}; give a number")  # fmt: skip
+    if moves(value):
+        return value
+    parts = tuple(value)
+    if not isinstance(option.check, Pair):
+        raise TypeError(f"{where}{name} must be a number or a schedule, got {value!r}")
+    if len(parts) != 2:
+        raise TypeError(f"{where}{name} must be a pair of numbers or schedules, got {value!r}")
+    return tuple(x if moves(x) else real(f"{where}{name}[{i}]", x) for i, x in enumerate(parts))
+
+
+def number_at(name: str, value: Any, t: int, dtype: str, where: str) -> Any:
+    """The number, or the pair, that a schedule gives for the step that follows t applied ones, checked."""
+    label = f"{where}at t={t} "
+    try:
+        given = tuple(x(t) if moves(x) else x for x in value) if isinstance(value, tuple) else value(t)
+    except Exception as error:
+        error.add_note(f"raised by the schedule of {label}{name}: {value!r}")
+        raise
+    if given is None:  # which means "off" elsewhere
+        raise TypeError(f"{label}{name} must be a number, got None from {value!r}")
+    return check_option(name, given, dtype, label)
+
+
+def check_followed(
+    options: Mapping[str, Any], name: str, part: int, value: Any, t: int, *, dtype: str, where: str
+) -> Any:
+    """What a schedule gave for the step after t applied ones, where the core can't tell by itself that it is right.
+
+    options: as they were assigned.  part: which number of a pair it was, if that is made of several schedules.
+    """
+    own = options[name]
+    if isinstance(own, tuple):
+        whole = tuple((lambda t: value) if i == part else x for i, x in enumerate(own))
+        return number_at(name, whole, t, dtype, where)[part]
+    number = number_at(name, lambda t: value, t, dtype, where)
+    check_together({**options, name: number}, f"{where}at t={t} ")
+    return number
+
+
+def check_together(options: Mapping[str, Any], where: str) -> None:
+    """What depends on several options, each of which was checked by itself.  A schedule is checked at each step."""
+    if options.get("nesterov"):
+        momentum, dampening = options["momentum"], options.get("dampening", 0)
+        if not ((follows(momentum) or momentum > 0) and (follows(dampening) or dampening == 0)):
+            given = " and ".join(f"{name}={options[name]!r}" for name in ("momentum", "dampening") if name in options)
+            raise ValueError(f"{where}nesterov=True needs momentum > 0 and dampening 0, got {given}")
+
+
+def observed(options: Mapping[str, Any], t: int, metric: float) -> dict[str, Any]:
+    """The schedules with a plateau in them, after a metric that came with the step that followed t applied ones."""
+
+    def reads(x: Any) -> bool:
+        return any(map(reads, x)) if isinstance(x, tuple) else bool(getattr(x, "reads_metric", False))
+
+    def seen(x: Any) -> Any:
+        return tuple(map(seen, x)) if isinstance(x, tuple) else x.observe(t, metric) if reads(x) else x
+
+    return {name: seen(value) for name, value in options.items() if reads(value)}
+
+
+# --- bounds ----------------------------------------------------------------------------------------------------------
+
+
+def _rounded(exact: Any, dtype: str, inside: float) -> Any:
+    """Numbers rounded to dtype in the direction of `inside`, -inf or inf; float32 where dtype is narrower."""
+    kind = np.dtype("float32" if dtype == "bfloat16" else dtype)
+    with np.errstate(all="ignore"):
+        x = np.asarray(exact.astype(kind))
+        x = np.where(x > exact if inside < 0 else x < exact, np.nextafter(x, kind.type(inside)), x)
+        if dtype == "bfloat16":  # the first half of float32's bits
+            head = x.view("uint32") & np.uint32(0xFFFF0000)
+            cut = head.view("float32")
+            x = np.where(cut > x if inside < 0 else cut < x, (head + np.uint32(0x10000)).view("float32"), cut)
+        return x.astype("float32") if kind.itemsize < 4 else x
+
+
+def check_bounds(bounds: Any, dtype: str, where: str, flat: Callable[[Any, str], Any]) -> tuple[Any, Any]:
+    """Bounds as they were given, but copied; and rounded inward to a group's dtype: two numbers, or two flat arrays.
+
+    flat: makes one flat array of a structure of arrays, named in messages.
+    """
+    if bounds is None:
+        return None, (None, None)
+    if not isinstance(bounds, (tuple, list)) or len(pair := tuple(bounds)) != 2:
+        raise TypeError(f"{where}bounds must be a pair (lo, hi) of numbers, None or arrays, got {bounds!r}")
+    sides = []
+    for name, side, away in zip(("lo", "hi"), pair, (-np.inf, np.inf), strict=True):
+        x = away if side is None else side
+        numeric = isinstance(x, (int, float, np.integer, np.floating)) and not isinstance(x, bool)
+        exact = np.float64(real(f"{where}bounds {name}", x)) if numeric else flat(x, f"{where}bounds: {name}")
+        if exact.dtype.kind not in "fiu":
+            raise TypeError(f"{where}bounds: {name} must be numbers, got dtype {exact.dtype}")
+        if np.isnan(exact).any():
+            raise ValueError(f"{where}bounds: {name} has a NaN")
+        sides.append(_rounded(exact, dtype, -away))
+    low, high = np.broadcast_arrays(*sides)
+    empty = (low > high) | (low == np.inf) | (high == -np.inf)
+    if empty.any():
+        i = int(np.argmax(empty))
+        which = f" at element {i} of the group" if empty.ndim else ""
+        raise ValueError(
+            f"{where}bounds must have lo <= hi and a number of {dtype} between them; rounded inward they are "
+            f"({low.flat[i]}, {high.flat[i]}){which}"
+        )
+    copied = type(bounds)(map(_copied, pair)) if type(bounds) in (tuple, list) else tuple(map(_copied, pair))
+    if low.ndim == 0:
+        return copied, (low[()], high[()])
+    return copied, (np.ascontiguousarray(low), np.ascontiguousarray(high))
+
+
+def _copied(side: Any) -> Any:
+    """One side of bounds, which the caller can't change any more."""
+    if isinstance(side, Mapping):
+        return MappingProxyType({name: _copied(x) for name, x in side.items()})
+    if isinstance(side, (list, tuple)):
+        return tuple(map(_copied, side))
+    if isinstance(side, np.ndarray):
+        side = side.copy()
+        side.flags.writeable = False
+    return side

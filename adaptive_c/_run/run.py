@@ -1,0 +1,109 @@
+"""A run: groups of parameters bound to a rule, and the plan that steps them."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from .._native import core
+from .group import ParamGroup, check_formats, check_options
+from .layout import Layout
+from .options import Number, check_bounds, check_settings, check_together
+from .store import Allocate, zeros
+
+
+_SMALLEST_SCALE, _LARGEST_SCALE, GROWTH_INTERVAL = core.SCALE_LIMITS
+
+
+def check_scale(name: str, value: Any) -> float:
+    """A dynamic loss scale; PyTorch's is a float32."""
+    return float(np.float32(Number(_SMALLEST_SCALE, _LARGEST_SCALE, open_high=False)(name, value)))
+
+
+class Run:
+    """What stands behind every face: made once, and extended by groups.
+
+    rule: a class with the rule's data: `_rule`, `_state`, `_per_array`, `_squares`, `_read_once`, `_fixed`.  defaults: the
+    options of a group that does not have its own.  allocate: makes the arrays of the state.
+    """
+
+    def __init__(
+        self, rule: Any, defaults: Mapping[str, Any], uint16_as: str | None = None, allocate: Allocate = zeros
+    ) -> None:
+        self.rule, self.defaults, self.groups = rule, defaults, ()
+        self.plan = core.Plan(core.Guard())
+        self._uint16_as, self._allocate = uint16_as, allocate
+        self._checked: dict[str, dict[str, Any]] = {}  # the defaults, by the type that a rule computes in
+
+    groups: tuple[ParamGroup, ...]
+
+    @property
+    def guard(self) -> Any:
+        """``with run.guard:`` nothing steps or changes this run."""
+        return self.plan.guard
+
+    def start(self, params: Any, settings: Mapping[str, Any], keep_undo: bool) -> None:
+        """Bind the first groups: one of bare parameters, or those of a list of group dicts."""
+        structured = isinstance(params, (list, tuple)) and any(isinstance(item, dict) for item in params)
+        specs = tuple(params) if structured else ({"params": params},)
+        wheres = [f"params[{i}]" if structured else "" for i in range(len(specs))]
+        bounds = [self._bind(spec, where) for spec, where in zip(specs, wheres, strict=True)]
+        new = [self._complete(i, *parts, where) for i, (parts, where) in enumerate(zip(bounds, wheres, strict=True))]
+        self.configure(settings, new)
+        self.plan.link([group.bound for group in new], structured, keep_undo, self, tuple(new))
+
+    def add(self, spec: Any) -> None:
+        """Add a group; from now on the groups are a list."""
+        with self.guard:
+            if self.plan.pending:
+                raise ValueError(
+                    f"{self.plan.pending} accumulated gradients are pending, which the new group has no part in; step() "
+                    "takes their mean, discard() drops them"
+                )
+            index = len(self.groups)
+            where = f"params[{index}]"
+            group = self._complete(index, *self._bind(spec, where, copy_to=None), where)
+            check_settings(self.plan.settings, {group.computed}, core.can_flush())
+            self.plan.link([group.bound], True, self.plan.keeps_undo, self, (*self.groups, group))
+
+    def configure(self, settings: Mapping[str, Any], groups: Any = None) -> None:
+        """Check and take over options of the optimizer as a whole."""
+        dtypes = {group.computed for group in (self.groups if groups is None else groups)}
+        self.plan.configure(check_settings(settings, dtypes, core.can_flush()))
+
+    def _bind(self, spec: Any, where: str, **defaults: Any) -> tuple[dict[str, Any], Layout, Any]:
+        """A group's options, its layout, and its arrays bound, which checks them."""
+        place = where or "params"
+        if not isinstance(spec, dict) or "params" not in spec:
+            got = f"the keys {', '.join(map(repr, spec))}" if isinstance(spec, dict) else f"a {type(spec).__name__}"
+            raise ValueError(f"{place} must be a dict with 'params', as every group is; got {got}")
+        params = spec["params"]
+        if isinstance(params, (list, tuple, dict)) and not params:
+            raise ValueError(f"{place} is empty: there is nothing to optimize")
+        given = {**defaults, **{name: value for name, value in spec.items() if name != "params"}}
+        if unknown := [name for name in given if name not in self.defaults]:
+            raise TypeError(
+                f"{place} has the unknown option {unknown[0]!r}; {self.rule.__name__} has {', '.join(self.defaults)}"
+            )
+        layout = Layout(params, self._uint16_as)
+        name = f"{where}['params']" if where else "params"
+        bound = core.BoundGroup(
+            self.guard, self.rule._rule, self.rule._squares, layout.keys, layout.arrays, name,
+            self._uint16_as == "bfloat16",
+        )  # fmt: skip
+        return given, layout, bound
+
+    def _complete(self, index: int, given: dict[str, Any], layout: Layout, bound: Any, where: str) -> ParamGroup:
+        """A group with its state, not yet linked."""
+        prefix = f"{where}: " if where else ""
+        dtype = "float64" if bound.dtype == "float64" else "float32"
+        if dtype not in self._checked:
+            self._checked[dtype] = check_options(self.rule, self.defaults, dtype, "", self.plan.t)
+        options = {**self._checked[dtype], **check_options(self.rule, given, dtype, prefix, self.plan.t)}
+        check_together(options, prefix)
+        check_formats(self.rule, options, bound.dtype, prefix)
+        bounds = check_bounds(options["bounds"], bound.dtype, prefix, layout.flat)
+        group = ParamGroup(self.rule, self.plan, bound, layout, index, options, bounds, self._allocate)
+        if options["copy_to"] is not None:
+            group.bind_copies(f"{where}['copy_to']" if where else "copy_to")
+        return group

@@ -1,0 +1,65 @@
+# The averages in the place of the parameters, and back.
+
+from cpython.bytearray cimport PyByteArray_AS_STRING
+
+
+cdef void swap(char* a, char* b, Py_ssize_t size) noexcept:
+    cdef char spare[4096]
+    cdef Py_ssize_t n
+    while size > 0:
+        n = min(size, 4096)
+        memcpy(spare, a, n)
+        memcpy(a, b, n)
+        memcpy(b, spare, n)
+        a, b, size = a + n, b + n, size - n
+
+
+cdef exchange(Plan plan, bint entering):
+    """Exchange parameters and averages.  Narrow parameters are saved in `narrow_saved`, since an average is not narrow."""
+    cdef Group* group
+    cdef Array* a
+    cdef Py_ssize_t i, j, n, size
+    saved = iter(plan.narrow_saved)
+    for i in range(plan.space.n_groups):
+        group = plan.space.groups[i]
+        size = native_itemsize(group)
+        for j in range(group.n_arrays if group.ema != NULL else 0):
+            a = group.arrays + j
+            n = a.stop - a.start
+            if group.format == NATIVE:
+                swap(a.p, group.ema + a.start * size, n * size)
+            else:
+                carry(a.p, PyByteArray_AS_STRING(next(saved)), 2 * n, not entering)
+                if entering:
+                    narrow(group.format, n, a.p, 0, <float*> group.ema + a.start)
+
+
+cdef class Averages:
+    """``with plan.averages():`` the parameters are their averages.  Whatever happens, they are back at the end."""
+    cdef Plan plan
+
+    def __cinit__(self, Plan plan):
+        self.plan = plan
+
+    def __enter__(self):
+        cdef Group* group
+        cdef Py_ssize_t i, j
+        cdef Guard guard = self.plan.guard
+        guard.take(AVERAGED)
+        try:
+            self.plan.narrow_saved = []
+            for i in range(self.plan.space.n_groups):
+                group = self.plan.space.groups[i]
+                for j in range(group.n_arrays if group.ema != NULL and group.format != NATIVE else 0):
+                    self.plan.narrow_saved.append(bytearray(2 * (group.arrays[j].stop - group.arrays[j].start)))
+            guard.averaged = True
+            exchange(self.plan, True)
+        finally:
+            guard.release()
+
+    def __exit__(self, *error):
+        exchange(self.plan, False)
+        self.plan.narrow_saved = None
+        self.plan.guard.averaged = False
+        if self.plan.guard.holder == AVERAGED:  # another thread that accumulates meanwhile is no reason to stay
+            self.plan.guard.holder = FREE

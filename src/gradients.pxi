@@ -1,0 +1,138 @@
+# The gradients of one call: what the caller hands in, checked against the parameters, or the sums of micro-batches.
+
+
+cdef Py_ssize_t acquire(Plan plan, grads) except -2:
+    """Bind the gradients; returns the number of their elements, -1 where every one is None."""
+    cdef BoundGroup group
+    cdef Py_ssize_t i, work = -1, n = plan.space.n_groups
+    for i in range(n):
+        group = <BoundGroup> plan.groups[i]
+        group.group.narrow_grads = False
+        group.group.only_bfloat16 = (group.group.format == BFLOAT16 and group.group.state_format == BFLOAT16
+                                     and group.group.master == NULL)
+    if not plan.structured:
+        return acquire_group(plan, <BoundGroup> plan.groups[0], grads, work)
+    items = tuple(grads) if isinstance(grads, (list, tuple)) else None  # so that what is counted is what is used
+    if items is None or len(items) != n:
+        raise ValueError(f"grads must be a list with one entry for each of the {n} parameter groups, "
+                         f"got {describe(grads if items is None else items)}")
+    for i in range(n):
+        work = acquire_group(plan, <BoundGroup> plan.groups[i], items[i], work)
+    return work
+
+
+cdef Py_ssize_t acquire_group(Plan plan, BoundGroup group, grads, Py_ssize_t work) except -2:
+    cdef Py_ssize_t i, n = group.group.n_arrays
+    cdef object keys = group.keys
+    if keys == ():
+        return acquire_array(plan, group, 0, grads, work)
+    if keys is None:
+        items = tuple(grads) if isinstance(grads, (list, tuple)) else None
+        if items is None or len(items) != n:
+            raise ValueError(f"{group.where_grads} must be a list of {n} arrays, as the parameters are (None leaves one "
+                             f"alone); got {describe(grads if items is None else items)}")
+    else:
+        if not isinstance(grads, dict) or grads.keys() != keys.keys():
+            raise ValueError(f"{group.where_grads} must be a dict with the keys {', '.join(map(repr, keys))} of the "
+                             f"parameters (None leaves one alone); got {describe(grads)}")
+        items = tuple([grads[key] for key in keys])
+    for i in range(n):
+        work = acquire_array(plan, group, i, items[i], work)
+    return work
+
+
+cdef Py_ssize_t acquire_array(Plan plan, BoundGroup bound, Py_ssize_t i, grad, Py_ssize_t work) except -2:
+    cdef Group* group = &bound.group
+    cdef Array* a = group.arrays + i
+    cdef Py_buffer* g = bound.grads + bound.n_grads
+    cdef Py_ssize_t shared
+    if grad is None:
+        return work
+    cdef bint bfloat16 = bound.view(grad, g, i, True)
+    bound.n_grads += 1
+    a.g_format = NATIVE
+    if not is_native(g, b"d" if group.wide else b"f"):
+        kind = "" if group.wide else format_of(g, bfloat16 or bound.uint16_is_bfloat16)
+        if kind not in FORMATS:
+            wanted = "float64" if group.wide else "float32"
+            raise TypeError(f"{bound.name(i, True)} has dtype {named(grad.dtype)}, its parameter {bound.dtype}; convert "
+                            f"it: x.astype('{wanted}')" + ("" if group.wide else hint(g)))
+        a.g_format = FORMATS[kind]
+        group.narrow_grads = True
+    group.only_bfloat16 = group.only_bfloat16 and a.g_format == BFLOAT16
+    if g.ndim != a.ndim or (g.ndim and memcmp(g.shape, a.shape, g.ndim * sizeof(Py_ssize_t)) != 0):
+        raise ValueError(f"{bound.name(i, True)} has shape {grad.shape}, its parameter {bound.arrays[i].shape}")
+    bound.check_layout(g, i, True)
+    if plan.space.zero_grad and g.readonly:
+        raise ValueError(f"{bound.name(i, True)} is read-only and can't be zeroed; pass a writable array, or "
+                         "zero_grad=False")
+    if g.len:
+        shared = plan.memory.find(<uintptr_t> g.buf, g.len)
+        if shared >= 0:
+            raise ValueError(f"{bound.name(i, True)} shares memory with {plan.owner(shared)}; pass a copy")
+    a.g = <const char*> g.buf
+    return max(work, 0) + a.stop - a.start
+
+
+cdef Py_ssize_t acquire_sums(Plan plan) noexcept:
+    """Bind the sums as gradients; returns the number of their elements, -1 where there are none."""
+    cdef Group* group
+    cdef Array* a
+    cdef Py_ssize_t i, j, work = -1
+    plan.space.zero_grad = False  # what was added is zeroed already, and the next sum begins with a write
+    for i in range(plan.space.n_groups):
+        group = plan.space.groups[i]
+        group.narrow_grads = group.only_bfloat16 = False
+        for j in range(group.n_arrays):
+            if group.summed[j]:
+                a = group.arrays + j
+                a.g = group.sums + a.start * native_itemsize(group)
+                a.g_format = NATIVE
+                work = max(work, 0) + a.stop - a.start
+    return work
+
+
+cdef int check_apart(Plan plan) except -1:
+    """Gradients that will be zeroed may not share memory: the zeros of one would be another's gradient."""
+    cdef uint64_t sign = 14695981039346656037ULL
+    cdef BoundGroup group
+    cdef Py_ssize_t i
+    for group in plan.groups:
+        for i in range(group.n_grads):  # looked at once for each set of buffers
+            sign = (sign ^ <uintptr_t> group.grads[i].buf) * 1099511628211ULL
+            sign = (sign ^ <uint64_t> group.grads[i].len) * 1099511628211ULL
+    if sign == plan.apart:
+        return 0
+    spans = []
+    for group in plan.groups:
+        for i in range(group.n_grads):
+            if group.grads[i].len:
+                spans.append((<uintptr_t> group.grads[i].buf, group.grads[i].len))
+    spans.sort()
+    for (low, size), (start, _) in zip(spans, spans[1:]):
+        if start < low + size:
+            raise ValueError("two gradients share memory, and zero_grad=True would zero one while it zeroes the other; "
+                             "pass a copy of one")
+    plan.apart = sign
+    return 0
+
+
+cdef int zero_gradients(Plan plan) noexcept:
+    """Zero the gradients of a step that is skipped: otherwise what is accumulated in them would stay infinite."""
+    cdef BoundGroup group
+    cdef Py_ssize_t i
+    for group in plan.groups:
+        for i in range(group.n_grads):
+            memset(group.grads[i].buf, 0, group.grads[i].len)
+    return 0
+
+
+cdef int release(BoundGroup group) noexcept:
+    """Let go of a call's gradients."""
+    cdef Py_ssize_t i
+    for i in range(group.n_grads):
+        PyBuffer_Release(group.grads + i)
+    group.n_grads = 0
+    for i in range(group.group.n_arrays):
+        group.group.arrays[i].g = NULL
+    return 0

@@ -1,0 +1,327 @@
+# One parameter group, bound: its arrays, its state, and the numbers that are in force.
+
+from cpython.float cimport PyFloat_AS_DOUBLE, PyFloat_Check
+from cython cimport no_gc_clear
+
+cdef dict STATE_FORMATS = {"native": NATIVE, "bfloat16": BFLOAT16, "uint8": UINT8}
+
+
+cdef class Follower:
+    """A schedule, and the number that follows it."""
+    cdef str name            # of the option
+    cdef Py_ssize_t part     # of a pair
+    cdef object schedule
+    cdef double low, high    # a number between them needs no further check
+
+
+@no_gc_clear  # the garbage collector sees the arrays; until the end this object relies on them
+cdef class BoundGroup:
+    """BoundGroup(guard, rule, squares, keys, arrays, where, uint16_is_bfloat16=False)
+
+    guard: that of the plan that it will be part of.  rule: the name of a rule.  squares: it squares the gradient.  keys:
+    those of a dict of parameters, None for a list, () for one bare array.  arrays: the parameters, a tuple.  where: what
+    messages call the parameters.
+    """
+    cdef Guard guard
+    cdef Group group
+    cdef Undo undo
+    cdef readonly tuple arrays
+    cdef readonly object keys
+    cdef readonly str dtype      # of the parameters: "float64", "float32", "float16" or "bfloat16"
+    cdef readonly dict options   # as they were assigned: numbers, schedules, switches
+    cdef readonly Py_ssize_t undo_nbytes
+    cdef str where, where_grads
+    cdef bint uint16_is_bfloat16
+    cdef dict ranges             # of an option, for each of its numbers (low, high): between them no check is needed
+    cdef object check_followed   # what checks the other values that a schedule may give
+    cdef list followers
+    cdef list keep               # whatever else its pointers point into
+    cdef tuple in_force          # the bounds
+    cdef list spans              # of the memory that is not in the plan's index yet
+    cdef Py_ssize_t* shapes
+    cdef Py_buffer* grads        # held during a call
+    cdef Py_ssize_t n_grads
+    cdef readonly object store   # what allocates the sums
+
+    def __init__(self, Guard guard, str rule, bint squares, keys, tuple arrays, str where,
+                 bint uint16_is_bfloat16=False):
+        cdef Py_ssize_t n = len(arrays)
+        if self.arrays is not None:
+            raise RuntimeError("a group is bound once")
+        self.guard, self.arrays, self.keys, self.where, self.where_grads = guard, arrays, keys, where, "grads"
+        self.uint16_is_bfloat16 = uint16_is_bfloat16
+        self.options, self.followers, self.keep, self.spans = {}, [], [], []
+        self.group.rule = <Rule> <int> RULES[rule]
+        self.group.squares = squares
+        self.group.arrays = <Array*> calloc(n + 1, sizeof(Array))
+        self.shapes = <Py_ssize_t*> calloc(sum([getattr(x, "ndim", 0) for x in arrays]) + 1, sizeof(Py_ssize_t))
+        self.grads = <Py_buffer*> calloc(n + 1, sizeof(Py_buffer))
+        if self.group.arrays == NULL or self.shapes == NULL or self.grads == NULL:
+            raise MemoryError()
+        self.bind()
+
+    def __dealloc__(self):
+        release(self)
+        free(self.group.arrays)
+        free(self.shapes)
+        free(self.grads)
+
+    cdef bind(self):
+        cdef Group* group = &self.group
+        cdef Py_ssize_t* shape = self.shapes
+        cdef Py_buffer view
+        cdef Array* a
+        cdef Py_ssize_t i
+        for i, param in enumerate(self.arrays):
+            bfloat16 = self.view(param, &view, i, False)
+            try:
+                kind = format_of(&view, bfloat16 or self.uint16_is_bfloat16)
+                self.check(&view, kind, param, i)
+                a = group.arrays + i
+                a.p, a.ndim, a.shape = <char*> view.buf, view.ndim, shape
+                memcpy(shape, view.shape, view.ndim * sizeof(Py_ssize_t))
+                shape += view.ndim
+                a.start = group.size
+                a.stop = group.size = a.start + view.len // view.itemsize
+                group.n_arrays = i + 1
+                if view.len:
+                    self.spans.append((<uintptr_t> a.p, <uintptr_t> a.p + view.len, i))
+            finally:
+                PyBuffer_Release(&view)  # the tuple of arrays keeps the memory, and the garbage collector sees it
+
+    cdef check(self, const Py_buffer* view, str kind, param, Py_ssize_t i):
+        if kind == "":
+            raise TypeError(f"{self.name(i)} has dtype {named(param.dtype)}; parameters are float32, float64, float16 or "
+                            f"bfloat16 in native byte order (keep and use x.astype('float32')){hint(view)}")
+        if i and kind != self.dtype:
+            raise TypeError(f"{self.name(i)} has dtype {param.dtype}, the arrays before it another; put arrays of "
+                            "different dtypes into parameter groups of their own")
+        self.dtype = kind
+        self.group.wide = kind == "float64"
+        self.group.format = FORMATS[kind] if kind in ("float16", "bfloat16") else NATIVE
+        if view.readonly:
+            raise ValueError(f"{self.name(i)} is read-only and can't be updated in place; pass a writable array "
+                             "(x.copy(), or x.flags.writeable = True if the memory is yours)")
+        self.check_layout(view, i, False)
+
+    cdef int view(self, x, Py_buffer* view, Py_ssize_t i, bint grad) except -1:
+        """Fill `view`; 1 where x is a bfloat16 array of ml_dtypes, seen as uint16, else 0."""
+        if type(x) is not ndarray and (not isinstance(x, ndarray) or isinstance(x, MaskedArray)):
+            kind = "" if type(x).__module__ == "builtins" else type(x).__module__ + "."
+            raise TypeError(f"{self.name(i, grad)} is a {kind}{type(x).__qualname__}, not a numpy.ndarray; "
+                            f"{remedy(x, grad)}")
+        try:
+            return PyObject_GetBuffer(x, view, PyBUF_FULL_RO)
+        except (ValueError, BufferError) as error:
+            if x.dtype.name == "bfloat16":
+                PyObject_GetBuffer(x.view("uint16"), view, PyBUF_FULL_RO)
+                return 1
+            raise TypeError(f"{self.name(i, grad)} has dtype {x.dtype}, which can't be used; convert it: "
+                            "x.astype('float32')") from error
+
+    cdef int check_layout(self, const Py_buffer* view, Py_ssize_t i, bint grad) except -1:
+        copied = "" if grad else ", and use that from now on: it is a copy, not the memory of x"
+        if not PyBuffer_IsContiguous(view, b"C"):
+            raise ValueError(f"{self.name(i, grad)} is not C-contiguous; pass np.ascontiguousarray(x){copied}")
+        if <uintptr_t> view.buf % <uintptr_t> view.itemsize and view.len:
+            raise ValueError(f"{self.name(i, grad)} is misaligned; pass x.copy(){copied}")
+        return 0
+
+    cdef str name(self, Py_ssize_t i, bint grad=False):
+        """What messages call an array: params, params[3], params['w'], params[1]['params'][3], grads ..."""
+        place = self.where_grads if grad else self.where
+        return place + (f"[{i}]" if self.keys is None else "" if self.keys == () else f"[{list(self.keys)[i]!r}]")
+
+    cdef place(self, Py_ssize_t index, bint structured):
+        """Tell what messages call its arrays and their gradients, by its number in a list of groups."""
+        self.where = f"params[{index}]['params']" if structured else "params"
+        self.where_grads = f"grads[{index}]" if structured else "grads"
+
+    cdef str owner(self, Py_ssize_t item):
+        """The same for an item of Span."""
+        if item == STATE:
+            return "this optimizer's state"
+        if item >= 0:
+            return self.name(item)
+        structured = self.where != "params"
+        return self.name(COPIES - item).replace("['params']" if structured else "params",
+                                                "['copy_to']" if structured else "copy_to", 1)
+
+    @property
+    def size(self):
+        """Elements of its parameter space."""
+        return self.group.size
+
+    # --- what it holds -------------------------------------------------------------------------------------------
+
+    def attach(self, object store, str kind):
+        """Take the state that a store has allocated.
+
+        store: has for each slot an array (or None), in `slots`, its `scales`, how it is rounded in `codings`, "signed",
+        "unsigned", "maximum" or "sign", and in `starts` where it starts; the counts of each array: `step`, `started`,
+        `summed` and perhaps `mu_product`; `master` and `ema`, or None; `copies`, and their format in `copy_format`.
+        kind: "native", "bfloat16" or "uint8", the format of the state.
+        """
+        cdef Group* group = &self.group
+        cdef Py_ssize_t i
+        counts = store.counts
+        group.t = <long long*> address(counts["step"])
+        group.started = <uint8_t*> address(counts["started"])
+        group.summed = <uint8_t*> address(counts["summed"])
+        group.product = <double*> address(counts["mu_product"]) if "mu_product" in counts else NULL
+        group.state_format = STATE_FORMATS[kind]
+        self.store = store
+        self.keep.append(counts)
+        for i, (name, slot) in enumerate(store.slots.items()):
+            group.signed[i], group.nearest[i] = slot.coding == "signed", slot.coding == "maximum"
+            group.state_start[i] = store.starts[name]
+            x = store.arrays.get(name)
+            if x is not None:
+                group.state[i] = self.own(x)
+                group.state_itemsize[i] = x.itemsize
+            scales = store.arrays.get(name + "_scale")
+            if scales is not None:
+                group.scales[i] = <float*> self.own(scales)
+        if "master" in store.arrays:
+            group.master = <float*> self.own(store.arrays["master"])
+        if "ema" in store.arrays:
+            group.ema = self.own(store.arrays["ema"])
+
+    cdef char* own(self, array) except? NULL:
+        self.keep.append(array)
+        if array.size:
+            self.spans.append((address(array), address(array) + array.nbytes, STATE))
+        return <char*> address(array)
+
+    def attach_copies(self, str kind, tuple copies):
+        """Take the arrays that receive the parameters."""
+        cdef Py_ssize_t i
+        self.keep.append(copies)
+        for i, copy in enumerate(copies):
+            self.group.arrays[i].copy = <char*> address(copy)
+            if copy.size:
+                self.spans.append((address(copy), address(copy) + copy.nbytes, COPIES - i))
+        self.group.copy_format = FORMATS[kind]
+
+    cdef attach_sums(self):
+        self.group.sums = self.own(self.store.add_sums())
+
+    cdef list new_spans(self):
+        """The spans for the plan's index, once."""
+        found, self.spans = [(low, high, self.group.index, item) for low, high, item in self.spans], []
+        return found
+
+    def decode(self, int slot, out):
+        """Narrow state into a flat float32 array."""
+        cdef Py_ssize_t i, n = out.size
+        cdef float* x = <float*> address(out)
+        for i in range((n + BLOCK - 1) // BLOCK):
+            decode_block(&self.group, slot, i * BLOCK, min(n - i * BLOCK, BLOCK), x + i * BLOCK)
+
+    def encode(self, int slot, values, Py_ssize_t start=0):
+        """The inverse, rounded to nearest, from element `start` on, in whole blocks of 256 or up to the end."""
+        cdef Py_ssize_t i, n = values.size
+        cdef float* x = <float*> address(values)
+        self.group.only_bfloat16 = False
+        for i in range((n + BLOCK - 1) // BLOCK):
+            encode_block(&self.group, slot, start + i * BLOCK, min(n - i * BLOCK, BLOCK), x + i * BLOCK, True)
+
+    # --- the numbers that are in force ---------------------------------------------------------------------------
+
+    def follow_by(self, dict ranges, check_followed):
+        """ranges: of an option, for each of its numbers (low, high); a number between them needs no further check.
+        check_followed(options, name, part, value, t): what a schedule gave otherwise, checked."""
+        self.ranges, self.check_followed = ranges, check_followed
+
+    def commit(self, dict changes, tuple bounds=None):
+        """Take over options, already checked: numbers, pairs, switches, and schedules where numbers may be.
+
+        What follows a schedule keeps its last number until a step.  bounds: None leaves them as they are; two numbers
+        of the group's dtype, two flat arrays, or None and None.
+        """
+        cdef double* numbers = &self.group.options.lr
+        cdef int* switches = &self.group.options.eps_mode
+        for name, value in changes.items():
+            if name in SWITCHES:
+                switches[<int> SWITCHES[name]] = WORDS[value] if isinstance(value, str) else value
+            elif name in FIELDS:
+                for i, x in enumerate(value if isinstance(value, tuple) else (value,)):
+                    if isinstance(x, (int, float)):
+                        numbers[<int> FIELDS[name] + i] = x
+        self.options.update(changes)
+        self.find_followers()
+        if bounds is not None:
+            self.set_bounds(bounds)
+
+    def assign(self, str name, value):
+        """Take over one plain number for another, if it needs no further check: False if it does."""
+        now = self.options.get(name)
+        if not (PyFloat_Check(value) and PyFloat_Check(now)):
+            return False
+        if value == now:
+            return True
+        ranges = self.ranges.get(name)
+        if ranges is None:
+            return False
+        cdef double x = value, low, high
+        low, high = ranges[0]
+        if not low < x < high:
+            return False
+        self.guard.take(HELD, True)
+        (&self.group.options.lr)[<int> FIELDS[name]] = x
+        self.options[name] = x
+        self.guard.release()
+        return True
+
+    cdef set_bounds(self, tuple bounds):
+        cdef Group* group = &self.group
+        low, high = bounds
+        if isinstance(low, ndarray):
+            group.lows, group.highs, group.bounds = <const char*> address(low), <const char*> address(high), OWN_BOUNDS
+        elif low is None:
+            group.bounds = NO_BOUNDS
+        else:
+            group.low, group.high, group.bounds = low, high, SAME_BOUNDS
+        self.in_force = bounds
+
+    cdef find_followers(self):
+        cdef Follower follower
+        self.followers = []
+        for name, value in self.options.items():
+            if name not in FIELDS or isinstance(value, float):
+                continue
+            for part, schedule in enumerate(value if isinstance(value, tuple) else (value,)):
+                if callable(schedule):
+                    follower = Follower.__new__(Follower)
+                    follower.name, follower.part, follower.schedule = name, part, schedule
+                    ranges = self.ranges.get(name) or ()
+                    follower.low, follower.high = ranges[part] if part < len(ranges) else (1, 0)
+                    self.followers.append(follower)
+
+    cdef int follow(self, long long t) except -1:
+        """Have the schedules give the numbers of the step after t applied ones.  They may be anyone's Python."""
+        cdef Follower f
+        cdef double* numbers
+        cdef double x
+        cdef Py_ssize_t i
+        for f in self.followers:
+            numbers = &self.group.options.lr + <Py_ssize_t> FIELDS[f.name] + f.part
+            try:
+                value = f.schedule(t)
+            except Exception as error:
+                error.add_note(f"raised by the schedule of {f.name} at t={t}: {f.schedule!r}")
+                raise
+            if PyFloat_Check(value):
+                x = PyFloat_AS_DOUBLE(value)
+                if f.low < x < f.high:
+                    numbers[0] = x
+                    continue
+            value = self.check_followed(self.options, f.name, f.part, value, t)
+            for i, part in enumerate(value if isinstance(value, tuple) else (value,)):
+                numbers[i] = part
+        return 0
+
+    cdef replace(self, dict old, dict new):
+        """Put new schedules in the place of old ones, except where another one was assigned meanwhile."""
+        self.options.update({name: x for name, x in new.items() if self.options[name] is old[name]})
+        self.find_followers()

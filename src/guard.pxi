@@ -1,0 +1,55 @@
+# The guard: who may touch a run now?  It is taken first, before a schedule or anything else of the caller's is called.
+#
+# All of it runs under the GIL, and each change of the state is made in one call of C, between whose lines Python runs
+# neither signal handlers nor other threads.
+
+cdef enum Holder:
+    FREE        # nothing is going on
+    STEPPING    # a call of the core: step, accumulate, rollback ...
+    HELD        # Python code in a `with` block: an assignment, a save, a load, a new group
+    AVERAGED    # the averages are in the parameters' place
+
+
+cdef class Guard:
+    """Shared by a plan and its groups; ``with guard:`` holds it."""
+    cdef Holder holder
+    cdef bint averaged   # the averages are in place, whatever else goes on
+
+    cdef int take(self, Holder holder, bint averaged=False) except -1:
+        """RuntimeError if somebody has it.  averaged: inside averaged_parameters(), too."""
+        if self.holder == FREE or (averaged and self.holder == AVERAGED):
+            self.holder = holder
+            return 0
+        if self.holder == AVERAGED:
+            raise RuntimeError("not inside averaged_parameters(): the parameters are their averages there; leave the "
+                               "block first")
+        raise RuntimeError("another thread is inside step() of this optimizer, or saves, loads or changes it (in a "
+                           "forked child: did, when the process forked; in a schedule or a signal handler: the call "
+                           "that it interrupts does); guard the optimizer with a lock, or give each thread an optimizer "
+                           "of its own.  In a signal handler: set a flag there, and act on it after the step")
+
+    cdef void release(self) noexcept:
+        self.holder = AVERAGED if self.averaged else FREE
+
+    def __enter__(self):
+        self.take(HELD)
+
+    def __exit__(self, *error):
+        self.release()
+
+    def assigning(self):
+        """For a ``with`` block that is allowed inside averaged_parameters(), too."""
+        return Assigning(self)
+
+
+cdef class Assigning:
+    cdef Guard guard
+
+    def __cinit__(self, Guard guard):
+        self.guard = guard
+
+    def __enter__(self):
+        self.guard.take(HELD, True)
+
+    def __exit__(self, *error):
+        self.guard.release()

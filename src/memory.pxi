@@ -1,0 +1,141 @@
+# Memory of the caller's: arrays as buffers, what messages call them, and which of them overlap.
+
+from cpython.buffer cimport PyBUF_FULL_RO, PyBuffer_IsContiguous, PyBuffer_Release, PyObject_GetBuffer
+from libc.stdlib cimport calloc, free
+
+import numpy
+
+cdef extern from *:
+    """
+    #if defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
+    #define LITTLE_ENDIAN_HOST 0
+    #else
+    #define LITTLE_ENDIAN_HOST 1
+    #endif
+    """
+    const bint LITTLE_ENDIAN_HOST
+
+cdef object ndarray = numpy.ndarray
+cdef object MaskedArray = numpy.ma.MaskedArray
+cdef dict FORMATS = {"float32": FLOAT32, "bfloat16": BFLOAT16, "float16": FLOAT16}
+
+
+cdef uintptr_t address(array) except? 0:
+    return array.__array_interface__["data"][0]
+
+
+cdef str describe(x):
+    if isinstance(x, (list, tuple)):
+        return f"a {type(x).__name__} of {len(x)}"
+    if isinstance(x, dict):
+        return f"a dict with the keys {', '.join(map(repr, x))}" if x else "an empty dict"
+    return f"{'an array of shape ' + str(x.shape) if type(x) is ndarray else type(x).__name__}"
+
+
+cdef str named(dtype):
+    return dtype.name if dtype.isnative else f"{dtype.str} (byte-swapped)"
+
+
+cdef bint is_native(const Py_buffer* view, char code) noexcept:
+    """Is the element type `code` ("f" or "d") in native byte order?"""
+    cdef const char* f = view.format
+    if f[0] == b"@" or f[0] == b"=" or f[0] == (b"<" if LITTLE_ENDIAN_HOST else b">"):
+        f += 1
+    return f[0] == code and f[1] == 0
+
+
+cdef str format_of(const Py_buffer* view, bint bfloat16):
+    """The name of a number format that parameters may have, or nothing; bfloat16: uint16 stands for it."""
+    if bfloat16 and is_native(view, b"H"):
+        return "bfloat16"
+    return ("float32" if is_native(view, b"f") else "float64" if is_native(view, b"d")
+            else "float16" if is_native(view, b"e") else "")
+
+
+cdef str hint(const Py_buffer* view):
+    return "; if it holds bfloat16 numbers, say uint16_as='bfloat16' instead" if is_native(view, b"H") else ""
+
+
+cdef str remedy(x, bint grad):
+    """For what is no array."""
+    cdef str module = type(x).__module__.partition(".")[0]
+    if isinstance(x, MaskedArray):
+        return "the mask would be ignored: pass x.data, or x.filled(0)"
+    if module == "torch" and str(getattr(x, "layout", "torch.strided")) != "torch.strided":
+        return "sparse gradients are not supported: pass x.to_dense().numpy()"
+    if module == "torch" and str(getattr(x, "dtype", "")) == "torch.bfloat16":
+        return ("pass x.detach().view(torch.uint16).numpy(), which shares a CPU tensor's memory, and construct the "
+                "optimizer with uint16_as='bfloat16'")
+    if module == "torch":
+        return "pass x.detach().numpy(), which shares a CPU tensor's memory"
+    if module == "scipy" and hasattr(x, "toarray"):
+        return "sparse gradients are not supported: pass x.toarray()"
+    if isinstance(x, (int, float, complex, numpy.generic)):
+        return "make it an array: np.asarray(x, dtype)"
+    if isinstance(x, (list, tuple, dict)) and grad:
+        return "gradients come in the structure of the parameters, here one array"
+    if isinstance(x, (list, tuple, dict)):
+        return "parameters are one array, a list or dict of arrays, or a list of group dicts with 'params'"
+    if hasattr(x, "__array__") or isinstance(x, (bytearray, memoryview)):
+        return "pass np.asarray(x), if that shares its memory"
+    if hasattr(x, "__iter__") and not isinstance(x, (str, bytes)):
+        return "pass list(x)"
+    return "pass arrays"
+
+
+cdef struct Span:
+    uintptr_t low, high
+    Py_ssize_t group
+    Py_ssize_t item      # the number of a parameter; STATE; or COPIES - the number of an array of copy_to
+
+cdef enum:
+    STATE = -1
+    COPIES = -2
+
+
+cdef class Spans:
+    """The memory that an optimizer holds or updates, in ascending order; no two spans overlap."""
+    cdef Span* spans
+    cdef Py_ssize_t n
+
+    def __cinit__(self, Py_ssize_t n=0):
+        self.spans = <Span*> calloc(n + 1, sizeof(Span))
+        if self.spans == NULL:
+            raise MemoryError()
+        self.n = n
+
+    def __dealloc__(self):
+        free(self.spans)
+
+    cdef Spans joined(self, list new):
+        """These and new ones, tuples (low, high, group, item)."""
+        cdef Spans both = Spans(self.n + len(new))
+        cdef Py_ssize_t i, old = 0
+        cdef uintptr_t low, high
+        new.sort()
+        for i, (low, high, group, item) in enumerate(new):
+            while old < self.n and self.spans[old].low < low:
+                both.spans[i + old] = self.spans[old]
+                old += 1
+            both.spans[i + old] = Span(low, high, group, item)
+        memcpy(both.spans + len(new) + old, self.spans + old, (self.n - old) * sizeof(Span))
+        return both
+
+    cdef Py_ssize_t overlap(self) noexcept:
+        """The number of the first span that the next one overlaps, -1 if there is none."""
+        cdef Py_ssize_t i
+        for i in range(self.n - 1):
+            if self.spans[i].high > self.spans[i + 1].low:
+                return i
+        return -1
+
+    cdef Py_ssize_t find(self, uintptr_t start, Py_ssize_t size) noexcept:
+        """The number of the first span that overlaps this memory, -1 if there is none."""
+        cdef Py_ssize_t low = 0, high = self.n, middle
+        while low < high:  # the first span that ends after `start`
+            middle = (low + high) // 2
+            if self.spans[middle].high > start:
+                high = middle
+            else:
+                low = middle + 1
+        return low if low < self.n and self.spans[low].low < start + size else -1

@@ -1,0 +1,158 @@
+# The parameter space: what a sweep walks over, and the one walker.
+#
+# A group's arrays, concatenated in order, are its parameter space 0 .. n-1.  It is cut into chunks at multiples of
+# CHUNK, never at array starts; each state quantity is one allocation in this order.  The chunks of all groups are
+# numbered consecutively, so that one parallel loop covers a whole step.
+
+from libc.stdint cimport uintptr_t
+from libc.string cimport memcpy, memset
+
+cdef enum:
+    CHUNK = 4096             # elements: the unit of the cut into parts and of the reductions
+    SLOTS = 3                # state arrays of the rule that has most
+    KEPT = 2 * SLOTS + 2     # flat arrays of a group: state and its scales, the master copy, the average
+
+cdef enum Format:  # NATIVE: as the rule computes, in float64 or float32
+    NATIVE, FLOAT32, BFLOAT16, FLOAT16, UINT8
+
+cdef enum Bounds:
+    NO_BOUNDS, SAME_BOUNDS, OWN_BOUNDS
+
+cdef struct Array:
+    char* p
+    const char* g            # NULL: no gradient in this call
+    Format g_format
+    int ndim
+    Py_ssize_t* shape
+    Py_ssize_t start, stop   # its place in the group's parameter space
+    Py_ssize_t step          # which of Space.steps holds its constants
+    char* copy               # the array that receives the updated parameters, or NULL
+
+cdef struct Undo:            # a group as it was before the last step
+    char* kept[KEPT]         # a copy of each of the group's flat arrays
+    char* p                  # the parameters in the order of the parameter space
+    char* copies             # and the contents of copy_to
+    uint8_t* stepped         # of each array: did it take part?  A chunk without such an array is left out
+    uint8_t* started
+    long long* t
+    double* product          # NULL but for NAdam
+
+cdef struct Group:
+    Rule rule
+    Options options
+    bint squares             # the rule squares the gradient
+    bint wide                # computed in float64
+    Format format            # of the parameters
+    float* master            # their float32 copy, which the rule works on; NULL: narrow ones are rounded stochastically
+    Array* arrays
+    Py_ssize_t n_arrays
+    Py_ssize_t size          # elements
+    Py_ssize_t index         # its number among the groups
+    Py_ssize_t chunk         # the number of its first chunk
+    char* state[SLOTS]
+    Py_ssize_t state_itemsize[SLOTS]
+    double state_start[SLOTS]  # the value that each element of a state array starts at
+    Format state_format
+    float* scales[SLOTS]     # of UINT8 state, one for each block
+    bint signed[SLOTS]       # UINT8 state that may be negative
+    bint nearest[SLOTS]      # narrow state that isn't rounded stochastically
+    uint64_t keys[1 + SLOTS]  # of this step's noise: the parameters', then the state's
+    long long* t             # applied steps of each array
+    uint8_t* started         # of each array: has a step written its state?
+    double* product          # NAdam's product of mu of each array, else NULL
+    bint narrow_grads        # some gradient of this call is float16 or bfloat16
+    bint only_bfloat16       # so is all that comes in: the lower half of a NaN is 0, and noise can't overflow it
+    double squared           # the sum of its gradients' squares, where a norm is taken
+    double factor            # of the gradient: -1 to ascend, the clip coefficient, 1 / loss_scale
+    char* ema                # the average of the parameters, or NULL
+    Format copy_format       # NATIVE: there is no copy
+    Bounds bounds
+    double low, high
+    const char* lows
+    const char* highs
+    char* sums               # of gradients, as the rule computes; NULL until they are wanted
+    uint8_t* summed          # of each array: is there a sum?
+    Undo* undo               # NULL: nothing is kept
+
+cdef struct Space:
+    Group** groups
+    Step* steps
+    double* partial          # a reduction's result for each chunk
+    Py_ssize_t n_groups, n_arrays, n_chunks
+    double max_grad_value    # 0: gradients are not clamped
+    bint zero_grad, flush_denormals
+    uint64_t seed, t         # of the noise
+
+cdef struct Piece:           # neighbouring elements of one array
+    const Array* array
+    Py_ssize_t start, stop   # in the parameter space
+    Py_ssize_t at            # of the first one in the array
+
+
+cdef Piece pieces_from(const Group* group, Py_ssize_t start) noexcept nogil:
+    """Where `next_piece` begins, at element `start` of a group's parameter space."""
+    cdef Py_ssize_t low = 0, high = group.n_arrays - 1, middle
+    cdef Piece piece
+    while low < high:  # the first array that ends after `start`
+        middle = (low + high) // 2
+        if group.arrays[middle].stop > start:
+            high = middle
+        else:
+            low = middle + 1
+    piece.array = group.arrays + low
+    piece.start = piece.stop = start
+    piece.at = start - piece.array.start
+    return piece
+
+
+cdef inline bint next_piece(Piece* piece, Py_ssize_t end) noexcept nogil:
+    """Go on to the next elements before `end` that lie in one array; False if there are none."""
+    if piece.stop >= end:
+        return False
+    piece.start = piece.stop
+    while piece.array.stop <= piece.start:
+        piece.array += 1
+    piece.at = piece.start - piece.array.start
+    piece.stop = min(piece.array.stop, end)
+    return True
+
+
+cdef inline Py_ssize_t native_itemsize(const Group* group) noexcept nogil:
+    """Bytes of a number as the rule computes."""
+    return 8 if group.wide else 4
+
+
+cdef inline Py_ssize_t parameter_itemsize(const Group* group) noexcept nogil:
+    return native_itemsize(group) if group.format == NATIVE else 2
+
+
+cdef inline Py_ssize_t gradient_itemsize(const Group* group, const Array* a) noexcept nogil:
+    return native_itemsize(group) if a.g_format == NATIVE else 2
+
+
+cdef inline Py_ssize_t copy_itemsize(const Group* group) noexcept nogil:
+    return 4 if group.copy_format == FLOAT32 else 2
+
+
+cdef inline Py_ssize_t n_chunks(const Group* group) noexcept nogil:
+    return (group.size + CHUNK - 1) // CHUNK
+
+
+cdef void widen(Format kind, Py_ssize_t n, floating* out, const char* x, Py_ssize_t at) noexcept nogil:
+    """Elements at .. at+n-1 of a narrow array."""
+    if floating is float:  # float64 parameters take no narrow gradients
+        if kind == BFLOAT16:
+            from_bfloat16(n, out, <const uint16_t*> x + at)
+        else:
+            from_float16(n, out, <const uint16_t*> x + at)
+
+
+cdef void narrow(Format kind, Py_ssize_t n, char* out, Py_ssize_t at, const floating* x) noexcept nogil:
+    """Round into elements at .. at+n-1 of an array of another format, to nearest even."""
+    if kind == FLOAT32:
+        to_float32(n, <float*> out + at, x)
+    elif floating is float:  # the narrower formats are refused for float64: it would be rounded twice
+        if kind == BFLOAT16:
+            to_bfloat16(n, <uint16_t*> out + at, x)
+        else:
+            to_float16(n, <uint16_t*> out + at, x)

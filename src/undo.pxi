@@ -1,0 +1,144 @@
+# Undoing a step: what it is about to overwrite is kept, at the cost of a copy.
+
+cdef struct Flat:            # one of a group's flat arrays
+    char* p                  # NULL where the group has none
+    Py_ssize_t itemsize
+    Py_ssize_t per           # elements of the parameter space for one item
+
+
+cdef Flat flat_array(const Group* group, int i) noexcept nogil:
+    """Number i of the KEPT flat arrays of a group."""
+    if i < SLOTS:
+        return Flat(group.state[i], group.state_itemsize[i], 1)
+    if i < 2 * SLOTS:
+        return Flat(<char*> group.scales[i - SLOTS], sizeof(float), BLOCK)
+    if i == 2 * SLOTS:
+        return Flat(<char*> group.master, sizeof(float), 1)
+    return Flat(group.ema, native_itemsize(group), 1)
+
+
+cdef void carry(char* live, char* kept, Py_ssize_t size, bint back) noexcept nogil:
+    if back:
+        memcpy(live, kept, size)
+    else:
+        memcpy(kept, live, size)
+
+
+cdef void move_elements(const Group* group, Py_ssize_t start, Py_ssize_t end, bint back) noexcept nogil:
+    """All that a group holds for elements start .. end-1, whole chunks or up to its end."""
+    cdef const Undo* undo = group.undo
+    cdef Piece piece = pieces_from(group, start)
+    cdef Py_ssize_t low, size, p_size = parameter_itemsize(group), copy_size = copy_itemsize(group)
+    cdef Flat flat
+    cdef int i
+    for i in range(KEPT):
+        flat = flat_array(group, i)
+        if flat.p != NULL:
+            low = start // flat.per * flat.itemsize
+            size = (end + flat.per - 1) // flat.per * flat.itemsize - low
+            carry(flat.p + low, undo.kept[i] + low, size, back)
+    while next_piece(&piece, end):
+        size = piece.stop - piece.start
+        carry(piece.array.p + piece.at * p_size, undo.p + piece.start * p_size, size * p_size, back)
+        if group.copy_format != NATIVE:
+            carry(piece.array.copy + piece.at * copy_size, undo.copies + piece.start * copy_size, size * copy_size, back)
+
+
+cdef bint taking_part(const Group* group, Py_ssize_t start) noexcept nogil:
+    """Was an array stepped that reaches into the chunk from `start` on?
+
+    More than the arrays that were stepped changes: 8-bit state of their neighbours in the same block may, too.
+    """
+    cdef Piece piece = pieces_from(group, start)
+    while next_piece(&piece, min(start + CHUNK, group.size)):
+        if group.undo.stepped[piece.array - group.arrays]:
+            return True
+    return False
+
+
+cdef void move_stepped(const Group* group, Py_ssize_t start, Py_ssize_t end, bint back) noexcept nogil:
+    """The same for those chunks of start .. end-1 that a step changes, neighbouring ones at once."""
+    cdef Py_ssize_t stop
+    while start < end:
+        stop = start
+        while stop < end and taking_part(group, stop):
+            stop = min(stop + CHUNK, end)
+        if stop > start:
+            move_elements(group, start, stop, back)
+        start = stop + CHUNK
+
+
+cdef char* kept_bytes(BoundGroup bound, Py_ssize_t nbytes) except NULL:
+    memory = numpy.empty(nbytes, "uint8")
+    bound.keep.append(memory)
+    bound.undo_nbytes += nbytes
+    return <char*> address(memory)
+
+
+cdef int keep_undo(BoundGroup bound) except -1:
+    """Allocate what undoing a step of this group takes, once its state is attached."""
+    cdef Group* group = &bound.group
+    cdef Undo* undo = &bound.undo
+    cdef Py_ssize_t n = group.n_arrays
+    cdef Flat flat
+    cdef int i
+    for i in range(KEPT):
+        flat = flat_array(group, i)
+        if flat.p != NULL:
+            undo.kept[i] = kept_bytes(bound, (group.size + flat.per - 1) // flat.per * flat.itemsize)
+    undo.p = kept_bytes(bound, group.size * parameter_itemsize(group))
+    if group.copy_format != NATIVE:
+        undo.copies = kept_bytes(bound, group.size * copy_itemsize(group))
+    undo.stepped, undo.started = <uint8_t*> kept_bytes(bound, n), <uint8_t*> kept_bytes(bound, n)
+    undo.t = <long long*> kept_bytes(bound, 8 * n)
+    undo.product = <double*> kept_bytes(bound, 8 * n) if group.product != NULL else NULL
+    group.undo = undo
+    return 0
+
+
+cdef int move_counts(Group* group, bint back) noexcept:
+    cdef Undo* undo = group.undo
+    carry(<char*> group.t, <char*> undo.t, 8 * group.n_arrays, back)
+    carry(<char*> group.started, <char*> undo.started, group.n_arrays, back)
+    if undo.product != NULL:
+        carry(<char*> group.product, <char*> undo.product, 8 * group.n_arrays, back)
+    return 0
+
+
+cdef int keep(Plan plan, Counts before, bint usable, Py_ssize_t work) except -1:
+    """Keep what the step is about to overwrite; of a step that is skipped, the counts."""
+    cdef Group* group
+    cdef Py_ssize_t i, j
+    plan.undoable, plan.moved = False, []
+    for i in range(plan.space.n_groups):
+        group = plan.space.groups[i]
+        for j in range(group.n_arrays):
+            group.undo.stepped[j] = usable and group.arrays[j].g != NULL
+        move_counts(group, False)
+    if usable:
+        plan.run(KEEP, work, 0, plan.space.n_chunks)
+    plan.before = before
+    plan.undoable = True
+    return 0
+
+
+cdef int restore(Plan plan) except -1:
+    """Undo the last step."""
+    cdef Group* group
+    cdef BoundGroup bound
+    cdef Py_ssize_t i, j, work = 0
+    for i in range(plan.space.n_groups):
+        group = plan.space.groups[i]
+        for j in range(group.n_arrays):
+            if group.undo.stepped[j]:
+                work += group.arrays[j].stop - group.arrays[j].start
+    plan.run(RESTORE, work, 0, plan.space.n_chunks)
+    for i in range(plan.space.n_groups):
+        move_counts(plan.space.groups[i], True)
+    if not plan.dynamic:  # a number that was assigned since stays
+        plan.before.loss_scale = plan.counts.loss_scale
+    plan.counts = plan.before
+    for bound, old, new in plan.moved:
+        bound.replace(new, old)
+    plan.undoable = False
+    return 0
