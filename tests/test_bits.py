@@ -8,9 +8,10 @@ import sys
 
 import numpy as np
 import pytest
-from cases import CASES, CHUNK, IDS, PAIRS, assert_same_bits, build, gradients, random_state, spec
+from cases import CASES, IDS, PAIRS
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import CHUNK, assert_same_bits, build, gradients, random_state, spec
 
 from adaptive_c import _config
 

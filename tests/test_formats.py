@@ -7,9 +7,10 @@ import sys
 
 import numpy as np
 import pytest
-from cases import CHUNK, IDS, PAIRS, assert_same_bits, build, gradients, spec
+from cases import IDS, PAIRS
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import CHUNK, assert_same_bits, build, gradients, spec
 from test_stages import norm, to_bfloat16
 
 import adaptive_c as ac

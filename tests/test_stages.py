@@ -2,7 +2,8 @@
 
 import numpy as np
 import pytest
-from cases import CHUNK, IDS, PAIRS, assert_same_bits, build, gradients, spec
+from cases import IDS, PAIRS
+from support import CHUNK, assert_same_bits, build, gradients, spec
 
 import adaptive_c as ac
 
