@@ -13,6 +13,7 @@ pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
 pytest.importorskip("rich")
 
+import adaptive_c as ac
 from adaptive_c import demo
 
 SCRIPT = Path(sys.executable).with_name("adaptive-c")
@@ -62,6 +63,11 @@ def test_the_demos_gradient_is_the_slope_of_its_loss(hidden):
             losses.append(demo.gradient(p, {k: np.zeros_like(v) for k, v in p.items()}, x, y))
         array[i] = before
         assert g[name][i] == pytest.approx((losses[0] - losses[1]) / 2e-5, rel=1e-5, abs=1e-8)
+
+
+def test_every_rule_is_shown():
+    shown = {cls.__name__ for cls, _ in demo.OPTIMIZERS.values()}
+    assert shown == {name for name in ac.__all__ if isinstance(getattr(ac, name), type)} - {"Optimizer"}
 
 
 @pytest.mark.parametrize("name", list(demo.OPTIMIZERS))

@@ -3,7 +3,6 @@
 import contextlib
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -11,20 +10,13 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from cases import CHUNK, IDS, PAIRS, assert_same_bits, build, race
+from cases import IDS, PAIRS
+from support import CHUNK, assert_same_bits, build, child, race, step_range
 
 import adaptive_c as ac
 from adaptive_c import _config
 
 BIG = 300_000  # elements: parallel, without the GIL
-
-
-def child(script, timeout=120, **env):
-    """Run a script in a process of its own, outside the source tree; returns what it prints."""
-    out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=timeout, cwd="/",
-                         env={**os.environ, **env})  # fmt: skip
-    assert out.returncode == 0, out.stderr
-    return out.stdout
 
 
 FORK = """
@@ -225,20 +217,16 @@ def test_memory_maps(tmp_path):
         ac.SGD(g)
 
 
-def test_the_last_elements_beyond_2_to_the_31(monkeypatch):
-    """A range behind 2**31 of an array whose other pages are never touched."""
-
-    class Untouched(_config.core.Plan):
-        def start(self, first=0):
-            pass
-
-    monkeypatch.setattr(_config.core, "Plan", Untouched)
+def test_the_last_elements_beyond_2_to_the_31():
+    """A range beyond 2**31 of arrays whose other pages are never touched, but for those of the state, one byte each."""
     n = 2**31 + 2 * CHUNK + 5
     p, g = np.zeros(n, "float32"), np.zeros(n, "float32")
     g[-3:] = [1, 2, 3]
-    ac.Momentum(p, lr=1.0)._plan.step(g, lo=2**31, hi=n)
+    opt = ac.Momentum(p, lr=1.0, state_dtype="uint8")
+    step_range(opt, g, lo=2**31)
     np.testing.assert_array_equal(p[-4:], [0, -1, -2, -3])
-    ac.SGD(p, lr=2.0, maximize=True)._plan.step(g, lo=2**31, hi=n)
+    np.testing.assert_array_equal(opt.state["momentum_buffer"][-4:] != 0, [False, True, True, True])
+    step_range(ac.SGD(p, lr=2.0, maximize=True), g, lo=2**31)
     np.testing.assert_array_equal(p[-4:], [0, 1, 2, 3])
 
 

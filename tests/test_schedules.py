@@ -5,7 +5,6 @@ import json
 import pickle
 import re
 import sys
-import threading
 import warnings
 import weakref
 from dataclasses import MISSING, fields
@@ -184,7 +183,7 @@ numbers = st.floats(1e-6, 1e6)
 counts = st.integers(1, 10**6)
 factors = st.floats(0, 0.99)
 milestones = st.lists(counts, max_size=4, unique=True).map(sorted)
-leaves = st.one_of(
+single = st.one_of(
     st.builds(s.constant, st.floats(allow_nan=False, allow_infinity=False)),
     st.builds(s.step, numbers, counts, factors),
     st.builds(s.multistep, numbers, milestones, factors),
@@ -202,7 +201,7 @@ leaves = st.one_of(
               cooldown_counter=st.integers(0, 5)),
 )  # fmt: skip
 trees = st.recursive(
-    leaves,
+    single,
     lambda inner: st.one_of(
         st.builds(s.warmup, inner | numbers, counts, numbers),
         st.lists(inner | numbers, min_size=1, max_size=3).flatmap(
