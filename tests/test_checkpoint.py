@@ -861,7 +861,7 @@ def test_a_load_is_one_change_to_other_threads(way, tmp_path):
     seen, loading = [], False
 
     def lr(t):
-        if loading:
+        if loading and threading.current_thread() is threading.main_thread():
             in_another_thread(other_thread)
         return 0.1
 

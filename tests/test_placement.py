@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(
 # more optimizers, in each of which the parameters of one group were never written: the thread that steps them has the
 # faults.
 SCRIPT = """
-import ctypes, json, os, numpy as np, adaptive_c as ac
+import ctypes, json, mmap, os, numpy as np, adaptive_c as ac
 assert ctypes.CDLL(None).prctl(41, 1, 0, 0, 0) == 0  # PR_SET_THP_DISABLE
 
 def faults():
@@ -34,6 +34,10 @@ def during(work):
 def groups(*sizes):
     return [{{"params": np.ones(n, dtype), **more}} for n, (dtype, more) in zip(sizes, {groups})]
 
+def unwritten(like):
+    memory = mmap.mmap(-1, like.nbytes, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return np.frombuffer(memory, like.dtype)
+
 params = groups(1_000_003, 600_001)
 grads = [np.ones(group["params"].shape, group["params"].dtype) for group in params]
 small = groups(10_000, 30_000)
@@ -43,7 +47,7 @@ _, stepped = during(lambda: opt.step(grads))
 owned = dict.fromkeys(built, 0)
 for i, held in enumerate(opt.state_dict()["groups"]):
     probes = [{{**group, "params": group["params"].copy()}} for group in params]
-    probes[i]["params"] = np.zeros_like(params[i]["params"])
+    probes[i]["params"] = unwritten(params[i]["params"])
     twin = ac.{name}(probes, n_threads=3, {options})
     _, faults_of = during(lambda: twin.step(grads))
     for task in owned:
