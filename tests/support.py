@@ -88,16 +88,16 @@ def split(x, cuts):
     return [part.copy() for part in np.split(x, sorted(cuts))]
 
 
-def leaves(x):
+def arrays_in(x):
     """The arrays of a structure, in order; a None has none."""
     if isinstance(x, (Mapping, list, tuple)):
-        return [leaf for part in (x.values() if isinstance(x, Mapping) else x) for leaf in leaves(part)]
+        return [array for part in (x.values() if isinstance(x, Mapping) else x) for array in arrays_in(part)]
     return [] if x is None else [x]
 
 
 def flat(x):
     """A copy of the arrays of a structure, one after the other; None without any."""
-    arrays = leaves(x)
+    arrays = arrays_in(x)
     return np.concatenate([array.ravel() for array in arrays]) if arrays else None
 
 
