@@ -24,7 +24,7 @@ from adaptive_c.bench import suite
 
 ROOT = Path(__file__).resolve().parents[1]
 RULES = [name for name, cls in vars(optimizers).items()
-         if isinstance(cls, type) and issubclass(cls, ac.Optimizer) and cls is not ac.Optimizer]  # fmt: skip
+         if isinstance(cls, type) and issubclass(cls, ac.Optimizer) and name != "Optimizer" and name[0] != "_"]  # fmt: skip
 
 
 def python(*arguments, **env):
@@ -107,14 +107,19 @@ def test_show_config(capsys):
     assert "threads          3: set_num_threads" in capsys.readouterr().out or not _config.core.openmp()
 
 
-def test_importing_takes_under_60_ms_beyond_numpys_own():
+def test_an_import_loads_little_beyond_numpy():
+    """Counted, not timed: some modules of the standard library and our own, none of another package."""
     script = (
-        "import time, numpy\nt = time.perf_counter()\nimport adaptive_c\nadaptive_c.AdamW\n"
-        "print(time.perf_counter() - t, [m for m in sys.modules if m in ('torch', 'scipy', 'matplotlib', 'sklearn')])"
+        "import sys, numpy; before = set(sys.modules); import adaptive_c; adaptive_c.AdamW\n"
+        "print(*(name for name in sys.modules if name not in before))"
     )
-    outs = [python("-c", "import sys;" + script).stdout.split(maxsplit=1) for _ in range(5)]
-    assert min(float(seconds) for seconds, _ in outs) < 0.060
-    assert outs[0][1].strip() == "[]"
+    loaded = python("-c", script).stdout.split()
+    ours = [name for name in loaded if name.partition(".")[0] == "adaptive_c"]
+    assert "adaptive_c.optimizers" in ours
+    assert not [name for name in ours if "bench" in name or "demo" in name or "torch" in name]
+    roots = {name.partition(".")[0] for name in loaded} - set(sys.stdlib_module_names)
+    assert roots <= {"adaptive_c", "numpy", "cython_runtime", *(r for r in roots if r.startswith("_cython_"))}
+    assert len(loaded) < 70  # 45, of which 12 are ours
 
 
 def disassembly(level):
@@ -247,7 +252,7 @@ def test_the_chunk_of_the_tests_is_the_cores():
 
 
 @pytest.mark.parametrize(
-    "module", ["adaptive_c", "adaptive_c.optimizers", "adaptive_c._flatten", "adaptive_c.schedules"]
+    "module", ["adaptive_c", "adaptive_c.optimizers", ac.flatten.__module__, "adaptive_c.schedules"]
 )
 def test_the_examples_of_the_docstrings(module):
     result = doctest.testmod(importlib.import_module(module), extraglobs={"np": np})
