@@ -1,11 +1,11 @@
-# The update rules.  For each one, in the order of reference.py: its formula, the function that forms the constants
-# of one step of one array in double, and the loop over n contiguous elements.  A loop knows pointers, n and its
-# constants, and nothing about threads, chunks, formats or the options that other stages carry out.
+# The update rules, in the order of reference.py.  Each has its formula, a function that forms the constants of one step
+# of one array in double, and a loop over n contiguous elements.  A loop knows pointers, n and its constants, and
+# nothing about threads, chunks, formats or the options that other stages carry out.
 #
-# Every loop is one that gcc vectorises by itself: plain counted, at most five pointers of one type (ten alias checks),
-# and no branch but selections (`x if c else y`).  A variant that costs an array or an operation is a C-constant
-# argument of an inline loop, so that each variant is compiled to a loop of its own.  The order of the operations is
-# that of reference.py: the results are the same bits.
+# gcc vectorises every loop by itself, because each is a plain counted loop with at most five pointers of one type (ten
+# alias checks) and no branches, only selections (`x if c else y`).  A variant that costs an array or an operation is
+# chosen by a constant argument of an inline loop, so that each variant is compiled to a loop of its own.  The order of
+# the operations is that of reference.py, so that the results have the same bits.
 #
 #   p   (n,) the parameters, updated in place      k   the constants, rounded to p's type as they are loaded
 #   g   (n,) the gradient, read only               s   the rule's state arrays, each (n,), updated in place
@@ -24,11 +24,11 @@ cdef enum EpsMode:
 cdef enum Variant:
     IRPROP_MINUS, RPROP_PLUS, RPROP_MINUS
 
-# What a user sets: the union of all rules' hyperparameters.  beta1 doubles as RMSprop's alpha and Adadelta's rho.
+# What a user sets: the hyperparameters of all rules.  beta1 also holds RMSprop's alpha and Adadelta's rho.
 cdef struct Options:
     double lr, weight_decay, eps, beta1, beta2, momentum, dampening, lr_decay, momentum_decay
     double eta_minus, eta_plus, step_min, step_max
-    double initial           # what the state in slot 0 begins as
+    double initial           # the value that the state in slot 0 starts with
     EpsMode eps_mode
     Variant variant
     bint nesterov, maximize, amsgrad, centered, decoupled
@@ -41,8 +41,8 @@ cdef struct Step:
     double v_scale, e_in, e_out  # the denominator sqrt(v*v_scale + e_in) + e_out
     double mu, mu_next, product, g_scale  # momentum; NAdam's schedule
     double up, down, lo, hi  # Rprop's and SuperSAB's rates
-    bint first              # this array has no state yet
-    bint rectified          # RAdam divides by the root
+    bint first              # whether this is the first step of the array, which has no state yet
+    bint rectified          # whether RAdam divides by the root in this step
 
 
 cdef inline floating root(floating x) noexcept nogil:
@@ -61,7 +61,7 @@ cdef inline signed char stored_sign(floating s) noexcept nogil:
 
 
 cdef double power(double x, long long n) noexcept nogil:
-    """x**n by binary powering: IEEE multiplications only, so every machine gives the same bits."""
+    """x**n by repeated squaring: multiplications only, so every machine gives the same bits."""
     cdef double y = 1
     while n:
         if n & 1:
@@ -73,7 +73,7 @@ cdef double power(double x, long long n) noexcept nogil:
 
 cdef double power_of_096(double x) noexcept nogil:
     """0.96**x without libm: an integer power times the Taylor series of exp on [0, 0.041]."""
-    if x > 1e5:  # less than any double
+    if x > 1e5:  # the result is smaller than any double
         return 0
     cdef long long n = <long long> x
     cdef double y = (x - n) * -0.040821994520255166, s = 1
@@ -84,14 +84,14 @@ cdef double power_of_096(double x) noexcept nogil:
 
 
 cdef void denominator(const Options* o, double bc2, Step* k) noexcept nogil:
-    """One form for every convention of eps; bc2 = 1 - beta2^t corrects the bias of v."""
+    """The constants of one form that covers every convention of eps; bc2 = 1 - beta2^t corrects the bias of v."""
     k.v_scale = 1 / bc2
     k.e_in = o.eps if o.eps_mode == INSIDE else 0
     k.e_out = o.eps if o.eps_mode == OUTSIDE else (o.eps / sqrt(bc2) if o.eps_mode == HAT else 0)
 
 
-# SGD -- Robbins & Monro 1951; momentum as in PyTorch, the learning rate outside the buffer.
-#   p <- p - lr g          or          b <- mu b + (1 - dampening) g, the first time b <- g
+# SGD -- Robbins & Monro 1951; momentum as in PyTorch, with the learning rate outside the buffer.
+#   p <- p - lr g          or          b <- mu b + (1 - dampening) g, at the first step b <- g
 #                                      p <- p - lr b, nesterov: p <- p - lr (g + mu b)
 cdef void sgd_step(const Options* o, Step* k) noexcept nogil:
     k.lr, k.mu, k.c1 = o.lr, o.momentum, 1 - o.dampening
@@ -127,7 +127,7 @@ cdef void sgd(Py_ssize_t n, floating* p, const floating* g, void** s, const Opti
         sgd_loop(n, p, g, b, k, False, False)
 
 
-# Momentum -- Polyak 1964; Sutskever, Martens, Dahl & Hinton 2013: the learning rate inside the velocity.
+# Momentum -- Polyak 1964; Sutskever, Martens, Dahl & Hinton 2013, with the learning rate inside the velocity.
 #   v <- mu v + lr g       p <- p - v, nesterov: p <- p - (mu v + lr g)
 cdef void momentum_step(const Options* o, Step* k) noexcept nogil:
     k.lr, k.mu = o.lr, o.momentum
@@ -167,7 +167,7 @@ cdef void adagrad(Py_ssize_t n, floating* p, const floating* g, void** s, const 
 
 
 # RMSprop -- Tieleman & Hinton 2012; centered: Graves 2013, equations 38 to 45.
-#   v <- alpha v + (1 - alpha) g^2        centered: a <- alpha a + (1 - alpha) g, the root of v - a^2
+#   v <- alpha v + (1 - alpha) g^2        centered: a <- alpha a + (1 - alpha) g, and v - a^2 instead of v below
 #   p <- p - lr g / (sqrt(v + e_in) + e_out), momentum: b <- mu b + g / (...), p <- p - lr b
 cdef void rmsprop_step(const Options* o, Step* k) noexcept nogil:
     k.lr, k.mu, k.b2, k.c2 = o.lr, o.momentum, o.beta1, 1 - o.beta1
@@ -233,7 +233,7 @@ cdef void adadelta(Py_ssize_t n, floating* p, const floating* g, void** s, const
 # Adam -- Kingma & Ba 2015, Algorithm 1.  AdamW -- Loshchilov & Hutter 2019.  AMSGrad -- Reddi, Kale & Kumar 2018.
 #   m <- b1 m + (1 - b1) g                v <- b2 v + (1 - b2) g^2            amsgrad: v^ <- max(v^, v)
 #   p <- decay p - lr/(1 - b1^t) m / (sqrt(v/(1 - b2^t) + e_in) + e_out)      with v^ for v
-cdef void moments_step(const Options* o, long long t, Step* k) noexcept nogil:  # what Adam, NAdam and RAdam share
+cdef void moments_step(const Options* o, long long t, Step* k) noexcept nogil:  # shared by Adam, NAdam and RAdam
     k.b1, k.c1, k.b2, k.c2 = o.beta1, 1 - o.beta1, o.beta2, 1 - o.beta2
     k.decay = 1 - o.lr * o.weight_decay if o.decoupled else 1
     k.lr = o.lr / (1 - power(o.beta1, t))
@@ -323,7 +323,7 @@ cdef void nadam(Py_ssize_t n, floating* p, const floating* g, void** s, const Op
         v[i] = vi
 
 
-# RAdam -- Liu et al. 2020, Algorithm 2, rectified from rho_t > 5 on (PyTorch).  The loop is Adam's.
+# RAdam -- Liu et al. 2020, Algorithm 2, rectified once rho_t > 5, as in PyTorch.  The loop is Adam's.
 #   rho_inf = 2/(1 - b2) - 1               rho_t = rho_inf - 2 t b2^t / (1 - b2^t)
 #   rho_t > 5: Adam's step times sqrt((rho_t - 4)(rho_t - 2) rho_inf / ((rho_inf - 4)(rho_inf - 2) rho_t))
 #   otherwise: p <- decay p - lr/(1 - b1^t) m
@@ -354,10 +354,10 @@ cdef void lion(Py_ssize_t n, floating* p, const floating* g, void** s, const Opt
 
 
 # Rprop -- Riedmiller & Braun 1993 (rprop+); Igel & Huesken 2003 (irprop-, rprop-).
-#   w = sign(g) q, with q the sign kept from the last step       e <- clamp(e * (up if w > 0, down if w < 0, 1))
+#   w = sign(g) q, where q is the sign kept from the last step   e <- clamp(e * (up if w > 0, down if w < 0, else 1))
 #   irprop-, rprop+: where w < 0 the new q is 0       p <- p - e sign(g), irprop-: p <- p - e q
 #   rprop+: where w < 0 the last step is undone, p <- p + e_old q_old
-cdef void rates_step(const Options* o, Step* k) noexcept nogil:  # what Rprop and SuperSAB share
+cdef void rates_step(const Options* o, Step* k) noexcept nogil:  # shared by Rprop and SuperSAB
     k.lr, k.mu = o.lr, o.momentum
     k.down, k.up, k.lo, k.hi = o.eta_minus, o.eta_plus, o.step_min, o.step_max
 
