@@ -47,7 +47,7 @@ def sign(x):
 
 
 def larger(a, b):
-    """The larger of a and b, and b where b is NaN."""
+    """The larger of a and b, and b where either of them is NaN."""
     return np.where(b <= a, a, b)
 
 

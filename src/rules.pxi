@@ -42,7 +42,7 @@ cdef struct Step:
     double mu, mu_next, product, g_scale  # momentum; NAdam's schedule
     double up, down, lo, hi  # Rprop's and SuperSAB's rates
     bint first              # whether this is the first step of the array, which has no state yet
-    bint rectified          # whether RAdam divides by the root in this step
+    bint rectified          # whether this step divides by the root; only RAdam has steps that do not
 
 
 cdef inline floating root(floating x) noexcept nogil:
