@@ -73,7 +73,7 @@ def source_loops(text):
 
 
 def vector_loops(disassembly):
-    """(function, address of the jump back, instructions) of each loop that is one basic block using vector registers."""
+    """(function, address of the jump back, instructions) of each loop that is one basic block with vector registers."""
     for line in disassembly.splitlines():
         if match := re.match(r"[0-9a-f]+ <(.+)>:$", line):
             function, block, starts = match[1], [], {}
