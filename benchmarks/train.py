@@ -26,7 +26,7 @@ FORMATS = {
 
 
 class Model:
-    """The float32 arrays that the model computes with, and what the optimizer steps: the same arrays or bfloat16 copies."""
+    """The float32 arrays that the model computes with, and those that are stepped: the same, or bfloat16 copies."""
 
     def __init__(self, rule, params, lr, seed, formats):
         self.used = params
