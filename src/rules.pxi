@@ -24,11 +24,11 @@ cdef enum EpsMode:
 cdef enum Variant:
     IRPROP_MINUS, RPROP_PLUS, RPROP_MINUS
 
-# What a user sets: the hyperparameters of all rules.  beta1 also holds RMSprop's alpha and Adadelta's rho.
+# What a user sets: the union of all rules' hyperparameters.  beta1 doubles as RMSprop's alpha and Adadelta's rho.
 cdef struct Options:
     double lr, weight_decay, eps, beta1, beta2, momentum, dampening, lr_decay, momentum_decay
     double eta_minus, eta_plus, step_min, step_max
-    double initial           # the value that the state in slot 0 starts with
+    double initial           # what the state in slot 0 begins as
     EpsMode eps_mode
     Variant variant
     bint nesterov, maximize, amsgrad, centered, decoupled
@@ -61,7 +61,7 @@ cdef inline signed char stored_sign(floating s) noexcept nogil:
 
 
 cdef double power(double x, long long n) noexcept nogil:
-    """x**n by repeated squaring: multiplications only, so every machine gives the same bits."""
+    """x**n by binary powering: IEEE multiplications only, so every machine gives the same bits."""
     cdef double y = 1
     while n:
         if n & 1:
@@ -73,7 +73,7 @@ cdef double power(double x, long long n) noexcept nogil:
 
 cdef double power_of_096(double x) noexcept nogil:
     """0.96**x without libm: an integer power times the Taylor series of exp on [0, 0.041]."""
-    if x > 1e5:  # the result is smaller than any double
+    if x > 1e5:  # less than any double
         return 0
     cdef long long n = <long long> x
     cdef double y = (x - n) * -0.040821994520255166, s = 1
@@ -233,7 +233,7 @@ cdef void adadelta(Py_ssize_t n, floating* p, const floating* g, void** s, const
 # Adam -- Kingma & Ba 2015, Algorithm 1.  AdamW -- Loshchilov & Hutter 2019.  AMSGrad -- Reddi, Kale & Kumar 2018.
 #   m <- b1 m + (1 - b1) g                v <- b2 v + (1 - b2) g^2            amsgrad: v^ <- max(v^, v)
 #   p <- decay p - lr/(1 - b1^t) m / (sqrt(v/(1 - b2^t) + e_in) + e_out)      with v^ for v
-cdef void moments_step(const Options* o, long long t, Step* k) noexcept nogil:  # shared by Adam, NAdam and RAdam
+cdef void moments_step(const Options* o, long long t, Step* k) noexcept nogil:  # what Adam, NAdam and RAdam share
     k.b1, k.c1, k.b2, k.c2 = o.beta1, 1 - o.beta1, o.beta2, 1 - o.beta2
     k.decay = 1 - o.lr * o.weight_decay if o.decoupled else 1
     k.lr = o.lr / (1 - power(o.beta1, t))
