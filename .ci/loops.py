@@ -3,21 +3,22 @@
     python .ci/loops.py            check
     python .ci/loops.py --record   check the vectorisation, and write benchmarks/instructions.json anew
 
-Compiles the core once for each instruction set and runs nothing: the same source and compiler give the same answer on
-any machine, however busy.  Needs Cython, gcc (CC names another one) and binutils.
+This compiles the core once for each instruction set and runs nothing, so the same source and compiler give the same
+answer on any machine, however busy it is.  It needs Cython, gcc (CC names another one) and binutils.
 
-1.  gcc's own report must say of every loop over elements that it was vectorised in the level's width, in each dtype;
-    of an inline loop as often as there are calls, each with constants of its own.
-2.  The instructions of one iteration of the vector loop, found in the machine code by its debug information, are
-    counted and divided by the elements that it handles; of several copies the longest counts.  v4's copies that are
-    compiled for 512 bits (WIDE in sweep.pxi) are "v4 wide".  A loop may exceed its record by 5% or by one instruction
-    of an iteration, whichever is more: room for what another minor version of gcc does to addresses and register
-    copies.  A run that passes leaves the record alone, so that small rises don't add up.  Divisions and square roots,
-    which decide the time of most rules, may not rise at all.  A loop that only the record or only the build has fails.
+1.  gcc's own report must say that every loop over elements was vectorised in the level's width, for each dtype.  An
+    inline loop is compiled once for each call of it, with the constants of that call, and each copy must be vectorised.
+2.  The vector loop is found in the machine code by its debug information.  The instructions of one iteration are
+    counted and divided by the number of elements that an iteration handles; if there are several copies, the longest
+    one counts.  The copies that v4 compiles for 512 bits (WIDE in sweep.pxi) are called "v4 wide".  A loop may exceed
+    its record by 5% or by one instruction per iteration, whichever is more; this leaves room for what another minor
+    version of gcc does to addresses and register copies.  A run that passes does not change the record, so small rises
+    can't add up.  Divisions and square roots, which decide the time of most rules, may not rise at all.  A loop that is
+    only in the record or only in the build is an error.
 
-With another major version of gcc than the record's only the vectorisation is checked.  Not covered: what runs once a
-call (heads, remainders, the scalar loop for overlapping arrays), the sweep and the plan, and time itself: a count knows
-nothing of latencies or memory.
+If the major version of gcc differs from that of the record, only the vectorisation is checked.  The gate does not cover
+what runs once per call (heads, remainders, the scalar loop for overlapping arrays), the sweep, the plan, or time
+itself: a count knows nothing of latencies or memory.
 """
 
 import ast
@@ -37,7 +38,8 @@ RECORD = ROOT / "benchmarks" / "instructions.json"
 GCC = os.environ.get("CC", "gcc").split()
 WIDTH = {"baseline": 16, "v3": 32, "v4": 32, "v4 wide": 64}  # bytes
 SIZE = {"char": 1, "float": 4, "double": 8} | {f"{u}int{8 * n}_t": n for u in ("", "u") for n in (1, 2, 4, 8)}
-LOOP = re.compile(r" \* +for (i in range\(n\)|block in range\(\(n - i\) // LANES\)):.* # <<<")  # Cython's comment
+# Cython copies the source line into a comment above the C loop that it makes of it.
+LOOP = re.compile(r" \* +for (i in range\(n\)|block in range\(\(n - i\) // LANES\)):.* # <<<")
 
 
 def run(*command, **options):
@@ -71,7 +73,7 @@ def source_loops(text):
 
 
 def vector_loops(disassembly):
-    """(function, address of the jump back, instructions) of each loop of one basic block with vector registers."""
+    """(function, address of the jump back, instructions) of each loop that is one basic block with vector registers."""
     for line in disassembly.splitlines():
         if match := re.match(r"[0-9a-f]+ <(.+)>:$", line):
             function, block, starts = match[1], [], {}
@@ -90,7 +92,7 @@ def width(instructions):
 
 
 def count(instructions, size):
-    """[instructions, elements, divisions and square roots per element] of one iteration; size: bytes of an element."""
+    """[instructions, elements, divisions and square roots per element] of one iteration; size is that of an element."""
     step, slow, text = Counter(), 0, "\n".join(instructions)
     for sign, by, register in re.findall(r"^(add|sub) +\$(0x[0-9a-f]+),(%r\w+)$", text, re.M):
         by = (int(by, 16) + 2**63) % 2**64 - 2**63
@@ -113,26 +115,26 @@ def build(level, flags, folder):
     loops, missed, counts = source_loops(text), [], {level: {}}
     notes = re.findall(r"core\.c:(\d+):\d+: optimized: +loop vectorized using (\d+) byte", report.read_text())
     notes = [(0, 0), *((int(line), int(by)) for line, by in notes)]
-    notes = [new for old, new in pairwise(notes) if new[0] != old[0] or new[1] >= old[1]]  # without the remainders
+    notes = [new for old, new in pairwise(notes) if new[0] != old[0] or new[1] >= old[1]]  # drops the remainders' notes
     for name, first, last, _, calls in loops.values():
         found = sum(first <= line <= last and by == WIDTH[level] for line, by in notes)
         wanted = max(len(calls), 1)
         if (level, name) == ("baseline", "largest64"):
-            wanted = 0  # SSE2 compares no 64-bit integers
+            wanted = 0  # SSE2 can't compare 64-bit integers
         if found < wanted:
             missed.append(f"{level}: {name}: {found} of {wanted} loops use {WIDTH[level]}-byte vectors")
     wide = re.findall(r"^static WIDE (\w+)\(.*{$", text, re.M) if level == "v4" else []
     found = list(vector_loops(run("objdump", "-d", "--no-show-raw-insn", "-j", ".text", program)))
     places = run("addr2line", "-a", "-i", "-f", "-j", ".text", "-e", program, input="\n".join(x[1] for x in found))
     for (symbol, _, instructions), place in zip(found, re.split("^0x", places, flags=re.M)[1:], strict=True):
-        frames = [*re.findall(r"^([\w.]+)\n.*:(\d+)", place, re.M), ("", 0)]  # the innermost call first
+        frames = [*re.findall(r"^([\w.]+)\n.*:(\d+)", place, re.M), ("", 0)]  # the innermost call comes first
         kind = f"{level} wide" if symbol.split(".")[0] in wide else level
         for (function, line), (_, caller) in pairwise(frames):
             if function in loops and loops[function][1] <= int(line) <= loops[function][2]:
                 name, _, _, size, calls = loops[function]
                 new = count(instructions, size)
-                if width(instructions) == WIDTH[kind] <= new[1] * size:  # else it handles a remainder
-                    name = re.sub("(?= |$)", calls.get(int(caller), ""), name, count=1)  # in front of the dtype
+                if width(instructions) == WIDTH[kind] <= new[1] * size:  # otherwise the loop handles a remainder
+                    name = re.sub("(?= |$)", calls.get(int(caller), ""), name, count=1)  # goes before the dtype
                     old = counts.setdefault(kind, {}).setdefault(name, new)
                     counts[kind][name] = max(old, new, key=lambda x: x[0] / x[1])
                 break
@@ -140,7 +142,7 @@ def build(level, flags, folder):
 
 
 def compare(now, then):
-    """What is wrong with the counts, as lines; now, then: {level: {loop: [instructions, elements, divisions]}}."""
+    """Yield a line for each count that is wrong; now, then: {level: {loop: [instructions, elements, divisions]}}."""
     for level in sorted({*now, *then}):
         new, old = now.get(level, {}), then.get(level, {})
         for name in sorted({*new, *old}):
@@ -175,11 +177,13 @@ def main():
     if "--record" in sys.argv:
         text = json.dumps({"gcc": gcc, "loops": now}, indent=0, sort_keys=True)
         if not wrong:
-            RECORD.write_text(re.sub(r"\[\n(.*),\n(.*),\n(.*)\n\]", r"[\1, \2, \3]", text) + "\n")  # one line each
+            # Each loop is written on a line of its own, so that diffs of the record are readable.
+            RECORD.write_text(re.sub(r"\[\n(.*),\n(.*),\n(.*)\n\]", r"[\1, \2, \3]", text) + "\n")
     else:
         then = json.loads(RECORD.read_text())
         if gcc.split(".")[0] == then["gcc"].split(".")[0]:
-            wrong = wrong or list(compare(now, then["loops"]))  # a loop that isn't vectorised isn't found either
+            # A loop that isn't vectorised isn't found either, so that is reported alone.
+            wrong = wrong or list(compare(now, then["loops"]))
         else:
             print(f"gcc {gcc}, and the record is of gcc {then['gcc']}: instruction counts were not compared")
     print("\n".join(wrong) or "all well")

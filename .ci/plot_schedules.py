@@ -27,7 +27,7 @@ DRAWN = [
 
 
 def watch(plateau, axes):
-    """The values of a plateau that is shown a noisy loss, drawn too."""
+    """Draw the values of a plateau that is shown a noisy loss, together with that loss."""
     loss = 0.15 + 0.8 * np.exp(-np.arange(1000) / 120) + 0.02 * np.random.default_rng(1).normal(size=1000)
     values = []
     for t, metric in enumerate(loss):

@@ -1,7 +1,7 @@
-"""The first real job: two models of handwritten digits, trained in NumPy with each optimizer; then one large array.
+"""The demo: trains two models of handwritten digits in NumPy with each optimizer, then times steps of one large array.
 
-The digits are scikit-learn's: 1,797 images of 8 x 8 pixels, ten classes.  All parameters of a model lie in one flat
-array, which is what is stepped.
+The digits are scikit-learn's, 1,797 images of 8 x 8 pixels in ten classes.  All parameters of a model lie in one flat
+array, and the optimizer steps that array.
 """
 
 import platform
@@ -30,7 +30,7 @@ from matplotlib import pyplot as plt
 Array = np.ndarray[Any, Any]
 Data = tuple[Array, Array, Array, Array]
 
-# Learning rates that suit both models; Rprop and SuperSAB take full batches, as they must.
+# These learning rates suit both models.  Rprop and SuperSAB need full batches, and get them.
 OPTIMIZERS: dict[str, tuple[type[ac.Optimizer], dict[str, Any]]] = {
     "SGD": (ac.SGD, {"lr": 0.1}),
     "SGD, momentum 0.9": (ac.SGD, {"lr": 0.05, "momentum": 0.9}),
@@ -51,7 +51,7 @@ FULL_BATCH = ("Rprop", "SuperSAB")
 
 
 def digits(seed: int = 0) -> Data:
-    """Pixels in [0, 1] and labels: 1,437 images to train on, 360 to test with."""
+    """Pixels in [0, 1] and labels of 1,437 images to train on, and of 360 to test with."""
     images, labels = load_digits(return_X_y=True)
     order = np.random.default_rng(seed).permutation(len(images))
     x, y = (images[order] / 16).astype("float32"), labels[order]
@@ -81,7 +81,7 @@ def forward(p: dict[str, Array], x: Array) -> tuple[Array, Array]:
 
 
 def gradient(p: dict[str, Array], g: dict[str, Array], x: Array, y: Array) -> float:
-    """The mean cross-entropy; its gradient is written into g."""
+    """Write the gradient of the mean cross-entropy into g, and return the mean cross-entropy."""
     last, log_probability = forward(p, x)
     loss = -float(log_probability[np.arange(len(y)), y].mean())
     delta = np.exp(log_probability)
@@ -99,7 +99,7 @@ def gradient(p: dict[str, Array], g: dict[str, Array], x: Array, y: Array) -> fl
 
 def train(name: str, hidden: int | None, data: Data, epochs: int, advance: Callable[[], None], seed: int = 0,
           **more: Any) -> tuple[list[float], float, float]:  # fmt: skip
-    """Loss over the training set after each epoch, accuracy on the test set, and the median time of a step."""
+    """The loss over the training set after each epoch, the accuracy on the test set, and the median time of a step."""
     x, y, x_test, y_test = data
     flat, p = ac.flatten(initial(hidden, seed))
     grad, g = ac.flatten(p, like=flat)
@@ -122,7 +122,7 @@ def train(name: str, hidden: int | None, data: Data, epochs: int, advance: Calla
 
 
 def one_large_array(n: int, console: Console) -> None:
-    """AdamW on one flat array, beside the machine's ceiling for the same bytes and the same step in NumPy."""
+    """Time AdamW on one flat array, the machine's ceiling for the same bytes, and the same step in NumPy."""
     rng = np.random.default_rng(0)
     p = rng.standard_normal(n, "float32")
     g = rng.random(n, "float32") * np.float32(1e-6)
@@ -170,7 +170,7 @@ def run(quick: bool = False, folder: str = ".") -> None:
     figure, axes = plt.subplots(1, 2, figsize=(13, 5.5), layout="constrained")
     tables, colours = [], plt.get_cmap("turbo")
     path = Path(folder, "adaptive-c-demo.png")
-    path.parent.mkdir(parents=True, exist_ok=True)  # before the work, so that it isn't lost
+    path.parent.mkdir(parents=True, exist_ok=True)  # if this fails, no work is lost yet
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -191,7 +191,7 @@ def run(quick: bool = False, folder: str = ".") -> None:
                 losses, accuracy, step = train(name, hidden, data, epochs, lambda: progress.advance(bar))
                 table.add_row(name, f"{losses[-1]:.4f}", f"{accuracy:.1%}", f"{step * 1e6:.2f}")
                 note = " (full batches)" if name in FULL_BATCH else ""
-                dashes = (0, (5, 1 + i % 4)) if i % 2 else "-"  # where two curves meet, both are seen
+                dashes = (0, (5, 1 + i % 4)) if i % 2 else "-"  # so that both curves can be seen where two meet
                 axis.plot(range(1, epochs + 1), losses, label=name + note, color=colours(i / 13), linestyle=dashes)
             axis.set(yscale="log", xlabel="epoch", title=f"{model}, {size:,} parameters")
             axis.grid(alpha=0.3)

@@ -2,24 +2,24 @@
 
 Every rule is a function ``rule(p, g, s, t, **options)``.  ``p`` is the parameter and ``g`` its gradient: a Python
 float, a NumPy scalar or a NumPy array of any shape.  ``s`` is a dict that holds the rule's state between calls; an
-empty dict is the state before the first step.  ``t`` = 1, 2, ... is the number of the step.  The new parameter is
-returned and the new state is left in ``s``; neither ``p`` nor ``g`` is written.
+empty dict is the state before the first step.  ``t`` = 1, 2, ... is the number of the step.  A rule returns the new
+parameter and leaves the new state in ``s``; it writes neither ``p`` nor ``g``.
 
-Scalars are formed in double (Python's float) and meet ``p`` only as a finished constant, so that float32 arrays are
-computed in float32 with constants rounded once (scalars and 0-d arrays: with numpy >= 2).  Options, their defaults and
-the names in ``s`` are PyTorch's where PyTorch has the rule.  The kernels give the same bits as these functions,
-evaluated in the same dtype.
+Each constant is formed completely in double (Python's float) before it is combined with ``p``, so float32 arrays are
+computed in float32 with constants that were rounded once (for scalars and 0-d arrays this needs numpy >= 2).  Options,
+their defaults and the names in ``s`` are PyTorch's where PyTorch has the rule.  The kernels give the same bits as these
+functions do when they are evaluated in the same dtype.
 """
 
 import math
 
 import numpy as np
 
-# --- what several rules share ------------------------------------------------------------------------------------
+# --- shared by several rules -------------------------------------------------------------------------------------
 
 
 def power(x, n):
-    """x**n for an integer n >= 0 by binary powering: IEEE multiplications, the same bits on every machine."""
+    """x**n for an integer n >= 0, by repeated squaring: multiplications only, so every machine gives the same bits."""
     y = 1.0
     while n:
         if n & 1:
@@ -31,7 +31,7 @@ def power(x, n):
 
 def power_of_096(x):
     """0.96**x for x >= 0 without libm: an integer power times the Taylor series of exp on [0, 0.041], good to 1e-16."""
-    if x > 1e5:  # less than any double
+    if x > 1e5:  # the result is smaller than any double
         return 0.0
     n = int(x)
     y = (x - n) * -0.040821994520255166  # ln 0.96
@@ -42,17 +42,17 @@ def power_of_096(x):
 
 
 def sign(x):
-    """1, -1, or x - x: 0 where x is a zero, NaN where x is NaN."""
+    """1 or -1; 0 where x is zero and NaN where x is NaN, as x - x is."""
     return np.sign(x)
 
 
 def larger(a, b):
-    """The larger of a and b; b where it is NaN."""
+    """The larger of a and b, and b where either of them is NaN."""
     return np.where(b <= a, a, b)
 
 
 def gradient(p, g, maximize, weight_decay=0.0):
-    """The gradient as the rule sees it: negated to ascend, then with coupled weight decay (L2) added."""
+    """The gradient as the rule sees it: negated under maximize, then with coupled weight decay (L2) added."""
     if maximize:
         g = g * -1.0
     if weight_decay:
@@ -77,7 +77,7 @@ def denominator(v, eps, eps_mode, bc2=1.0):
 
 
 def sgd(p, g, s, t, *, lr=1e-3, momentum=0.0, dampening=0.0, weight_decay=0.0, nesterov=False, maximize=False):
-    """Gradient descent; heavy ball with the learning rate outside the buffer (PyTorch)."""
+    """Gradient descent; with momentum, heavy ball with the learning rate outside the buffer, as in PyTorch."""
     g = gradient(p, g, maximize, weight_decay)
     if momentum == 0:
         return p - lr * g
@@ -109,7 +109,7 @@ def rmsprop(p, g, s, t, *, lr=1e-2, alpha=0.99, eps=1e-8, weight_decay=0.0, mome
     if centered:
         s["grad_avg"] = a = alpha * s.get("grad_avg", 0.0) + (1.0 - alpha) * g
         v = v - a * a
-        v = np.where(v < 0, 0.0, v)  # rounding may take it below 0
+        v = np.where(v < 0, 0.0, v)  # rounding may make the difference negative
     if momentum == 0:
         return p - lr * g / denominator(v, eps, eps_mode)
     s["momentum_buffer"] = b = momentum * s.get("momentum_buffer", 0.0) + g / denominator(v, eps, eps_mode)
@@ -128,7 +128,7 @@ def adadelta(p, g, s, t, *, lr=1.0, rho=0.9, eps=1e-6, weight_decay=0.0, maximiz
 
 def adam(p, g, s, t, *, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, amsgrad=False, maximize=False,
          decoupled_weight_decay=False, eps_mode="outside"):  # fmt: skip
-    """Kingma & Ba 2015, Algorithm 1; amsgrad: Reddi, Kale & Kumar 2018 as PyTorch has it."""
+    """Kingma & Ba 2015, Algorithm 1; amsgrad: Reddi, Kale & Kumar 2018 in PyTorch's form."""
     b1, b2 = betas
     g = gradient(p, g, maximize, 0.0 if decoupled_weight_decay else weight_decay)
     s["exp_avg"] = m = b1 * s.get("exp_avg", 0.0) + (1.0 - b1) * g
@@ -140,7 +140,7 @@ def adam(p, g, s, t, *, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0,
 
 
 def adamw(p, g, s, t, *, weight_decay=1e-2, **options):
-    """Loshchilov & Hutter 2019: Adam with the decay p <- p (1 - lr weight_decay) ahead of the step."""
+    """Loshchilov & Hutter 2019: Adam with the decay p <- p (1 - lr weight_decay) before the step."""
     return adam(p, g, s, t, weight_decay=weight_decay, decoupled_weight_decay=True, **options)
 
 
@@ -170,7 +170,7 @@ def nadam(p, g, s, t, *, lr=2e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0
 
 def radam(p, g, s, t, *, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, decoupled_weight_decay=False,
           maximize=False, eps_mode="hat"):  # fmt: skip
-    """Liu et al. 2020, Algorithm 2, rectified from rho_t > 5 on (PyTorch; the paper: 4)."""
+    """Liu et al. 2020, Algorithm 2, rectified once rho_t > 5, as in PyTorch (the paper has 4)."""
     b1, b2 = betas
     g = gradient(p, g, maximize, 0.0 if decoupled_weight_decay else weight_decay)
     s["exp_avg"] = m = b1 * s.get("exp_avg", 0.0) + (1.0 - b1) * g
@@ -208,7 +208,7 @@ def rprop(p, g, s, t, *, lr=1e-2, etas=(0.5, 1.2), step_sizes=(1e-6, 50.0), maxi
 
 
 def supersab(p, g, s, t, *, lr=0.1, eta_plus=1.05, eta_minus=0.5, max_rate=30.0, momentum=0.9, maximize=False):
-    """Tollenaere 1990; after a retracted step the stored sign is 0, as in Rprop+."""
+    """Tollenaere 1990; the stored sign is 0 after a retracted step, as in Rprop+."""
     g = gradient(p, g, maximize)
     e, before = s.get("step_size", np.full_like(p, lr)), s.get("prev", 0.0)
     v = s.get("momentum_buffer", np.zeros_like(p))
@@ -221,7 +221,7 @@ def supersab(p, g, s, t, *, lr=0.1, eta_plus=1.05, eta_minus=0.5, max_rate=30.0,
     return p + d
 
 
-# --- number formats: what is stored and how it is rounded, for NumPy arrays in the parameter space's order --------
+# --- number formats: what is stored and how it is rounded, for flat NumPy arrays in the order of the parameters ---
 
 
 def _mix(x):
@@ -233,9 +233,9 @@ def _mix(x):
 
 
 def noise(n, seed, t, group, quantity):
-    """One word of 32 bits for each of n elements.  quantity: 0 is the parameters, 1 + slot a state array."""
+    """One 32-bit word for each of n elements.  quantity: 0 for the parameters, 1 + slot for a state array."""
     golden, first = np.uint64(0x9E3779B97F4A7C15), np.zeros(256, "uint64")
-    for i in range(256):  # a permutation
+    for i in range(256):  # shuffles the first bytes, so that they are a permutation of 0 .. 255
         j = int(_mix(np.uint64(i))) % (i + 1)
         first[i], first[j] = first[j], i
     table = first << np.uint64(24) | _mix(np.arange(256, 512, dtype="uint64")) >> np.uint64(40)
@@ -245,7 +245,7 @@ def noise(n, seed, t, group, quantity):
     return (blocks[:, None] ^ table).ravel()[:n].astype("uint32")
 
 
-NEAREST = np.uint32(0x80000000)  # in the place of noise: rounds to nearest, the half away from 0
+NEAREST = np.uint32(0x80000000)  # used instead of noise, this word rounds to nearest, and halves away from 0
 
 
 def to_bfloat16(x, words):
@@ -259,7 +259,7 @@ def from_bfloat16(x):
 
 
 def to_float16(x, words):
-    """float32 to float16, as uint16; only what rounding to nearest would make infinite becomes infinite."""
+    """float32 to float16, as uint16; only numbers that rounding to nearest would make infinite become infinite."""
     a = np.abs(x).astype("float32")
     u = a.view("uint32").astype("int64")
     normal = np.minimum((u - 0x38000000 + (words >> np.uint32(19)).astype("int64")) >> 13, 0x7BFF)
@@ -272,7 +272,7 @@ def to_float16(x, words):
 
 
 def to_uint8(x, words, signed):
-    """float32 to codes, and a scale for each block of 256: see from_uint8."""
+    """float32 to 8-bit codes and a scale for each block of 256; from_uint8 says what they mean."""
     shape, pad = x.shape, -x.size % 256
     x = np.pad(np.where(np.isnan(x), np.float32(np.nan), x).astype("float32"), (0, pad)).reshape(-1, 256)
     words = np.pad(np.broadcast_to(words, shape), (0, pad)).reshape(-1, 256).astype("int64") >> 12
@@ -281,17 +281,17 @@ def to_uint8(x, words, signed):
     rounded.ravel()[shape[0] :] = 0
     low, binades = (21, 15) if signed else (1, 31)
     bottom = np.maximum((rounded.max(1, keepdims=True) >> 3) - binades, low) << 3
-    if signed:  # below the smallest code: to it or to 0, by chance
+    if signed:  # numbers below the smallest code go to it or to 0, by chance
         smallest = ((bottom + 1) << 20).astype("uint32").view("float32")
         chance = (np.minimum(np.abs(x), smallest) * (np.float32(2.0**20) / smallest)).astype("int64")
         code = np.where(np.abs(x) < smallest, words < chance, rounded - bottom) | np.where(np.signbit(x), 128, 0)
-    else:  # below the smallest code: up to it
+    else:  # numbers below the smallest code go up to it
         code = np.maximum(rounded - bottom, 0)
     return code.astype("uint8").ravel()[: shape[0]], (bottom << 20).astype("uint32").view("float32").ravel()
 
 
 def from_uint8(code, scales, signed):
-    """scale 2^(c // 8) (1 + c % 8 / 8), which as bits is a sum; signed: 0 for c = 0, and 128 + c is minus c."""
+    """scale 2^(c // 8) (1 + c % 8 / 8), which is a sum of bit patterns; signed: c = 0 is 0, 128 + c is minus c."""
     c = code.astype("uint32") & np.uint32(127 if signed else 255)
     x = ((c << np.uint32(20)) + np.repeat(scales.view("uint32"), 256)[: c.size]).view("float32")
     x = np.where(signed & (c == 0), np.float32(0), x)

@@ -1,14 +1,14 @@
 """Schedules: hyperparameters as functions of the step number.
 
-``lr=schedules.cosine(1e-3, 10_000)`` in a constructor, a group, or assigned to ``opt.param_groups[0]["lr"]``.  A
-schedule is a small immutable object, called with the number of steps applied so far, ``opt.t``: 0 for the first step.
-It has a closed form in that number, so that going on from a checkpoint needs nothing else; behind its last step it
-keeps its last value.  `plateau` alone depends on more, the metrics that it was shown: what it keeps of them are fields
-of its own, and a metric makes a new plateau of it.
+Pass one in a constructor or a group, ``lr=schedules.cosine(1e-3, 10_000)``, or assign it to
+``opt.param_groups[0]["lr"]``.  A schedule is a small immutable object that is called with the number of steps applied
+so far, ``opt.t``, which is 0 for the first step.  It is a closed form in that number, so resuming from a checkpoint
+needs nothing else, and after its last step it keeps its last value.  Only `plateau` depends on more: on the metrics
+that it was shown.  It keeps what it needs of them in its own fields, and each metric replaces it by a new plateau.
 
-Any other function of the step number will do as well: ``lr=lambda t: 0.1 / (1 + t)``.
+Any other function of the step number works as well: ``lr=lambda t: 0.1 / (1 + t)``.
 
-What a schedule computes is plain Python in float64; nothing here needs the compiled core.
+Schedules are computed by plain Python in float64; nothing here needs the compiled core.
 """
 
 import math
@@ -71,7 +71,7 @@ def _schedules(name: str, value: Any) -> tuple[Any, ...]:
     return tuple(_schedule(f"{name}[{i}]", x) for i, x in enumerate(value))
 
 
-# One name means one thing in every schedule.
+# An argument's name means the same in every schedule, so one table of checks serves them all.
 _CHECKS: dict[str, Check] = {
     "base": _finite,
     "end": _finite,
@@ -107,7 +107,7 @@ _CHECKS: dict[str, Check] = {
 
 @dataclass(frozen=True, repr=False)
 class Schedule:
-    """Base of all schedules: immutable, compared by value, called with a step number."""
+    """The base of all schedules, which are immutable, compared by value and called with a step number."""
 
     def __post_init__(self) -> None:
         for f in fields(self):
@@ -115,7 +115,7 @@ class Schedule:
             object.__setattr__(self, f.name, value)
 
     def __call__(self, step: int) -> float:
-        """The value for the step that follows `step` applied ones: 0 is the first."""
+        """The value for the step that comes after `step` applied steps; 0 gives the value for the first step."""
         raise NotImplementedError
 
     def __repr__(self) -> str:
@@ -124,25 +124,27 @@ class Schedule:
 
     @property
     def _length(self) -> int:
-        """How many steps are worth a drawing."""
+        """The number of steps that `plot` draws unless it is told another."""
         return int(getattr(self, "steps", 999)) + 1
 
     @property
     def reads_metric(self) -> bool:
-        """Is there a plateau in it?"""
+        """Whether this schedule is a plateau or contains one."""
         return False
 
     def observe(self, step: int, metric: float) -> "Schedule":
-        """The schedule after a metric that came with step number `step`: itself, unless there is a plateau in it."""
+        """The schedule after a metric that came with step number `step`: this one, unless it contains a plateau."""
         return self
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain numbers, strings, lists and dicts, for ``json`` or a checkpoint; `from_dict` is the inverse.
+        """Describe the schedule by numbers, strings, lists and dicts, for ``json`` or a checkpoint.
+
+        `from_dict` is the inverse.
 
         Raises
         ------
         TypeError
-            Where a function or a schedule class of your own is part of it: those can't be stored.
+            If the schedule contains a function or a schedule class of your own: those can't be stored.
         """
 
         def refuse(own: Any) -> None:
@@ -154,13 +156,14 @@ class Schedule:
     def plot(self, steps: int | None = None, ax: Any = None, **line: Any) -> Any:
         """Draw the values of the first `steps` steps, and return matplotlib's axes.
 
-        steps: None takes as many as the schedule has, or a fair number.  ax: axes to draw into, None for new ones.
-        line: what ``ax.plot`` takes.  A plateau is drawn at its present value.
+        steps: how many to draw; None draws the whole schedule, or a suitable part of one without an end.  ax: the axes
+        to draw into; None makes new ones.  line: further arguments of ``ax.plot``.  A plateau is drawn as a constant,
+        its present value.
 
         Raises
         ------
         ImportError
-            Where matplotlib is not installed.
+            If matplotlib is not installed.
         """
         try:
             from matplotlib import pyplot
@@ -176,9 +179,9 @@ class Schedule:
 
 
 def plain(value: Any, own: Callable[[Any], None] = lambda own: None) -> Any:
-    """A schedule as a dict, a tuple as a list, numbers and words as they are.
+    """A schedule becomes a dict and a tuple a list; numbers and strings stay as they are.
 
-    A function, or a schedule class, of the user's is None, once `own` was called with it.
+    For a user's function or schedule class, `own` is called with it and what `own` returns (by default None) is stored.
     """
     if isinstance(value, tuple):
         return [plain(x, own) for x in value]
@@ -189,7 +192,7 @@ def plain(value: Any, own: Callable[[Any], None] = lambda own: None) -> Any:
 
 @dataclass(frozen=True, repr=False)
 class constant(Schedule):
-    """base, at every step."""
+    """base at every step."""
 
     base: float
 
@@ -199,7 +202,7 @@ class constant(Schedule):
 
 @dataclass(frozen=True, repr=False)
 class step(Schedule):
-    """base gamma^floor(t / step_size): a factor gamma every step_size steps.  torch: StepLR.
+    """base gamma^floor(t / step_size): multiplied by gamma every step_size steps.  torch: StepLR.
 
     >>> [step(1.0, 2, gamma=0.5)(t) for t in range(5)]
     [1.0, 1.0, 0.5, 0.5, 0.25]
@@ -219,7 +222,7 @@ class step(Schedule):
 
 @dataclass(frozen=True, repr=False)
 class multistep(Schedule):
-    """base gamma^k, k of the milestones having been reached: a factor gamma at each.  torch: MultiStepLR.
+    """base gamma^k, where k milestones have been reached: multiplied by gamma at each.  torch: MultiStepLR.
 
     >>> [multistep(1.0, [1, 3], gamma=0.5)(t) for t in range(5)]
     [1.0, 0.5, 0.5, 0.25, 0.25]
@@ -291,7 +294,7 @@ class polynomial(Schedule):
 class cosine(Schedule):
     """end + (base - end) (1 + cos(pi t / steps)) / 2, up to t = steps.
 
-    torch: CosineAnnealingLR(opt, steps, end), which rises again behind its T_max.
+    torch: CosineAnnealingLR(opt, steps, end), which rises again after its T_max.
 
     >>> [cosine(1.0, 4)(t) for t in (0, 2, 4, 6)]
     [1.0, 0.5, 0.0, 0.0]
@@ -307,7 +310,7 @@ class cosine(Schedule):
 
 @dataclass(frozen=True, repr=False)
 class cosine_restarts(Schedule):
-    """A cosine from base to end over `steps` steps, begun again and again, each `mult` times as long as the one before.
+    """A cosine from base to end over `steps` steps, then repeated, each time `mult` times as long as the time before.
 
     torch: CosineAnnealingWarmRestarts(opt, steps, mult, end).
 
@@ -335,10 +338,10 @@ class cosine_restarts(Schedule):
 
 @dataclass(frozen=True, repr=False)
 class inverse_sqrt(Schedule):
-    """base min(n / warmup_steps, sqrt(warmup_steps / n)), n = t + 1: up to base in a line, then down as 1 / sqrt(n).
+    """base min(n / warmup_steps, sqrt(warmup_steps / n)), n = t + 1: linear up to base, then falling as 1 / sqrt(n).
 
-    The schedule of the Transformer ("Noam": Vaswani et al. 2017, section 5.3), whose factor is
-    base = (d_model warmup_steps)^-0.5.  warmup_steps = 1: base / sqrt(n).  torch has none.
+    This is the schedule of the Transformer ("Noam": Vaswani et al. 2017, section 5.3), where
+    base = (d_model warmup_steps)^-0.5.  With warmup_steps = 1 it is base / sqrt(n).  torch does not have it.
 
     >>> [inverse_sqrt(1.0, 2)(t) for t in (0, 1, 7)]
     [0.5, 1.0, 0.5]
@@ -358,12 +361,13 @@ class inverse_sqrt(Schedule):
 
 @dataclass(frozen=True, repr=False)
 class one_cycle(Schedule):
-    """Up from base/div_factor to base in the first pct_start of `steps` steps, then down to that/final_div_factor.
+    """Up from base/div_factor to base, then down to base/div_factor/final_div_factor; pct_start of `steps` go up.
 
-    torch: OneCycleLR(opt, max_lr=base, total_steps=steps), with its anneal_strategy "cos" or "linear", and three_phase:
-    up, down to the start in as many steps, down to the end.  The first phase ends at step pct_start * steps - 1, the
-    last at steps - 1, as there.  torch's cycle of a momentum from high to low to high is
-    ``one_cycle(low, steps, div_factor=low / high, final_div_factor=1.0)``.
+    With three_phase the value rises to base, falls back to its start in as many steps, and then falls to the end.
+
+    torch: OneCycleLR(opt, max_lr=base, total_steps=steps), with the same anneal_strategy, "cos" or "linear", and
+    three_phase.  As there, the first phase ends at step pct_start * steps - 1 and the last at steps - 1.  torch's cycle
+    of a momentum from high to low to high is ``one_cycle(low, steps, div_factor=low / high, final_div_factor=1.0)``.
 
     Paper: Smith & Topin 2018, arXiv 1708.07120.
 
@@ -384,7 +388,7 @@ class one_cycle(Schedule):
         start = self.base / self.div_factor
         ends = [(up, self.base), (2 * up, start)] if self.three_phase else [(up, self.base)]
         step, begin = min(step, last), 0.0
-        for end, value in ends:  # of each phase but the last
+        for end, value in ends:  # where each phase but the last ends
             if step <= end:
                 break
             begin, start = end, value
@@ -402,19 +406,20 @@ class one_cycle(Schedule):
 
 @dataclass(frozen=True, repr=False)
 class plateau(Schedule):
-    """base, times `factor` whenever the metric has not improved for more than `patience` metrics.
+    """base, multiplied by `factor` whenever more than `patience` metrics in a row were no improvement.
 
     ::
 
         better: metric < best (1 - threshold)                  mode "max": metric > best (1 + threshold)
                 metric < best - threshold, if "abs"                        metric > best + threshold
-        after more than patience metrics in a row that were not:  value <- max(factor value, min), if that is more
-                                                                  than eps less; the next cooldown metrics don't count
+        after more than patience metrics in a row that were not better:
+                value <- max(factor value, min), if that is lower by more than eps;
+                the next cooldown metrics don't count
 
-    The metrics are those of ``opt.step(grads, metric=loss)``: with every step, or once in a while, as for an epoch.  A
-    step without one leaves the value alone.  A metric sets the numbers of the steps after its own.  What is not finite
-    is no improvement.  `value`, `best`, `num_bad_epochs` and `cooldown_counter` are what it knows so far; leave them
-    out.
+    The metrics are those given to ``opt.step(grads, metric=loss)``, with every step or less often, for example once
+    per epoch.  A step without a metric leaves the value alone.  A metric affects the steps after its own.  A
+    non-finite metric is no improvement.  `value`, `best`, `num_bad_epochs` and `cooldown_counter` hold what the plateau
+    has seen so far; leave them out when you make one.
 
     torch: ReduceLROnPlateau, whose min_lr is `min`.
 
@@ -469,11 +474,11 @@ class plateau(Schedule):
 
 @dataclass(frozen=True, repr=False)
 class warmup(Schedule):
-    """In a line from `start` to the first value of another schedule, or to a number, in `steps` steps; then that.
+    """Linear from `start` to the first value of another schedule (or a number) in `steps` steps, then that schedule.
 
-    The schedule begins behind the warm-up, with its own step 0.  With start = 0 the first step has the value 0.
+    The other schedule begins after the warm-up, at its own step 0.  With start = 0 the first step has the value 0.
 
-    torch: SequentialLR of a LinearLR and another.
+    torch: SequentialLR of a LinearLR and the other schedule.
 
     >>> [warmup(linear(1.0, 2), 4)(t) for t in range(7)]
     [0.0, 0.25, 0.5, 0.75, 1.0, 0.5, 0.0]
@@ -504,7 +509,7 @@ class warmup(Schedule):
 
 @dataclass(frozen=True, repr=False)
 class chain(Schedule):
-    """Schedules (or numbers) one after the other: the next from each milestone on, from its own beginning.
+    """Schedules (or numbers) one after another: at each milestone the next one takes over, from its own step 0.
 
     torch: SequentialLR(opt, schedules, milestones).  ConstantLR(opt, factor, n) is ``chain([factor * lr, lr], [n])``.
 
@@ -524,7 +529,7 @@ class chain(Schedule):
             )
 
     def _part(self, step: int) -> tuple[int, int]:
-        """Which schedule rules a step, and where that began."""
+        """The index of the schedule that is in force at `step`, and the step at which it began."""
         i = bisect_right(self.milestones, step)
         return i, self.milestones[i - 1] if i else 0
 
@@ -562,7 +567,8 @@ def from_dict(d: Mapping[str, Any]) -> Schedule:
     Raises
     ------
     TypeError, ValueError
-        For what is no such dict: another type, an unknown schedule, an unknown or missing entry, a value out of range.
+        If `d` is not such a dict: it has another type, names an unknown schedule, has an unknown entry, lacks one, or
+        holds a value out of range.
     """
     if not isinstance(d, Mapping):
         raise TypeError(f"a schedule is described by a dict, got {d!r}")
@@ -571,13 +577,14 @@ def from_dict(d: Mapping[str, Any]) -> Schedule:
 
 
 class MissingError(ValueError):
-    """A function of the user's is needed, and there is none."""
+    """A function of the user's is needed, but none was given."""
 
 
 def revived(value: Any, own: Any = None, *, schedule: bool = True) -> Any:
     """The inverse of `plain`.
 
-    own: what to take functions of the user's from, where it is built like `value`.  schedule: None stands for one.
+    own: a schedule built like `value`, from which the user's functions are taken.  schedule: whether None stands for
+    such a function.
     """
     if isinstance(value, (list, tuple)):
         owns = own if isinstance(own, tuple) and len(own) == len(value) else (None,) * len(value)

@@ -1,10 +1,10 @@
-"""How fast checkpoints are written and read beside the disk's own sequential speed, and what memory that takes.
+"""How fast checkpoints are written and read compared with the disk's own sequential speed, and what memory that takes.
 
 python benchmarks/checkpoint.py [--elements N] [--rounds N] [--folder PATH] [--format safetensors|npz]
 
-Each round writes and reads a checkpoint of AdamW over N float32 elements, twelve bytes each, and a file of that size
-with dd: save against dd with fsync, load against dd, both files' pages dropped from the cache before each.  Medians of
-the rounds; only the ratios count.
+Each round writes and reads a checkpoint of AdamW over N float32 elements, twelve bytes each, and with dd a file of the
+same size.  A save is compared with dd with fsync, a load with dd.  The pages of both files are dropped from the cache
+before each measurement.  Medians of the rounds are shown; only the ratios count.
 """
 
 import argparse
@@ -35,14 +35,14 @@ def dd(*arguments: str) -> None:
 
 
 def drop(path: Path) -> None:
-    """Take a file's pages out of the cache; they are on the disk."""
+    """Drop a file's pages from the cache.  They must be on the disk already."""
     fd = os.open(path, os.O_RDONLY)
     os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
     os.close(fd)
 
 
 def grown(work) -> float:
-    """By how many MiB the process was larger at its largest than before."""
+    """By how many MiB the process grew at most during the work."""
     Path("/proc/self/clear_refs").write_text("5")
     before = kib("VmRSS")
     work()
@@ -75,9 +75,9 @@ def main() -> None:
         works["dd write"]()
         for i in range(options.rounds):
             turn = ("save", "dd write", "load", "dd read") if i % 2 else ("dd write", "save", "dd read", "load")
-            for name in turn:  # either is as often the first behind the other's writes
+            for name in turn:  # each of the two writers is as often the first to come after the other one's writes
                 if new.exists():
-                    new.replace(plain)  # what is overwritten is freed as late as by save
+                    new.replace(plain)  # so that dd, like save, frees the overwritten file only afterwards
                 time.sleep(1)  # a disk goes on writing, and freeing what was overwritten, after it says that it is done
                 drop(plain)
                 drop(path)

@@ -1,11 +1,11 @@
-"""Which 8-bit code?  The error of several, on the moments of Adam that a model has after some training.
+"""Which 8-bit code?  The errors of several codes, on the moments that Adam has after some training of a model.
 
     pip install . scikit-learn rich
     python benchmarks/codes.py
 
-Blocks of 256 elements share a scale.  "e5m3" is a floating-point code with 5 bits of exponent and 3 of fraction, its
-scale a power of two; "linear" has 255 equal steps; "dynamic" is the table of Dettmers et al. (arXiv:2110.02861), its
-scale the block's largest number.  First moments have a sign bit in the place of one bit of the exponent.  All codes
+Blocks of 256 elements share a scale.  "e5m3" is a floating-point code with 5 bits of exponent and 3 of fraction, whose
+scale is a power of two; "linear" has 255 equal steps; "dynamic" is the table of Dettmers et al. (arXiv:2110.02861), and
+its scale is the block's largest number.  First moments have a sign bit instead of one bit of the exponent.  All codes
 round to nearest here.
 """
 
@@ -29,7 +29,7 @@ def dynamic(signed):
 
 
 def encoded(x, grid, power_of_two, zero):
-    """x (not negative) on the grid's numbers times the scale of its block."""
+    """x, which is not negative, rounded to the numbers of the grid times the scale of the block."""
     blocks = np.pad(x, (0, -x.size % 256)).reshape(-1, 256).astype("float64")
     scale = np.maximum(blocks.max(1, keepdims=True), 1e-300) / grid[-1]
     if power_of_two:
@@ -49,7 +49,7 @@ CODES = {
 
 
 def moments():
-    """First and second moments of a perceptron on digits, and of a table whose rows were seen 1 to 1,000 times."""
+    """First and second moments of a perceptron on digits, and of a table whose rows were seen 1 to 1,000 times each."""
     x, y, _, _ = demo.digits(0)
     flat, p = ac.flatten(demo.initial(256))
     grad, g = ac.flatten(p, like=flat)

@@ -3,8 +3,8 @@
     pip install . scikit-learn rich
     python benchmarks/train.py [--seeds 5] [--json FILE]
 
-A perceptron on scikit-learn's digits (the demo's), and a matrix factorisation: 1,000,000 observed entries of a
-generated 4,000 x 4,000 matrix of rank 16, with noise.  AdamW and Adagrad.
+The models are the demo's perceptron on scikit-learn's digits, and a matrix factorisation of 1,000,000 observed entries
+of a generated 4,000 x 4,000 matrix of rank 16, with noise.  Both are trained with AdamW and with Adagrad.
 """
 
 import argparse
@@ -26,7 +26,7 @@ FORMATS = {
 
 
 class Model:
-    """float32 arrays that the model computes with, and what the optimizer steps: the same, or a bfloat16 copy."""
+    """The float32 arrays that the model computes with, and those that are stepped: the same, or bfloat16 copies."""
 
     def __init__(self, rule, params, lr, seed, formats):
         self.used = params

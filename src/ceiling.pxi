@@ -1,8 +1,9 @@
 # The machine's ceiling: the memory traffic of a step with next to no arithmetic, for benchmarks and the demo.
 #
-# Every array is read, or read and written, or only written, once, 64 elements of one after 64 of another: as finely
-# interleaved as in a loop that does it all at once, and as fast, but for any number of arrays of any types.  What is
-# updated becomes what was there (the key is 0, which no compiler knows): a step can be timed on the same arrays.
+# Every array is read, or updated (read and written), or only written, and each of them once.  The arrays take turns, 64
+# elements at a time: this is as finely interleaved, and as fast, as one loop over all of them would be, but works for
+# several arrays of any types.  An update leaves the values as they were, because the key is 0, which the compiler can't
+# know; so a step can be timed on the same arrays.
 
 cdef enum Traffic:
     READ, UPDATE, WRITE
@@ -16,7 +17,7 @@ cdef struct Stream:
     Py_ssize_t itemsize
     Traffic traffic
 
-cdef uint64_t unread = 0  # what reading adds up to, so that it is not left out
+cdef uint64_t unread = 0  # receives the sum of what was read, so that the compiler can't leave the reading out
 
 
 cdef uint64_t read_words(Py_ssize_t n, const uint64_t* x) noexcept nogil:
@@ -59,9 +60,10 @@ cdef uint64_t move(const Stream* streams, int n_streams, Py_ssize_t start, Py_ss
 
 
 def ceiling(tuple read, tuple update=(), tuple write=(), int n_threads=0, uint64_t key=0):
-    """Read, read and write, and write flat arrays of one length, each thread a part of its own.
+    """Read, update and write flat arrays of one length, each thread a part of its own.
 
-    Up to 8 arrays of any types.  With key=0 those that are updated keep their values; what is written is the key.
+    There may be up to 8 arrays, of any types.  With key=0 the updated arrays keep their values; the written ones are
+    filled with the key.
     """
     global unread
     cdef Stream streams[STREAMS]

@@ -15,7 +15,7 @@ cdef Py_ssize_t acquire(Plan plan, grads) except -2:
     items = tuple(grads) if isinstance(grads, (list, tuple)) else None  # so that what is counted is what is used
     if items is None or len(items) != n:
         raise ValueError(f"grads must be a list with one entry for each of the {n} parameter groups, "
-                         f"got {describe(grads if items is None else items)}")
+                         f"got {describe(grads, items)}")
     for i in range(n):
         work = acquire_group(plan, <BoundGroup> plan.groups[i], items[i], work)
     return work
@@ -30,7 +30,7 @@ cdef Py_ssize_t acquire_group(Plan plan, BoundGroup group, grads, Py_ssize_t wor
         items = tuple(grads) if isinstance(grads, (list, tuple)) else None
         if items is None or len(items) != n:
             raise ValueError(f"{group.where_grads} must be a list of {n} arrays, as the parameters are (None leaves one "
-                             f"alone); got {describe(grads if items is None else items)}")
+                             f"alone); got {describe(grads, items)}")
     else:
         if not isinstance(grads, dict) or grads.keys() != keys.keys():
             raise ValueError(f"{group.where_grads} must be a dict with the keys {', '.join(map(repr, keys))} of the "

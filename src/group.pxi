@@ -120,11 +120,10 @@ cdef class BoundGroup:
                             "x.astype('float32')") from error
 
     cdef int check_layout(self, const Py_buffer* view, Py_ssize_t i, bint grad) except -1:
-        copied = "" if grad else ", and use that from now on: it is a copy, not the memory of x"
         if not PyBuffer_IsContiguous(view, b"C"):
-            raise ValueError(f"{self.name(i, grad)} is not C-contiguous; pass np.ascontiguousarray(x){copied}")
+            raise ValueError(f"{self.name(i, grad)} is not C-contiguous; {copied('np.ascontiguousarray(x)', grad)}")
         if <uintptr_t> view.buf % <uintptr_t> view.itemsize and view.len:
-            raise ValueError(f"{self.name(i, grad)} is misaligned; pass x.copy(){copied}")
+            raise ValueError(f"{self.name(i, grad)} is misaligned; {copied('x.copy()', grad)}")
         return 0
 
     cdef str name(self, Py_ssize_t i, bint grad=False):

@@ -24,9 +24,10 @@ cdef uintptr_t address(array) except? 0:
     return array.__array_interface__["data"][0]
 
 
-cdef str describe(x):
-    if isinstance(x, (list, tuple)):
-        return f"a {type(x).__name__} of {len(x)}"
+cdef str describe(x, tuple items=None):
+    """What was given where a structure of arrays is wanted; items: those of a list."""
+    if items is not None or isinstance(x, (list, tuple)):
+        return f"a {type(x).__name__} of {len(x if items is None else items)}"
     if isinstance(x, dict):
         return f"a dict with the keys {', '.join(map(repr, x))}" if x else "an empty dict"
     return f"{'an array of shape ' + str(x.shape) if type(x) is ndarray else type(x).__name__}"
@@ -81,6 +82,10 @@ cdef str remedy(x, bint grad):
     if hasattr(x, "__iter__") and not isinstance(x, (str, bytes)):
         return "pass list(x)"
     return "pass arrays"
+
+
+cdef str copied(str copy, bint grad):
+    return copy if grad else f"keep and use {copy}, which is a copy: the memory of x itself would not be updated"
 
 
 cdef struct Span:

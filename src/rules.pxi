@@ -1,11 +1,11 @@
-# The update rules.  For each one, in the order of reference.py: its formula, the function that forms the constants
-# of one step of one array in double, and the loop over n contiguous elements.  A loop knows pointers, n and its
-# constants, and nothing about threads, chunks, formats or the options that other stages carry out.
+# The update rules, in the order of reference.py.  Each has its formula, a function that forms the constants of one step
+# of one array in double, and a loop over n contiguous elements.  A loop knows pointers, n and its constants, and
+# nothing about threads, chunks, formats or the options that other stages carry out.
 #
-# Every loop is one that gcc vectorises by itself: plain counted, at most five pointers of one type (ten alias checks),
-# and no branch but selections (`x if c else y`).  A variant that costs an array or an operation is a C-constant
-# argument of an inline loop, so that each variant is compiled to a loop of its own.  The order of the operations is
-# that of reference.py: the results are the same bits.
+# gcc vectorises every loop by itself, because each is a plain counted loop with at most five pointers of one type (ten
+# alias checks) and no branches, only selections (`x if c else y`).  A variant that costs an array or an operation is
+# chosen by a constant argument of an inline loop, so that each variant is compiled to a loop of its own.  The order of
+# the operations is that of reference.py, so that the results have the same bits.
 #
 #   p   (n,) the parameters, updated in place      k   the constants, rounded to p's type as they are loaded
 #   g   (n,) the gradient, read only               s   the rule's state arrays, each (n,), updated in place
@@ -45,8 +45,8 @@ cdef struct Step:
     double v_scale, e_in, e_out  # the denominator sqrt(v*v_scale + e_in) + e_out
     double mu, mu_next, product, g_scale  # momentum; NAdam's schedule
     double up, down, lo, hi  # Rprop's and SuperSAB's rates
-    bint first              # this array has no state yet
-    bint rectified          # RAdam divides by the root
+    bint first              # whether this is the first step of the array, which has no state yet
+    bint rectified          # whether this step divides by the root; only RAdam has steps that do not
 
 
 cdef inline signed char stored_sign(floating s) noexcept nogil:
@@ -54,14 +54,14 @@ cdef inline signed char stored_sign(floating s) noexcept nogil:
 
 
 cdef void denominator(const Options* o, double bc2, Step* k) noexcept nogil:
-    """One form for every convention of eps; bc2 = 1 - beta2^t corrects the bias of v."""
+    """The constants of one form that covers every convention of eps; bc2 = 1 - beta2^t corrects the bias of v."""
     k.v_scale = 1 / bc2
     k.e_in = o.eps if o.eps_mode == INSIDE else 0
     k.e_out = o.eps if o.eps_mode == OUTSIDE else (o.eps / sqrt(bc2) if o.eps_mode == HAT else 0)
 
 
-# SGD -- Robbins & Monro 1951; momentum as in PyTorch, the learning rate outside the buffer.
-#   p <- p - lr g          or          b <- mu b + (1 - dampening) g, the first time b <- g
+# SGD -- Robbins & Monro 1951; momentum as in PyTorch, with the learning rate outside the buffer.
+#   p <- p - lr g          or          b <- mu b + (1 - dampening) g, at the first step b <- g
 #                                      p <- p - lr b, nesterov: p <- p - lr (g + mu b)
 cdef void sgd_step(const Options* o, Step* k) noexcept nogil:
     k.lr, k.mu, k.c1 = o.lr, o.momentum, 1 - o.dampening
@@ -97,7 +97,7 @@ cdef void sgd(Py_ssize_t n, floating* p, const floating* g, void** s, const Opti
         sgd_loop(n, p, g, b, k, False, False)
 
 
-# Momentum -- Polyak 1964; Sutskever, Martens, Dahl & Hinton 2013: the learning rate inside the velocity.
+# Momentum -- Polyak 1964; Sutskever, Martens, Dahl & Hinton 2013, with the learning rate inside the velocity.
 #   v <- mu v + lr g       p <- p - v, nesterov: p <- p - (mu v + lr g)
 cdef void momentum_step(const Options* o, Step* k) noexcept nogil:
     k.lr, k.mu = o.lr, o.momentum
@@ -137,7 +137,7 @@ cdef void adagrad(Py_ssize_t n, floating* p, const floating* g, void** s, const 
 
 
 # RMSprop -- Tieleman & Hinton 2012; centered: Graves 2013, equations 38 to 45.
-#   v <- alpha v + (1 - alpha) g^2        centered: a <- alpha a + (1 - alpha) g, the root of v - a^2
+#   v <- alpha v + (1 - alpha) g^2        centered: a <- alpha a + (1 - alpha) g, and v - a^2 instead of v below
 #   p <- p - lr g / (sqrt(v + e_in) + e_out), momentum: b <- mu b + g / (...), p <- p - lr b
 cdef void rmsprop_step(const Options* o, Step* k) noexcept nogil:
     k.lr, k.mu, k.b2, k.c2 = o.lr, o.momentum, o.beta1, 1 - o.beta1
@@ -307,7 +307,7 @@ cdef void nadam(Py_ssize_t n, floating* p, const floating* g, void** s, const Op
         v[i] = vi
 
 
-# RAdam -- Liu et al. 2020, Algorithm 2, rectified from rho_t > 5 on (PyTorch).  The loop is Adam's.
+# RAdam -- Liu et al. 2020, Algorithm 2, rectified once rho_t > 5, as in PyTorch.  The loop is Adam's.
 #   rho_inf = 2/(1 - b2) - 1               rho_t = rho_inf - 2 t b2^t / (1 - b2^t)
 #   rho_t > 5: Adam's step times sqrt((rho_t - 4)(rho_t - 2) rho_inf / ((rho_inf - 4)(rho_inf - 2) rho_t))
 #   otherwise: p <- decay p - lr/(1 - b1^t) m
@@ -338,10 +338,10 @@ cdef void lion(Py_ssize_t n, floating* p, const floating* g, void** s, const Opt
 
 
 # Rprop -- Riedmiller & Braun 1993 (rprop+); Igel & Huesken 2003 (irprop-, rprop-).
-#   w = sign(g) q, with q the sign kept from the last step       e <- clamp(e * (up if w > 0, down if w < 0, 1))
+#   w = sign(g) q, where q is the sign kept from the last step   e <- clamp(e * (up if w > 0, down if w < 0, else 1))
 #   irprop-, rprop+: where w < 0 the new q is 0       p <- p - e sign(g), irprop-: p <- p - e q
 #   rprop+: where w < 0 the last step is undone, p <- p + e_old q_old
-cdef void rates_step(const Options* o, Step* k) noexcept nogil:  # what Rprop and SuperSAB share
+cdef void rates_step(const Options* o, Step* k) noexcept nogil:  # shared by Rprop and SuperSAB
     k.lr, k.mu = o.lr, o.momentum
     k.down, k.up, k.lo, k.hi = o.eta_minus, o.eta_plus, o.step_min, o.step_max
 

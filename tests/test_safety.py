@@ -14,7 +14,7 @@ from cases import IDS, PAIRS
 from support import CHUNK, assert_same_bits, build, child, race, step_range
 
 import adaptive_c as ac
-from adaptive_c import _config
+from adaptive_c import _native
 
 BIG = 300_000  # elements: parallel, without the GIL
 
@@ -296,7 +296,7 @@ def cgroup(tmp_path, files, membership):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
     (tmp_path / "cgroup").write_text(membership)
-    return _config._cgroup_quota(tmp_path / "fs", tmp_path / "cgroup")
+    return _native._cgroup_quota(tmp_path / "fs", tmp_path / "cgroup")
 
 
 @pytest.mark.parametrize(
@@ -319,11 +319,11 @@ def test_cgroup_quotas(tmp_path, files, membership, want):
 
 
 def test_no_cgroup_file_at_all(tmp_path):
-    assert _config._cgroup_quota(tmp_path, tmp_path / "none") == float("inf")
+    assert _native._cgroup_quota(tmp_path, tmp_path / "none") == float("inf")
 
 
 def test_omp_num_threads_and_affinity_are_obeyed():
-    script = "import adaptive_c as ac; print(ac.get_num_threads()); ac.show_config()"
+    script = "import adaptive_c as ac; print(ac.get_num_threads()); ac.show_native()"
     out = child(script, OMP_NUM_THREADS="3")
     assert out.startswith("3\n")
     assert "3: OMP_NUM_THREADS=3" in out
@@ -338,7 +338,7 @@ def test_an_explicit_number_is_used_as_given():
         f"import os, numpy as np, adaptive_c as ac; p = np.ones({BIG}, 'f4'); o = ac.SGD(p, n_threads=7); o.step(p * 1)\n"
         "print(len(os.listdir('/proc/self/task')))"
     )
-    if not os.path.isdir("/proc/self/task") or not _config.core.openmp():
+    if not os.path.isdir("/proc/self/task") or not _native.core.openmp():
         pytest.skip("needs /proc and OpenMP")
     before = int(child(script.replace("n_threads=7", "n_threads=1"), OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1"))
     assert int(child(script, OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1")) - before == 6

@@ -108,29 +108,30 @@ def recut(sizes: list[int], new: list[int], counts: dict[str, Array], where: str
 def flatten(
     arrays: Mapping[Any, Any] | Sequence[Any], like: Array | None = None
 ) -> tuple[Array, Any]:
-    """Lay arrays end to end in one new flat array, and return it with views of it in the arrays' shapes.
+    """Copy arrays end to end into one new flat array, and return it with views of it in the arrays' shapes.
 
     Parameters
     ----------
     arrays : dict, list or tuple of arrays
-        Any shapes, one dtype.  The order is the dict's or list's own; there is no padding.
+        They may have any shapes but must have one dtype.  They are laid out in the order of the dict or list, without
+        padding.
     like : (n,) array, optional
-        A flat array made by an earlier call.  The result then is its twin for gradients: the same layout and dtype,
-        filled with zeros (the values in `arrays` are not copied).
+        A flat array made by an earlier call.  The result is then a second array for the gradients, with the same layout
+        and dtype, filled with zeros (the values in `arrays` are not copied).
 
     Returns
     -------
     flat : (n,) array
         A copy of the values; step this one.
-    views : dict, list or tuple, as `arrays`
-        Views of `flat`: writing one writes the other.
+    views : dict, list or tuple, like `arrays`
+        Views of `flat`: writing to one writes to the other.
 
     Raises
     ------
     TypeError
-        Where dtypes differ or something is not an array.
+        If the dtypes differ or something is not an array.
     ValueError
-        Where `like` has another size or is not flat.
+        If `like` has another size or is not flat.
 
     Examples
     --------

@@ -216,7 +216,7 @@ RANGES = {dtype: ranges(dtype) for dtype in ("float32", "float64")}
 def check_option(name: str, value: Any, dtype: str, where: str) -> Any:
     """A plain value of one option, normalised.  dtype: the type that the rule computes in."""
     option = OPTIONS[name]
-    if option.movable and not isinstance(value, (int, float, np.number, NoneType, tuple, list, np.ndarray)):
+    if option.movable and not isinstance(option.check, Pair) and not isinstance(value, (int, float, np.number, NoneType)):
         raise TypeError(f"{where}{name} must be a number, or a schedule such as schedules.cosine(1e-3, 10_000); "
                         f"got {value!r}")  # fmt: skip
     checked = option.check(where + name, value)

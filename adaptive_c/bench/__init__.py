@@ -1,5 +1,6 @@
 """The benchmark of this library and its peers: ``adaptive-c bench``.
 
-contenders.py says who is measured, suite.py which rows and how, worker.py is a contender's process, model.py predicts
-what was measured, and report.py makes tables and pictures of the JSON file.
+contenders.py holds the contenders that are measured, suite.py decides which rows are measured and how, worker.py is the
+process of one contender, model.py predicts the measured times, and report.py makes tables and pictures from the JSON
+file.
 """

@@ -1,7 +1,7 @@
-"""Who is measured: this library, its peers, and NumPy and numba written by hand, each behind the same small interface.
+"""What is measured: this library, its peers, and NumPy and numba written by hand, all through one small interface.
 
 A contender is a function that takes a `Task` and returns a `Subject`, in a process of its own.  Its decorator says
-what it needs, and which formula of adaptive_c.reference it follows, by which its results are checked.
+what must be installed for it, and which formula of adaptive_c.reference its results are checked against.
 """
 
 import os
@@ -18,7 +18,7 @@ LR, DECAY = 1e-3, 1e-2
 
 @dataclass(frozen=True)
 class Task:
-    """What is stepped: arrays of these sizes, and how."""
+    """What a contender steps: the sizes of the arrays, the rule and its options."""
 
     sizes: tuple[int, ...]
     rule: str = "AdamW"
@@ -51,19 +51,19 @@ class Task:
 
 @dataclass
 class Subject:
-    """What a contender's process can do."""
+    """What the process of a contender can be asked to do."""
 
     step: Callable[[], Any]
-    params: Callable[[], list[Array]]  # as they are now
-    double: Callable[[], Any]  # the gradients of the next steps: constant ones would hide what betas do
-    prepare: Callable[[], Any] | None = None  # before each step, not timed
+    params: Callable[[], list[Array]]  # their present values
+    double: Callable[[], Any]  # doubles the gradients of the next steps: constant ones would hide what betas do
+    prepare: Callable[[], Any] | None = None  # called before each step, and not timed
     ceiling: Callable[[], Any] | None = None
-    bytes: float = 0.0  # that a step moves, for each element
+    bytes: float = 0.0  # how many a step moves for each element
 
 
 def double(*arrays: Array) -> None:
     for x in arrays:
-        if x.dtype == np.uint16:  # bfloat16: one more in the exponent
+        if x.dtype == np.uint16:  # bfloat16: adding one to the exponent doubles the number
             x += 0x80
         else:
             x *= 2
@@ -73,15 +73,15 @@ def double(*arrays: Array) -> None:
 class Contender:
     name: str
     build: Callable[[Task], Subject]
-    install: str  # what brings it
-    rule: str = "adamw"  # of adaptive_c.reference
+    install: str  # the command that installs it
+    rule: str = "adamw"  # the function of adaptive_c.reference that it follows
     options: Mapping[str, Any] = field(default_factory=dict)
-    bits: int = 32  # of its state
-    dtype: str | None = None  # what it steps, whatever the task says
+    bits: int = 32  # the width of its state
+    dtype: str | None = None  # the dtype that it steps instead of the task's
 
 
 CONTENDERS: dict[str, Contender] = {}
-_ADAM_HAT = MappingProxyType({"eps_mode": "hat"})  # Adam without weight decay, eps beside the uncorrected root
+_ADAM_HAT = MappingProxyType({"eps_mode": "hat"})  # Adam without weight decay, eps added to the uncorrected root
 
 
 def contender(name: str, install: str = "", **more: Any) -> Callable[[Callable[[Task], Subject]], Any]:
@@ -118,15 +118,14 @@ def ours(task: Task) -> Subject:
     threads = task.threads or 0
     updated = (p, *state)
     subject.bytes = g.itemsize + 2 * sum(x.itemsize for x in updated)
-    if task.elements >= 1 << 17:  # below, memory is not the limit, and the call counts
+    if task.elements >= 1 << 17:  # for fewer elements the call counts, and memory is not the limit
         subject.ceiling = lambda: core.ceiling((g,), updated, (), threads)
     if task.whole:
         kept = g.copy()
         subject.prepare = lambda: np.copyto(g, kept)
         subject.double = lambda: double(kept)
-        subject.bytes += (
-            2 * opt.ema.itemsize + copy.itemsize + 2 * g.itemsize
-        )  # average, copy; g for the norm, and zeroed
+        # The average is read and written, the copy is written; g is read again for the norm, and zeroed.
+        subject.bytes += 2 * opt.ema.itemsize + copy.itemsize + 2 * g.itemsize
 
         def ceiling() -> None:
             core.ceiling((g,), (), (), threads)
@@ -142,7 +141,7 @@ _TORCH = "pip install torch --index-url https://download.pytorch.org/whl/cpu"
 
 
 def _tensors(task: Task) -> tuple[Any, list[Any]]:
-    """torch, and parameters whose gradients are set."""
+    """The module torch, and parameters whose gradients are set."""
     import torch
 
     if task.threads:
@@ -337,7 +336,7 @@ def thinc(task: Task) -> Subject:
 
     (p,), (g,) = task.arrays()
     opt = Optimizer(LR, beta1=0.9, beta2=0.999, eps=1e-8, L2=0.0, grad_clip=0.0, use_averages=False)
-    kept = g.copy()  # thinc zeroes the gradient
+    kept = g.copy()  # because thinc zeroes the gradient
     return Subject(lambda: opt("p", p, g), lambda: [p], lambda: double(kept), prepare=lambda: np.copyto(g, kept))
 
 

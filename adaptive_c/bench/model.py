@@ -1,29 +1,30 @@
-"""What a step should take: a model with three numbers of the machine, held against every row that it can predict.
+"""How long a step should take: a model with three numbers of the machine, compared with every row that it applies to.
 
     time = call + max(memory, work) + UNHIDDEN min(memory, work)
-    memory = bytes / bandwidth                   bandwidth: of the ceiling, in the same row
+    memory = bytes / bandwidth                   bandwidth: that of the ceiling in the same row
     work   = elements * cost / threads           cost: seconds per element on one core, in cache
 
-A core computes while memory works, but not perfectly so: UNHIDDEN is the part of the shorter one that shows.
+A core computes while memory works, but the two do not overlap completely: UNHIDDEN is the share of the shorter one
+that adds to the time.
 """
 
 from collections.abc import Iterator
 from typing import Any
 
 UNHIDDEN = 0.2
-LARGE = 100e6  # bytes of a step that no cache holds
-CALL = 0.5e-6  # seconds, from Python to the first element and back
+LARGE = 100e6  # bytes; the arrays of a step that moves more fit into no cache
+CALL = 0.5e-6  # seconds from Python to the first element and back
 
 
 def predict(elements: int, bytes_per_element: float, bandwidth: float, cost: float, threads: int) -> float:
-    """Seconds of one step of arrays that are larger than the caches; bandwidth in bytes per second."""
+    """Seconds of one step over arrays that are larger than the caches; bandwidth is in bytes per second."""
     memory = elements * bytes_per_element / bandwidth
     work = elements * cost / threads
     return CALL + max(memory, work) + UNHIDDEN * min(memory, work)
 
 
 def predictions(results: dict[str, Any]) -> Iterator[tuple[str, float, float]]:
-    """(label, seconds measured, seconds predicted) of each row that has a ceiling and a cost in cache."""
+    """(label, seconds measured, seconds predicted) of each row for which the ceiling and a cost in cache are known."""
     costs = {}
     for row in results["rows"]:
         if row["group"] == "in cache" and (mine := row["contenders"].get("adaptive_c", {}).get("median")):

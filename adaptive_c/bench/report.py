@@ -1,4 +1,4 @@
-"""Tables in Markdown and pictures, from what the suite measured (the JSON file)."""
+"""Makes tables in Markdown, and pictures, from what the suite measured (the JSON file)."""
 
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ TITLES = {
 
 
 def _time(seconds: float, *beside: float) -> str:
-    """A time, and others beside it in brackets, in the unit of the first."""
+    """A time and, in brackets, others in the unit of the first."""
     units = ((1.0, "s"), (1e-3, "ms"), (1e-6, "us"), (1e-9, "ns"))
     unit, name = next((pair for pair in units if seconds >= pair[0]), units[-1])
     brackets = f" ({'-'.join(f'{x / unit:.3g}' for x in beside)})" if beside else ""
@@ -30,7 +30,7 @@ def _time(seconds: float, *beside: float) -> str:
 
 
 def ratio(compared: dict[str, float] | None) -> str:
-    """How many times as long, and its interval; "=" where the noise is larger than the difference."""
+    """How many times as long a contender takes, with the interval; "=" if the interval holds 1."""
     if compared is None:
         return NOTHING
     if compared["low"] <= 1 <= compared["high"]:
@@ -48,7 +48,7 @@ def _cell(facts: dict[str, Any]) -> str:
 
 
 def table(rows: list[dict[str, Any]]) -> list[str]:
-    """One group as a Markdown table: our time, then how many times as long each other took."""
+    """One group as a Markdown table: our time, then how many times as long each of the others took."""
     group = rows[0]["group"]
     names = list(dict.fromkeys(name for row in rows for name in row["contenders"] if name != OURS))
     if group == "memory":
@@ -112,7 +112,7 @@ def markdown(results: dict[str, Any]) -> str:
 
 
 def pictures(results: dict[str, Any], folder: Path) -> list[Path]:
-    """PNG and SVG of what there are rows for; raises ImportError without matplotlib."""
+    """Write PNG and SVG files of everything that there are rows for; raises ImportError without matplotlib."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -135,7 +135,7 @@ def _rows(results: dict[str, Any], group: str) -> list[dict[str, Any]]:
 
 
 def _curves(axis: Any, rows: list[dict[str, Any]], x: list[float], scale: list[float]) -> None:
-    """A line for each contender, ours thick, the ceiling dotted; named where it ends."""
+    """Draw a line for each contender: ours is thick, the ceiling dotted."""
     names = list(dict.fromkeys(name for row in rows for name in row["contenders"]))
     for i, name in enumerate(names):
         points = [(x[j], row["contenders"][name]["median"] * scale[j]) for j, row in enumerate(rows)
@@ -163,7 +163,7 @@ def sizes(axis: Any, results: dict[str, Any]) -> bool:
 
 
 def roofline(axis: Any, results: dict[str, Any]) -> bool:
-    """Time per element over bytes per element: every rule and format at the largest size, and the ceiling."""
+    """Time per element over bytes per element, for every rule and format at the largest size, and the ceiling."""
     rows = [row for group in ("rules", "formats", "whole") for row in _rows(results, group)]
     rows = [row for row in rows if row["task"]["elements"] == results["settings"]["large"]]
     points = []
@@ -184,7 +184,7 @@ def roofline(axis: Any, results: dict[str, Any]) -> bool:
                   "formats": "AdamW, narrow numbers", "whole": "the whole step"}[group])  # fmt: skip
     last: dict[float, float] = {}
     high = max(p[1] for p in points)
-    for size, mine, _, row in points:  # names of one column one above the other
+    for size, mine, _, row in points:  # names that share a column are put one above the other
         y = max(mine, last.get(size, -1.0) + 0.03 * high)
         last[size] = y
         name = row["label"].replace(" parameters", "").replace(" state", "").rpartition(", ")
@@ -198,7 +198,7 @@ def roofline(axis: Any, results: dict[str, Any]) -> bool:
 
 
 def whole_step(axis: Any, results: dict[str, Any]) -> bool:
-    """Bars, with quartiles."""
+    """Bars with quartiles, one for each contender."""
     rows = _rows(results, "whole")
     if not rows:
         return False

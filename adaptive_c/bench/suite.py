@@ -1,9 +1,10 @@
-"""The rows, and how they are measured: contenders in processes of their own, in turn, for many rounds.
+"""The rows, and how they are measured: contenders in processes of their own take turns for many rounds.
 
-What is kept of a row is each round's seconds.  Ratios are taken within a round; their median comes with an interval
-that holds the true median with a chance of 95%, whatever the distribution of the noise, if rounds are independent
-(order statistics and the binomial distribution).  It speaks of one allocation of the arrays: where they lie counts too.
-A ratio whose interval holds 1 is not shown.
+For each row the seconds of every round are kept.  Ratios are taken within a round.  Their median is given with an
+interval that holds the true median with a chance of 95%, whatever the distribution of the noise, provided that the
+rounds are independent (order statistics and the binomial distribution).  The interval holds for one allocation of the
+arrays; another one may give another time, because it matters where arrays lie.  A ratio whose interval holds 1 is not
+shown.
 """
 
 import json
@@ -34,24 +35,24 @@ RULES: list[tuple[str, dict[str, Any]]] = [
     ("RMSprop", {"momentum": 0.9, "centered": True}), ("Adadelta", {}), ("Adam", {}), ("Adam", {"amsgrad": True}),
     ("AdamW", {}), ("Adamax", {}), ("NAdam", {}), ("RAdam", {}), ("Lion", {}), ("Rprop", {}), ("SuperSAB", {}),
 ]  # fmt: skip
-FUSED = {"SGD", "Adagrad", "Adam", "AdamW"}  # what PyTorch has fused CPU kernels for
-# GPT-2 124M: token and position embedding, twelve blocks, the last norm; 148 arrays, 124,439,808 numbers.
+FUSED = {"SGD", "Adagrad", "Adam", "AdamW"}  # the rules that PyTorch has fused CPU kernels for
+# GPT-2 124M: token and position embeddings, twelve blocks and the last norm are 148 arrays with 124,439,808 numbers.
 GPT2 = (50257 * 768, 1024 * 768, *12 * (768, 768, 768 * 2304, 2304, 768 * 768, 768, 768, 768, 768 * 3072, 3072,
                                         3072 * 768, 768), 768, 768)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What is measured, and how often; a TOML file may have the same names (``--config``)."""
+    """What is measured, and how often.  A TOML file given with ``--config`` may set any of these names."""
 
     groups: tuple[str, ...] = (
         "sizes", "rules", "float64", "whole", "formats", "lists", "threads", "import", "memory",
     )  # fmt: skip
     rounds: int = 21
-    seconds: float = 0.04  # of one timing, at least one step
+    seconds: float = 0.04  # the length of one timing, which has at least one step
     large: int = 1 << 26
     sizes: tuple[int, ...] = tuple(1 << i for i in (8, 10, 12, 14, 16, 17, 18, 20, 22, 24, 26, 27))
-    everybody_up_to: int = 1 << 24  # beyond, only the fast contenders
+    everybody_up_to: int = 1 << 24  # larger sizes are measured for the fast contenders only
     contenders: tuple[str, ...] = tuple(CONTENDERS)
 
 
@@ -59,7 +60,7 @@ QUICK = Settings(rounds=7, seconds=0.01, large=1 << 22, sizes=tuple(1 << i for i
 
 
 def settings(file: str | None, quick: bool, groups: Sequence[str], rounds: int | None) -> Settings:
-    """The settings of a command line, checked.  OSError and ValueError for a file that can't be used."""
+    """The checked settings of a command line.  Raises OSError or ValueError for a file that can't be used."""
     chosen = QUICK if quick else Settings()
     if file is not None:
         given = tomllib.loads(Path(file).read_text())
@@ -90,7 +91,7 @@ def settings(file: str | None, quick: bool, groups: Sequence[str], rounds: int |
 
 
 def _fits(value: Any, like: Any) -> bool:
-    """Is a value from a TOML file of the type of a setting?  A whole number will do for any number."""
+    """Whether a value from a TOML file has the type of a setting.  A whole number is accepted for any number."""
     if isinstance(like, tuple):
         return isinstance(value, tuple) and all(_fits(x, like[0]) for x in value)
     return type(value) is type(like) or (isinstance(like, float) and type(value) is int)
@@ -105,11 +106,11 @@ class Row:
     label: str
     task: Task
     names: Sequence[str]
-    results: dict[str, dict[str, Any]] = field(default_factory=dict)  # by contender, and "ceiling"
+    results: dict[str, dict[str, Any]] = field(default_factory=dict)  # by the contender's name, and "ceiling"
 
 
 def rows(settings: Settings) -> Iterator[Row]:
-    """What the settings ask for; a row without any contender that is wanted is left out."""
+    """The rows that the settings ask for; a row without any of the wanted contenders is left out."""
     every = [name for name, c in CONTENDERS.items() if c.bits == 32 and not c.dtype and "call by call" not in name]
     n, cached = settings.large, min(settings.large, 1 << 13)
     state_formats = [("float32", None), ("float32", "bfloat16"), ("float32", "uint8"), ("bfloat16", "bfloat16"),
@@ -154,11 +155,11 @@ def rows(settings: Settings) -> Iterator[Row]:
 
 
 class Process:
-    """A contender at work, for as many rows as have the same number of threads."""
+    """The process of a contender; it serves all rows that have the same number of threads."""
 
     def __init__(self, name: str, threads: int | None) -> None:
         self.name = name
-        self.facts: dict[str, Any] = {}  # of its last task
+        self.facts: dict[str, Any] = {}  # what the worker reported of the last task
         env = dict(os.environ)
         if threads:
             env |= dict.fromkeys(("OMP_NUM_THREADS", "NUMBA_NUM_THREADS"), str(threads))
@@ -188,7 +189,7 @@ class Process:
 
 
 class Processes:
-    """One process for each contender and number of threads, started when it is first asked for."""
+    """One process for each contender and number of threads, started when it is first needed."""
 
     def __init__(self) -> None:
         self._running: dict[tuple[str, int | None], Process] = {}
@@ -212,7 +213,7 @@ class Processes:
 
 
 def free_memory() -> float:
-    """Bytes that new processes may take, infinite where it can't be told."""
+    """The bytes that new processes may take; infinite if the system does not tell."""
     try:
         for line in Path("/proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable"):
@@ -224,14 +225,14 @@ def free_memory() -> float:
 
 def measure(row: Row, settings: Settings, processes: Processes, say: Callable[[str], None],
             advance: Callable[[float], None]) -> None:  # fmt: skip
-    """Fill in row.results.  `advance` is called with shares of the row that are done."""
+    """Fill in row.results.  `advance` is called with each share of the row that has been done."""
     task, ready = row.task, []
     itemsize = {"float64": 8, "float32": 4, "bfloat16": 2}[task.dtype]
     for name in row.names:
         if 8 * task.elements * itemsize > 0.9 * free_memory():
             row.results[name] = {"failed": "not enough free memory beside the others"}
         else:
-            if row.group == "memory":  # what a process has freed would count
+            if row.group == "memory":  # in an old process, memory that it has freed would count
                 processes.stop(name, task.threads)
             process = processes.get(name, task.threads)
             row.results[name] = process.build(task)
@@ -248,14 +249,14 @@ def measure(row: Row, settings: Settings, processes: Processes, say: Callable[[s
     turns = [(process, what) for process in ready for what in process.facts["steps"]]
     seconds: dict[tuple[Process, str], list[float]] = {turn: [] for turn in turns}
     for number in range(settings.rounds if row.group != "memory" else 0):
-        turns = [*turns[1:], *turns[:1]]  # nobody always follows the same one
+        turns = [*turns[1:], *turns[:1]]  # a different contender begins each round
         for process, what in [turn for turn in turns if turn in seconds]:
             once = process.facts["seconds"]
             if number < ENOUGH or once < 10 * ready[0].facts["seconds"]:
                 repeat = max(1, min(5000, int(settings.seconds / max(once, 1e-7))))
-                time.sleep(0.02)  # until the last one's threads have stopped spinning
+                time.sleep(0.02)  # until the threads of the previous contender have stopped spinning
                 took = process.ask(time=what, repeat=repeat)
-                if isinstance(took, dict):  # it died, for want of memory perhaps
+                if isinstance(took, dict):  # the process died, perhaps for lack of memory
                     row.results[process.name] = took
                     say(f"{row.group}, {row.label}: {process.name} is left out (failed: {took['failed']})")
                     seconds = {turn: times for turn, times in seconds.items() if turn[0] is not process}
@@ -272,7 +273,7 @@ def measure(row: Row, settings: Settings, processes: Processes, say: Callable[[s
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
-    """An interval that holds the true median with a chance of 95% (of 5 values, the most one can have, 94%)."""
+    """An interval that holds the true median with a chance of 95% (for 5 values 94%, the most that is possible)."""
     ordered, n = sorted(values), len(values)
     below, tail = 0, 0.5**n
     while tail + math.comb(n, below + 1) * 0.5**n <= 0.025 and below + 1 < n // 2:
@@ -282,7 +283,7 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
 
 
 def compare(row: Row, name: str, base: str = OURS) -> dict[str, float] | None:
-    """How many times longer `name` takes than `base`, round by round: median and interval."""
+    """How many times as long as `base` contender `name` takes: median and interval of the ratios within each round."""
     pair = [row.results.get(x, {}).get("rounds") for x in (name, base)]
     if not pair[0] or not pair[1]:
         return None
@@ -292,7 +293,7 @@ def compare(row: Row, name: str, base: str = OURS) -> dict[str, float] | None:
 
 
 def summary(row: Row) -> dict[str, Any]:
-    """A row as JSON keeps it."""
+    """A row in the form that the JSON file holds."""
     out: dict[str, Any] = {"group": row.group, "label": row.label, "task": _short(row.task), "contenders": {}}
     for name, facts in row.results.items():
         kept: dict[str, Any] = {key: facts[key] for key in ("missing", "failed") if key in facts}
@@ -330,7 +331,7 @@ IMPORTS = {
 
 
 def imports(settings: Settings, advance: Callable[[float], None]) -> dict[str, Any]:
-    """Seconds to import each library after NumPy, in new processes, in turn."""
+    """Seconds to import each library after NumPy, measured in turn in new processes."""
     script = "import time, numpy; start = time.perf_counter(); {}; print(time.perf_counter() - start)"
     names = [name for name in IMPORTS if name in settings.contenders]
     rounds: dict[str, list[float]] = {name: [] for name in names}
@@ -348,7 +349,7 @@ def imports(settings: Settings, advance: Callable[[float], None]) -> dict[str, A
 
 
 def environment() -> dict[str, Any]:
-    """The machine, the compiler and its flags, the versions and the commit."""
+    """A description of the machine, the compiler and its flags, the versions and the commit."""
     info = build_info()
     names = ("adaptive_c", "numpy", "torch", "deepspeed", "bitsandbytes", "torchao", "numba", "jax", "optax", "thinc",
              "scikit-learn")  # fmt: skip
@@ -390,7 +391,7 @@ def _processor() -> str:
 
 @contextmanager
 def progress(total: int) -> Iterator[tuple[Callable[[str], None], Callable[[str], None], Callable[[float], None]]]:
-    """Three functions: say a line, name the row at work, advance by a share of a row."""
+    """Three functions: to print a line, to name the row that is being measured, and to advance by a share of a row."""
     try:
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -419,7 +420,7 @@ def progress(total: int) -> Iterator[tuple[Callable[[str], None], Callable[[str]
 
 
 def run(settings: Settings, folder: Path) -> dict[str, Any]:
-    """Measure everything, with a progress bar; the JSON file is written after every row."""
+    """Measure everything and show a progress bar; the JSON file is written after every row."""
     planned = list(rows(settings))
     results: dict[str, Any] = {"environment": environment(), "settings": asdict(settings), "rows": []}
     file = folder / "adaptive-c-bench.json"

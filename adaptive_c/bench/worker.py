@@ -1,6 +1,6 @@
-"""A contender's process: builds one subject, checks it against the reference, then times it when asked.
+"""The process of one contender: builds a subject, checks it against the reference, then times it when asked.
 
-Obeys lines of JSON on standard input and answers each with one on standard output.
+It obeys lines of JSON on standard input and answers each with a line of JSON on standard output.
 """
 
 import gc
@@ -18,11 +18,11 @@ from .. import reference
 from .contenders import CONTENDERS, LR, Array, Contender, Subject, Task
 
 _ENDS, _ARRAYS, _STEPS = 512, 32, 3
-_LONG = 0.5  # seconds, after which a timing ends early
+_LONG = 0.5  # seconds after which a timing ends early
 
 
 def sample(arrays: list[Array]) -> Array:
-    """The first and last elements of some of the arrays, as float64: enough, since every rule is elementwise."""
+    """The first and last elements of some of the arrays, as float64.  Every rule is elementwise, so this is enough."""
     some = arrays[:: max(1, len(arrays) // _ARRAYS)]
     parts = [part for x in some for part in (x[:_ENDS], x[_ENDS:][-_ENDS:])]
     x = np.concatenate(parts)
@@ -32,7 +32,7 @@ def sample(arrays: list[Array]) -> Array:
 
 
 def expected(contender: Contender, task: Task, p: Array, g: Array, norm: float) -> Array:
-    """A sample of the parameters after three steps by the reference, in float64; each doubles the gradient."""
+    """The sampled parameters after three steps of the reference in float64, the gradient doubling from step to step."""
     ours = contender.name == "adaptive_c" or contender.name.startswith("torch ")
     rule = getattr(reference, task.rule.lower() if ours else contender.rule)
     options = {**(task.options if ours else contender.options), "lr": LR}
@@ -44,11 +44,11 @@ def expected(contender: Contender, task: Task, p: Array, g: Array, norm: float) 
 
 
 def difference(contender: Contender, task: Task, before: Array, after: Array, wanted: Array) -> str:
-    """What is wrong with the parameters after three steps, or nothing.
+    """What is wrong with the parameters after three steps; an empty string if nothing is.
 
-    Exact numbers are the tests' business; this is to keep wrong or idle contenders out of the figures.  An update may
-    be off by a part of itself: 1e-4 where the state is as wide as the parameters (1e-9 in float64), 5% with bfloat16
-    and 30% with 8-bit state; and by four roundings of the parameter (in bfloat16 they hide the update).
+    Exact numbers are the business of the tests; this check keeps wrong or idle contenders out of the figures.  The
+    error of an update may be a share of the update, 1e-4 if the state is as wide as the parameters (1e-9 in float64),
+    5% with bfloat16 and 30% with 8-bit state, plus four roundings of the parameter (in bfloat16 these hide the update).
     """
     unit = {"float64": 2.0**-52, "float32": 2.0**-23, "bfloat16": 2.0**-7}[task.dtype]
     narrow = {"uint8": 0.3, "bfloat16": 0.05, None: 0.3 if contender.bits == 8 else 0.0}[task.state_dtype]
@@ -62,7 +62,7 @@ def difference(contender: Contender, task: Task, before: Array, after: Array, wa
 
 
 def _memory(word: str) -> int:
-    """VmRSS or VmHWM in bytes, 0 where there is no /proc."""
+    """VmRSS or VmHWM in bytes, or 0 if there is no /proc."""
     with suppress(OSError), open("/proc/self/status") as file:
         for line in file:
             if line.startswith(word):
@@ -72,7 +72,7 @@ def _memory(word: str) -> int:
 
 def build(name: str, task: Task) -> tuple[Subject, dict[str, Any]]:
     contender = CONTENDERS[name]
-    if name != "adaptive_c":  # a peer has its own state, whatever the task says of ours
+    if name != "adaptive_c":  # the state of a peer is its own choice; the task's state_dtype is ours
         task = replace(task, dtype=contender.dtype or task.dtype, state_dtype=None)
     contender.build(replace(task, sizes=(8192,))).step()  # imports, compiles and starts threads
     params, grads = task.arrays()
@@ -81,7 +81,7 @@ def build(name: str, task: Task) -> tuple[Subject, dict[str, Any]]:
         norm = float(np.sqrt(sum(float(np.sum(np.square(x, dtype="float64"))) for x in grads)))
     del params, grads
     with suppress(OSError), open("/proc/self/clear_refs", "w") as file:
-        file.write("5")  # the high-water mark starts again
+        file.write("5")  # resets the high-water mark
     start = _memory("VmRSS")
     subject = contender.build(task)
     for i in range(_STEPS):
@@ -101,7 +101,7 @@ def build(name: str, task: Task) -> tuple[Subject, dict[str, Any]]:
 
 
 def timed(subject: Subject, what: str, repeat: int) -> float:
-    """Seconds of one step, the mean of `repeat` of them, or of fewer on a machine that has become much slower."""
+    """Seconds of one step: the mean over `repeat` steps, or over fewer if the machine has become much slower."""
     step = subject.step if what == "step" else subject.ceiling
     assert step is not None
     prepare = subject.prepare if what == "step" else None
@@ -120,7 +120,7 @@ def timed(subject: Subject, what: str, repeat: int) -> float:
 
 def main() -> None:
     answer = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever a library prints goes to standard error
+    os.dup2(2, 1)  # what libraries print goes to standard error, not between the answers
     subject: Subject | None = None
     for line in sys.stdin:
         order = json.loads(line)
@@ -138,7 +138,7 @@ def main() -> None:
         else:
             assert subject is not None
             gc.disable()
-            if order["repeat"] > 1:  # beside a long step it makes no difference
+            if order["repeat"] > 1:  # for a long step, waking the threads makes no difference
                 timed(subject, order["time"], 1)  # wakes the threads
             result = timed(subject, order["time"], order["repeat"])
             gc.enable()
