@@ -308,7 +308,8 @@ cdef class BoundGroup:
             try:
                 value = f.schedule(t)
             except Exception as error:
-                error.add_note(f"raised by the schedule of {f.name} at t={t}: {f.schedule!r}")
+                error.add_note(f"raised by the schedule of param_groups[{self.group.index}]: at t={t} {f.name}: "
+                               f"{f.schedule!r}")
                 raise
             if PyFloat_Check(value):
                 x = PyFloat_AS_DOUBLE(value)

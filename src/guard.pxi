@@ -21,8 +21,8 @@ cdef class Guard:
             self.holder = holder
             return 0
         if self.holder == AVERAGED:
-            raise RuntimeError("not inside averaged_parameters(): the parameters are their averages there; leave the "
-                               "block first")
+            raise RuntimeError("not inside averaged_parameters(), where the parameters are their averages: leave the block "
+                               "first")
         raise RuntimeError("another thread is inside step() of this optimizer, or saves, loads or changes it (in a "
                            "forked child: did, when the process forked; in a schedule or a signal handler: the call "
                            "that it interrupts does); guard the optimizer with a lock, or give each thread an optimizer "

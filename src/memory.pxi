@@ -119,7 +119,7 @@ cdef class Spans:
         cdef uintptr_t low, high
         new.sort()
         for i, (low, high, group, item) in enumerate(new):
-            while old < self.n and self.spans[old].low < low:
+            while old < self.n and self.spans[old].low <= low:
                 both.spans[i + old] = self.spans[old]
                 old += 1
             both.spans[i + old] = Span(low, high, group, item)

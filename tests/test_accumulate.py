@@ -336,7 +336,7 @@ def test_accumulating_inside_averaged_parameters_touches_none_of_them():
     opt.step(np.ones(3))
     with opt.averaged_parameters():
         opt.accumulate(np.ones(3))
-        with pytest.raises(RuntimeError, match="no step inside averaged_parameters"):
+        with pytest.raises(RuntimeError, match="not inside averaged_parameters"):
             opt.step()
     assert opt.pending == 1
     opt.step()

@@ -64,7 +64,7 @@ class Composition:
         self.kind = formats.get("parameters", "float32")
         self.p = p.view("uint16") if self.kind != "float32" else p.copy()
         self.master = wide(self.p, self.kind).copy() if "master" in formats else None
-        self.state, self.slots = {}, getattr(ac, name)._slots
+        self.state, self.slots = {}, tuple(getattr(ac, name)._state)
         if options.get("initial_accumulator_value"):
             self.put("sum", np.full(p.size, options["initial_accumulator_value"], "float32"), ref.NEAREST)
 

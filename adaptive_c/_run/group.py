@@ -1,14 +1,17 @@
 """The face of one parameter group: its options as a dict, checked when they are assigned."""
 
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from functools import partial
 from types import MappingProxyType
 from typing import Any, Never
+
+import numpy as np
 
 from .layout import Layout
 from .options import (
     OPTIONS,
     RANGES,
+    Number,
     check_bounds,
     check_followed,
     check_option,
@@ -20,19 +23,26 @@ from .options import (
 from .store import Allocate, Store
 
 
-def check_options(rule: Any, changes: Mapping[str, Any], dtype: str, where: str, t: int) -> dict[str, Any]:
-    """Options of a group, each by itself, normalised; schedules as they are.
+def check_options(
+    rule: Any, changes: Mapping[str, Any], known: Iterable[str], dtype: str, where: str, t: int
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Options of a group, each checked by itself and normalised: as they are, and with the numbers of schedules.
 
-    dtype: the type that the rule computes in.  t: applied steps.
+    known: all options there are.  dtype: the type that the rule computes in.  t: applied steps.
     """
     found: dict[str, Any] = {}
+    numbers: dict[str, Any] = {}
     for name, value in changes.items():
         if follows(tuple(value) if isinstance(value, list) else value):
-            found[name] = check_schedule(name, value, rule, where)
-            number_at(name, found[name], t, dtype, where)
-        else:
-            found[name] = check_option(name, value, dtype, where)
-    return found
+            found[name] = check_schedule(name, value, rule, known, where)
+            numbers[name] = number_at(name, found[name], t, dtype, where)
+            continue
+        option = OPTIONS[name]
+        if option.movable and isinstance(option.check, Number) and not isinstance(value, (int, float, np.number)):
+            raise TypeError(f"{where}{name} must be a number, or a schedule such as schedules.cosine(1e-3, 10_000); "
+                            f"got {value!r}")  # fmt: skip
+        found[name] = numbers[name] = check_option(name, value, dtype, where)
+    return found, numbers
 
 
 def check_formats(rule: Any, options: Mapping[str, Any], dtype: str, where: str) -> None:
@@ -120,8 +130,8 @@ class ParamGroup(MutableMapping[str, Any]):
         bounds, changes = None, dict(changes)
         if "bounds" in changes:
             shown, bounds = check_bounds(changes.pop("bounds"), self.bound.dtype, where, self.layout.flat)
-        found = check_options(self._rule, changes, self.computed, where, t)
-        check_together({**self._options, **found}, where)
+        found, numbers = check_options(self._rule, changes, self._options, self.computed, where, t)
+        check_together({**self._options, **numbers}, where)
         for name, slot in self._rule._state.items():
             if slot.when in found and slot.needed(found) and name not in self.store.arrays:
                 raise ValueError(f"{where}this would need new state ({name}) in the middle of a run; "
@@ -185,7 +195,7 @@ class ParamGroup(MutableMapping[str, Any]):
             return self.layout.views(store.arrays[name]) if name in store.arrays else None
         if name in store.counts:  # a count, or NAdam's product
             return self.layout.arrange([row.reshape(()) for row in store.counts[name][:, None]])
-        return store.arrays.get(name) if str(name).endswith("_scale") else None
+        return store.arrays.get(name) if name.endswith("_scale") else None
 
     def bind_copies(self, where: str) -> None:
         """Check copy_to and hand it to the core."""

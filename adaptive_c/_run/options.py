@@ -4,10 +4,10 @@ One name means one thing in every rule.  `SETTINGS` are the options of an optimi
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from types import MappingProxyType, NoneType
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -216,9 +216,6 @@ RANGES = {dtype: ranges(dtype) for dtype in ("float32", "float64")}
 def check_option(name: str, value: Any, dtype: str, where: str) -> Any:
     """A plain value of one option, normalised.  dtype: the type that the rule computes in."""
     option = OPTIONS[name]
-    if option.movable and not isinstance(option.check, Pair) and not isinstance(value, (int, float, np.number, NoneType)):
-        raise TypeError(f"{where}{name} must be a number, or a schedule such as schedules.cosine(1e-3, 10_000); "
-                        f"got {value!r}")  # fmt: skip
     checked = option.check(where + name, value)
     for x in checked if isinstance(checked, tuple) else (checked,):
         if isinstance(x, float) and abs(x) > _LARGEST[dtype]:
@@ -230,23 +227,20 @@ def check_option(name: str, value: Any, dtype: str, where: str) -> Any:
     return checked
 
 
-def check_schedule(name: str, value: Any, rule: Any, where: str) -> Any:
-    """A schedule where a number may be, or a pair with one: a pair becomes a tuple."""
+def check_schedule(name: str, value: Any, rule: Any, known: Iterable[str], where: str) -> Any:
+    """A schedule where a number may be, or a pair with one: a pair becomes a tuple.  known: all options there are."""
     option = OPTIONS[name]
     if not option.movable:
-        names = ", ".join(name for name, option in OPTIONS.items() if option.movable)
+        names = ", ".join(name for name in known if OPTIONS[name].movable)
         raise TypeError(f"{where}{name} can't follow a schedule, got {value!r}; what can: {names}")
     if name in rule._read_once:
         raise ValueError(f"{where}{name} of {rule.__name__} is read at an array's first step only and can't follow a "
                          f"schedule, got {value!r}; give a number")  # fmt: skip
     if moves(value):
         return value
-    parts = tuple(value)
     if not isinstance(option.check, Pair):
         raise TypeError(f"{where}{name} must be a number or a schedule, got {value!r}")
-    if len(parts) != 2:
-        raise TypeError(f"{where}{name} must be a pair of numbers or schedules, got {value!r}")
-    return tuple(x if moves(x) else real(f"{where}{name}[{i}]", x) for i, x in enumerate(parts))
+    return tuple(x if moves(x) else real(f"{where}{name}[{i}]", x) for i, x in enumerate(value))
 
 
 def number_at(name: str, value: Any, t: int, dtype: str, where: str) -> Any:

@@ -33,7 +33,7 @@ class Run:
         self.rule, self.defaults, self.groups = rule, defaults, ()
         self.plan = core.Plan(core.Guard())
         self._uint16_as, self._allocate = uint16_as, allocate
-        self._checked: dict[str, dict[str, Any]] = {}  # the defaults, by the type that a rule computes in
+        self._checked: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {}  # the defaults, by the type that a rule computes in
 
     groups: tuple[ParamGroup, ...]
 
@@ -98,9 +98,11 @@ class Run:
         prefix = f"{where}: " if where else ""
         dtype = "float64" if bound.dtype == "float64" else "float32"
         if dtype not in self._checked:
-            self._checked[dtype] = check_options(self.rule, self.defaults, dtype, "", self.plan.t)
-        options = {**self._checked[dtype], **check_options(self.rule, given, dtype, prefix, self.plan.t)}
-        check_together(options, prefix)
+            self._checked[dtype] = check_options(self.rule, self.defaults, self.defaults, dtype, "", self.plan.t)
+        own, own_numbers = check_options(self.rule, given, self.defaults, dtype, prefix, self.plan.t)
+        defaults, numbers = self._checked[dtype]
+        options = {**defaults, **own}
+        check_together({**numbers, **own_numbers}, prefix)
         check_formats(self.rule, options, bound.dtype, prefix)
         bounds = check_bounds(options["bounds"], bound.dtype, prefix, layout.flat)
         group = ParamGroup(self.rule, self.plan, bound, layout, index, options, bounds, self._allocate)

@@ -117,15 +117,10 @@ class State(Mapping[str, Any]):
 
     def __getitem__(self, name: str) -> Any:
         groups = self._run.groups
-        if len(groups) == 1 and not self._run.plan.structured:
-            found = groups[0].find(name)
-            if found is not None:
-                return found
-        elif isinstance(name, str):
-            all_found = [group.find(name) for group in groups]
-            if any(found is not None for found in all_found):
-                return all_found
-        raise KeyError(f"{name!r} is no state of this optimizer; it has {', '.join(self) or 'none'}")
+        found = [group.find(name) for group in groups] if isinstance(name, str) else [None]
+        if all(x is None for x in found):
+            raise KeyError(f"{name!r} is no state of this optimizer; it has {', '.join(self) or 'none'}")
+        return found if self._run.plan.structured else found[0]
 
     def __iter__(self) -> Iterator[str]:
         stores = [group.store for group in self._run.groups]
