@@ -91,19 +91,6 @@ def test_the_largest_counts_are_counts_like_others(rule):
     assert child(LARGE.format(rule=rule)) == "ok\n"
 
 
-def test_an_array_that_is_left_alone_may_have_any_count():
-    """Its count is not used, and the message would come at a step that has no part in it."""
-    params = [np.ones(3), np.ones(2)]
-    opt = ac.SGD(params)
-    opt.step([np.ones(3), np.ones(2)])
-    opt.state["step"][1][...] = -2
-    with pytest.raises(ValueError, match=r"params\[1\].*-2"):
-        opt.step([np.ones(3), np.ones(2)])
-    opt.state["step"][1][...] = 1
-    opt.step([np.ones(3), np.ones(2)])
-    assert opt.t == 2
-
-
 AT_ONCE = """
 import itertools, sys
 import numpy as np, adaptive_c as ac
@@ -142,7 +129,7 @@ def product(beta, decay, t):
         (0.9, 0.004, 60),
         (0.9, 1.0, 1000),
         (0.5, 1e9, 996),  # 2**-996, about 1.5e-300
-        (0.999, 0.02, 50_000),
+        (0.999, 0.03, 50_000),
         (0.9999, 1.0, 100_000),
         (1 - 1e-8, 0.1, 100_000),
         (float(np.nextafter(1.0, 0.0)), 1.0, 100_000),
