@@ -4,9 +4,9 @@ import copy
 
 import numpy as np
 import pytest
+from cases import assert_same_bits
 
 import adaptive_c as ac
-from cases import assert_same_bits
 
 
 def in_force(opt, *params):

@@ -119,7 +119,12 @@ def test_without_a_cycle_nothing_waits_for_the_collector():
 def test_a_failed_construction_holds_nothing():
     p, q = parameter(), parameter()
     refs = [weakref.ref(p), weakref.ref(q)]
-    for wrong in ({"lr": -1.0}, {"lr": lambda t: None}, {"copy_to": [q, q]}, {"state_dtype": "uint8", "master": "float32"}):
+    for wrong in (
+        {"lr": -1.0},
+        {"lr": lambda t: None},
+        {"copy_to": [q, q]},
+        {"state_dtype": "uint8", "master": "float32"},
+    ):
         with pytest.raises((TypeError, ValueError)):
             ac.AdamW([p, q], **wrong)
     with pytest.raises(ValueError, match="share memory"):

@@ -8,9 +8,9 @@ import warnings
 
 import numpy as np
 import pytest
+from cases import assert_same_bits
 
 import adaptive_c as ac
-from cases import assert_same_bits
 
 
 def make(**options):
@@ -89,7 +89,7 @@ def test_an_odd_state_dict_is_refused_with_the_place(path, value, message):
         place = place[key]
     place[path[-1]] = value
     before = str(opt.state_dict())
-    with pytest.raises((TypeError, ValueError), match=rf"(?s)^state_dict.*{message}|^state_dict.*{message}"):
+    with pytest.raises((TypeError, ValueError), match=rf"(?s)^state_dict.*({message})"):
         opt.load_state_dict(d)
     assert str(opt.state_dict()) == before
 
@@ -113,8 +113,8 @@ TOO_LARGE = [
     ("SGD", "lr", 1e39),
     ("SGD", "lr", 3.4028235677973366e38),  # half a unit over the largest: it rounds to infinity
     ("SGD", "weight_decay", 1e39),
-    ("SGD", "momentum", 1e39),
     ("Momentum", "lr", 1e39),
+    ("Momentum", "momentum", 1e39),
     ("Adagrad", "initial_accumulator_value", 1e39),
     ("RMSprop", "lr", 1e300),
     ("Adam", "lr", 1e39),
@@ -142,9 +142,8 @@ def test_a_number_that_is_infinite_in_the_dtype_is_refused(name, option, value):
             made(p, **{option: value}, **formats)
         opt = made([{"params": p}], **formats)
         before = opt.param_groups[0][option]
-        if not (name == "SGD" and option == "momentum") and option != "initial_accumulator_value":
-            with pytest.raises(ValueError, match=rf"param_groups\[0\]: .*{told}"):
-                opt.param_groups[0][option] = value
+        with pytest.raises(ValueError, match=rf"param_groups\[0\]: .*{told}"):
+            opt.param_groups[0][option] = value
         assert opt.param_groups[0][option] == before
         with pytest.raises(ValueError, match=rf"params\[1\].*{told}"):
             opt.add_param_group({"params": np.ones(2, p.dtype), option: value})
@@ -215,7 +214,7 @@ def test_a_loss_scale_that_is_too_large_is_still_what_is_named():
 def test_groups_are_equal_to_themselves_alone():
     opt = ac.SGD([{"params": np.ones(3)}, {"params": np.ones(3)}])
     first, second = opt.param_groups
-    assert first == first  # noqa: PLR0124
+    assert first == first
     assert not (first == second)  # noqa: SIM201
     assert first != second
     assert first != dict(first)
@@ -364,9 +363,7 @@ def test_a_bfloat16_tensor():
     remedy = "x.detach().view(torch.uint16).numpy()"
     assert remedy in told
     assert "uint16_as='bfloat16'" in told.replace('"', "'")
-    opt = ac.Adam(eval(remedy), lr=0.5, rounding="stochastic", uint16_as="bfloat16")
-    for g in (torch.ones(3, dtype=torch.bfloat16), [torch.ones(3)]):
-        assert "torch.Tensor" in refused(TypeError, lambda g=g: opt.step(g)) or isinstance(g, list)
+    opt = ac.SGD(eval(remedy), lr=0.5, rounding="stochastic", uint16_as="bfloat16")
     x.grad = torch.ones(3, dtype=torch.bfloat16)
     told = refused(TypeError, lambda: opt.step(x.grad))
     assert remedy in told
@@ -418,7 +415,7 @@ def test_a_sparse_gradient():
     told = refused(TypeError, lambda: opt.step(x))
     assert "x.toarray()" in told
     assert "list(x)" not in told
-    opt.step(eval("x.toarray()"))
+    opt.step(x.toarray())
     assert not w.any()
 
 
@@ -434,8 +431,10 @@ def test_sparse_gradients_of_scipy_and_torch():
     x = torch.eye(5)[:, :3].double().to_sparse()
     told = refused(TypeError, lambda: opt.step(x))
     assert "x.to_dense().numpy()" in told
-    opt.step(eval("x.to_dense().numpy()"))
-    assert "x.to_dense().numpy()" in refused(TypeError, lambda: opt.step(x.to_sparse_csr()))
+    opt.step(x.to_dense().numpy())
+    with warnings.catch_warnings(action="ignore"):  # torch's, that it is in beta
+        rows = x.to_sparse_csr()
+    assert "x.to_dense().numpy()" in refused(TypeError, lambda: opt.step(rows))
 
 
 def test_step_takes_the_gradients_alone():

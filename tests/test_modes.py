@@ -13,12 +13,13 @@ import platform
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
+from cases import CHUNK, IDS, PAIRS, assert_same_bits, build
 
 import adaptive_c as ac
-from cases import CHUNK, IDS, PAIRS, assert_same_bits, build
 
 pytestmark = pytest.mark.skipif(
     platform.machine() != "x86_64" or platform.libc_ver()[0] != "glibc",
@@ -286,7 +287,9 @@ def test_a_python_thread_in_another_mode(word):
 def test_threads_that_were_begun_in_another_mode_compute_in_the_default_one():
     """A new thread has the mode of the one that makes it: OpenMP's are made by the first large step."""
     for word in (FTZ | DAZ, UP):
-        done = subprocess.run([sys.executable, __file__, str(word)], capture_output=True, text=True, check=False)
+        folder = str(Path(__file__).parent)
+        code = f"import sys; sys.path.insert(0, {folder!r}); import test_modes as t; t.first_steps_in({word})"
+        done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=False)
         assert (done.returncode, done.stdout) == (0, "the same\n"), done.stdout + done.stderr
 
 
@@ -328,7 +331,3 @@ def test_torch_may_flush_denormals():
         results.append(p)
     for p in results:
         assert_same_bits(p, np.full(N, -1e-39, "f4"))
-
-
-if __name__ == "__main__":
-    first_steps_in(int(sys.argv[1]))

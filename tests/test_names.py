@@ -11,9 +11,9 @@ import re
 
 import numpy as np
 import pytest
+from cases import assert_same_bits
 
 import adaptive_c as ac
-from cases import assert_same_bits
 
 
 class Side(enum.IntEnum):

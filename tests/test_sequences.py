@@ -8,6 +8,7 @@ import itertools
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -211,18 +212,9 @@ def test_parameters_in_a_dict():
         def values(self):
             return list(super().values())[:1]
 
-    for torn in (Torn(arrays), {"params": Torn(arrays)}):
-        try:
-            opt = ac.SGD([torn] if "params" in torn else torn, lr=1.0)
-        except ValueError as error:
-            assert re.search(both_numbers(2, 1), str(error))
-        else:  # or it goes by the keys alone, as {**torn} does
-            grads = {"a": ONE, "b": ONE}
-            opt.step([grads] if "params" in torn else grads)
-            assert opt.param_groups[0]["params"].keys() == arrays.keys()
-            assert all((p == -1).all() for p in arrays.values())
-            for p in arrays.values():
-                p[...] = 0
+    for torn in (Torn(arrays), [{"params": Torn(arrays)}]):
+        with pytest.raises(ValueError, match=r"^params" + both_numbers(2, 1)):
+            ac.SGD(torn)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -315,7 +307,9 @@ def too_many():
 
     0-d arrays have the shape of memory that was never used: nothing but the count stops the walk over them.
     """
-    for shape, given, call, (kind, make) in itertools.product(((), (3,)), (3, 4000), ("step", "accumulate"), KINDS.items()):
+    for shape, given, call, (kind, make) in itertools.product(
+        ((), (3,)), (3, 4000), ("step", "accumulate"), KINDS.items()
+    ):
         g, fit = np.ones(shape), [np.ones(shape), np.ones(shape)]
         more = make(fit, [g] * given)
         flat = ac.SGD([np.ones(shape), np.ones(shape)], lr=1.0)
@@ -337,9 +331,6 @@ def too_many():
 
 def test_nothing_is_written_behind_what_was_allocated():
     """In a process of its own, which would end in the middle of anything."""
-    done = subprocess.run([sys.executable, __file__], capture_output=True, text=True, check=False)
+    code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import test_sequences as t; t.too_many()"
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "refused\n"), done.stderr
-
-
-if __name__ == "__main__":
-    too_many()
