@@ -94,11 +94,16 @@ LINKS = [link_parameter, link_list, link_dict, link_groups, link_group, link_gra
          link_dynamic]  # fmt: skip
 
 
+def alive(refs):
+    """The kinds of what the references still find."""
+    return [type(ref()).__name__ for ref in refs if ref() is not None]
+
+
 @pytest.mark.parametrize("link", LINKS)
 def test_a_cycle_is_freed(link):
     refs = [weakref.ref(x) for x in link()]
     gc.collect()
-    assert [ref() for ref in refs] == [None] * len(refs)
+    assert alive(refs) == []
 
 
 def test_without_a_cycle_nothing_waits_for_the_collector():
@@ -110,7 +115,7 @@ def test_without_a_cycle_nothing_waits_for_the_collector():
     gc.disable()
     try:
         del opt, p
-        assert [ref() for ref in refs] == [None] * 3
+        assert alive(refs) == []
     finally:
         if enabled:
             gc.enable()
@@ -131,7 +136,7 @@ def test_a_failed_construction_holds_nothing():
         ac.AdamW([p, q, p])
     del p, q
     gc.collect()
-    assert [ref() for ref in refs] == [None, None]
+    assert alive(refs) == []
 
 
 def test_a_group_in_use_keeps_what_it_shows():
