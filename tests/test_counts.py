@@ -114,9 +114,11 @@ def test_t_of_nadam_is_set_at_once_whatever_its_numbers_are():
 
 def product(beta, decay, t):
     """By the definition."""
-    mu = 1.0
+    mu, decayed = 1.0, 1.0
     for k in range(1, t + 1):
-        mu *= beta * (1.0 - 0.5 * power_of_096(k * decay))
+        if decayed > 1e-17:  # what is less leaves 1 as it is
+            decayed = power_of_096(k * decay)
+        mu *= beta * (1.0 - 0.5 * decayed)
     return mu
 
 
