@@ -1,0 +1,178 @@
+"""Counts that users write are checked before a step uses them: no loop in C runs as long as a number says.
+
+What would hang runs in a process of its own, which is ended if it does.
+"""
+
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import adaptive_c as ac
+from adaptive_c.reference import power_of_096
+
+RULES = [name for name in ac.__all__ if name[0].isupper() and name != "Optimizer"]
+TOP = 1 << 62  # the first count that is too large
+BAD = [-1, -2, -(1 << 63), TOP, (1 << 63) - 1]
+
+
+def child(code):
+    """Run code in a process of its own.  Its hour is up after a minute: only a loop without an end needs that."""
+    try:
+        done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, timeout=60)
+    except subprocess.TimeoutExpired:
+        pytest.fail("it hangs")
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+# Every bad count for a rule, in every structure and in both kinds of step.  Nothing may have been written.
+REFUSED = """
+import numpy as np, adaptive_c as ac
+make = getattr(ac, {rule!r})
+
+def everything(opt, params, grads):
+    d = opt.state_dict()["groups"][0]["arrays"]
+    return [x.tobytes() for x in (*params, *grads, *d.values())] + [opt.t, opt.pending, opt.skipped_steps]
+
+for bad in {bad}:
+    for wrap, name in ((lambda x: x[0], "params"), (list, "params[1]"), (lambda x: dict(zip("ab", x)), "params['b']")):
+        for accumulated in (False, True):
+            params = [np.ones(3), np.ones(2)][: 1 if name == "params" else 2]
+            grads = [np.ones_like(p) for p in params]
+            opt = make(wrap(params), ema_decay=0.5, zero_grad=True)
+            opt.step(wrap([g.copy() for g in grads]))
+            step = opt.state["step"]
+            last = step if name == "params" else step["b"] if name.endswith("'b']") else step[-1]
+            last[...] = bad
+            if accumulated:
+                opt.accumulate(wrap([g.copy() for g in grads]))
+            before = everything(opt, params, grads)
+            for attempt in range(2):
+                try:
+                    opt.step() if accumulated else opt.step(wrap(grads))
+                except ValueError as error:
+                    told = str(error)
+                    assert name in told and str(bad) in told, told
+                else:
+                    raise AssertionError(f"{{bad}} was not refused")
+                assert everything(opt, params, grads) == before
+            last[...] = 1
+            opt.step() if accumulated else opt.step(wrap(grads))
+            assert opt.t == 2 and last == 2
+print("ok")
+"""
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_bad_count_is_refused_before_the_first_write(rule):
+    assert child(REFUSED.format(rule=rule, bad=BAD)) == "ok\n"
+
+
+LARGE = """
+import numpy as np, adaptive_c as ac
+p = np.ones(3)
+opt = getattr(ac, {rule!r})(p)
+opt.step(np.ones(3))
+opt.state["step"][...] = 2**62 - 2
+opt.step(np.ones(3))
+assert opt.state["step"] == 2**62 - 1 and np.isfinite(p).all()
+opt.t = 2**62 - 2
+opt.step(np.ones(3))
+assert opt.t == opt.state["step"] == 2**62 - 1 and np.isfinite(p).all()
+print("ok")
+"""
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_the_largest_counts_are_counts_like_others(rule):
+    assert child(LARGE.format(rule=rule)) == "ok\n"
+
+
+AT_ONCE = """
+import itertools, sys
+import numpy as np, adaptive_c as ac
+near = float(np.nextafter(1.0, 0.0))
+betas, decays = (0.0, 0.5, 0.9, 0.9999, 1 - 1e-8, near), (0.0, 1e-300, 1e-9, 0.004, 0.02, 1.0, 1e9)
+for beta, decay in itertools.product(betas, decays):
+    for t in (10**10, 2**62 - 1):
+        opt = ac.NAdam(np.ones(3), betas=(beta, 0.999), momentum_decay=decay)
+        opt.t = t
+        product = float(opt.state["mu_product"])
+        assert opt.t == t and 0 <= product < 1, (beta, decay, t, product)
+        opt.state["step"][...] = t - 1
+        opt.step(np.ones(3))
+print("ok")
+"""
+
+
+def test_t_of_nadam_is_set_at_once_whatever_its_numbers_are():
+    assert child(AT_ONCE) == "ok\n"
+
+
+def product(beta, decay, t):
+    """By the definition."""
+    mu, decayed = 1.0, 1.0
+    for k in range(1, t + 1):
+        if decayed > 1e-17:  # what is less leaves 1 as it is
+            decayed = power_of_096(k * decay)
+        mu *= beta * (1.0 - 0.5 * decayed)
+    return mu
+
+
+@pytest.mark.parametrize(
+    ("beta", "decay", "t"),
+    [
+        (0.9, 0.004, 0),
+        (0.9, 0.004, 1),
+        (0.9, 0.004, 25),  # about 1e-8
+        (0.9, 0.004, 60),
+        (0.9, 1.0, 1000),
+        (0.5, 1e9, 996),  # 2**-996, about 1.5e-300
+        (0.999, 0.03, 50_000),
+        (0.9999, 1.0, 100_000),
+        (1 - 1e-8, 0.1, 100_000),
+        (float(np.nextafter(1.0, 0.0)), 1.0, 100_000),
+    ],
+)
+def test_the_product_of_nadam_is_that_of_the_definition(beta, decay, t):
+    opt = ac.NAdam(np.ones(3), betas=(beta, 0.999), momentum_decay=decay)
+    opt.t = t
+    expected = product(beta, decay, t)
+    assert expected > 1e-300
+    assert float(opt.state["mu_product"]) == pytest.approx(expected, rel=1e-9, abs=0)
+
+
+@pytest.mark.parametrize(("beta", "decay", "t"), [(0.9, 0.004, 1000), (0.5, 1e9, 997), (0.5, 1e9, 2000), (0.0, 1.0, 1)])
+def test_a_product_below_1e_300_is_0(beta, decay, t):
+    opt = ac.NAdam(np.ones(3), betas=(beta, 0.999), momentum_decay=decay)
+    opt.t = t
+    assert product(beta, decay, t) < 1e-300
+    assert float(opt.state["mu_product"]) == 0.0
+
+
+MANY_STEPS = """
+import numpy as np, adaptive_c as ac
+for t in (10**10, 2 * 10**10, 3 * 10**10):
+    opt = ac.NAdam(np.ones(3), betas=(1 - 1e-10, 0.999), momentum_decay=1.0)
+    opt.t = t
+    print(float(opt.state["mu_product"]))
+"""
+
+
+def test_the_product_of_very_many_steps():
+    """From some step on a factor is beta1 alone: the rest is a power."""
+    began = product(1.0, 1.0, 2000)
+    expected = [began * math.exp(t * 1e10 * math.log1p(-1e-10)) for t in (1, 2, 3)]
+    assert [float(line) for line in child(MANY_STEPS).split()] == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("t", [1, 3, 40])
+def test_a_run_that_begins_at_t_has_the_product_of_one_that_came_there(t):
+    came, began = ac.NAdam(np.ones(3)), ac.NAdam(np.ones(3))
+    for _ in range(t):
+        came.step(np.ones(3))
+    began.t = t
+    assert float(began.state["mu_product"]) == pytest.approx(float(came.state["mu_product"]), rel=1e-14)
