@@ -57,6 +57,7 @@ class Run:
         rng = np.random.default_rng(seed)
         self.rule = pick(rng, RULES)
         self.words = rng.random() < 0.5
+        self.strict = rng.random() < 0.3  # under np.seterr(all="raise") the same must happen
         self.options = self.random_options(rng)
         self.settings = {name: pick(rng, values) for name, values in SETTINGS.items() if rng.random() < 0.3}
         if rng.random() < 0.15:
@@ -170,7 +171,8 @@ class Run:
             before = twin.snapshot()
             errors.append(None)
             try:
-                call(twin)
+                with np.errstate(all="raise" if self.strict else None):
+                    call(twin)
             except REFUSALS as error:
                 errors[-1] = error
             changed = differing(before, twin.snapshot()) if errors[-1] else []
@@ -402,7 +404,11 @@ class Run:
         self.say(place, name, value if name != "bounds" else "")
 
         def call(twin):
-            twin.opt.param_groups[place][name] = twin.parts[place].bounds(value) if name == "bounds" else value
+            given = value
+            if name == "bounds":  # one list, changed and assigned again
+                given = twin.parts[place].box
+                given[:] = twin.parts[place].bounds(value)
+            twin.opt.param_groups[place][name] = given
 
         if not self.both(call):
             self.assigned.append((place, name, value))

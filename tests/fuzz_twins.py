@@ -103,7 +103,7 @@ def in_turn(structure):
 
 
 def nearest(x, dtype):
-    with np.errstate(over="ignore"):
+    with np.errstate(all="ignore"):
         return x.astype(dtype)
 
 
@@ -158,6 +158,7 @@ class Part:
         self.shapes = [self.shape(rng, stop - start) for start, stop in self.pieces]
         self.keys = [pick(rng, ["w{}", "w {} ä", "{}"]).format(i) for i in range(len(self.pieces))]
         self.memory, self.arrays = self.place(rng, values)
+        self.box = [None, None]
         self.copies = None
         if group.copies:
             self.copy_memory, self.copies = self.place(rng, np.zeros(values.size, DTYPES[group.copies]))

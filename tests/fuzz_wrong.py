@@ -86,9 +86,22 @@ def gradient(run, rng):
     return f"{method}: {'read-only' if zero else kind}", call
 
 
+class Longer(list):
+    """Gives more than it counts."""
+
+    def __iter__(self):
+        return iter(list(super().__iter__()) * 3)
+
+
+class Shorter(list):
+    def __iter__(self):
+        return iter(())
+
+
 def structure(run, rng):
     """One array, or one group, more or less; or something else altogether."""
-    kind, method = pick(rng, ["more", "fewer", "string", "number", "nested"]), pick(rng, ["step", "accumulate"])
+    kinds = ["more", "fewer", "string", "number", "nested", "longer", "shorter"]
+    kind, method = pick(rng, kinds), pick(rng, ["step", "accumulate"])
 
     def call(twin):
         items = right(twin)
@@ -100,6 +113,8 @@ def structure(run, rng):
             grads = []
         elif kind == "nested":
             grads = [[[grads]]]
+        elif kind in ("longer", "shorter"):
+            grads = (Longer if kind == "longer" else Shorter)(grads if isinstance(grads, (list, tuple)) else [grads])
         else:
             grads = {"string": "gradients", "number": 1.0}[kind]
         getattr(twin.opt, method)(grads)
