@@ -58,8 +58,8 @@ cdef class Averages:
             guard.release()
 
     def __exit__(self, *error):
-        exchange(self.plan, False)
+        exchange(self.plan, False)  # also while another thread accumulates: it copies, whatever the mode
         self.plan.narrow_saved = None
         self.plan.guard.averaged = False
-        if self.plan.guard.holder == AVERAGED:  # another thread that accumulates meanwhile is no reason to stay
+        if self.plan.guard.holder == AVERAGED:
             self.plan.guard.holder = FREE

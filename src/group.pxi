@@ -214,8 +214,10 @@ cdef class BoundGroup:
         """Narrow state into a flat float32 array."""
         cdef Py_ssize_t i, n = out.size
         cdef float* x = <float*> address(out)
+        cdef uint64_t mode = enter_mode(False)
         for i in range((n + BLOCK - 1) // BLOCK):
             decode_block(&self.group, slot, i * BLOCK, min(n - i * BLOCK, BLOCK), x + i * BLOCK)
+        leave_mode(mode, False)
 
     def encode(self, int slot, values, Py_ssize_t start=0):
         """The inverse, rounded to nearest, from element `start` on, in whole blocks of 256 or up to the end."""

@@ -1,7 +1,7 @@
 # The guard: who may touch a run now?  It is taken first, before a schedule or anything else of the caller's is called.
 #
-# All of it runs under the GIL, and each change of the state is made in one call of C, between whose lines Python runs
-# neither signal handlers nor other threads.
+# All of it runs under the GIL, and each change of the holder is made in one call of C, between whose lines Python runs
+# neither signal handlers nor other threads.  Whoever holds the guard computes in the default floating-point mode.
 
 cdef enum Holder:
     FREE        # nothing is going on
@@ -14,11 +14,12 @@ cdef class Guard:
     """Shared by a plan and its groups; ``with guard:`` holds it."""
     cdef Holder holder
     cdef bint averaged   # the averages are in place, whatever else goes on
+    cdef uint64_t mode   # the floating-point mode of the thread that holds it, as it was
 
     cdef int take(self, Holder holder, bint averaged=False) except -1:
         """RuntimeError if somebody has it.  averaged: inside averaged_parameters(), too."""
         if self.holder == FREE or (averaged and self.holder == AVERAGED):
-            self.holder = holder
+            self.holder, self.mode = holder, enter_mode(False)
             return 0
         if self.holder == AVERAGED:
             raise RuntimeError("not inside averaged_parameters(), where the parameters are their averages: leave the block "
@@ -29,6 +30,7 @@ cdef class Guard:
                            "of its own.  In a signal handler: set a flag there, and act on it after the step")
 
     cdef void release(self) noexcept:
+        leave_mode(self.mode, False)
         self.holder = AVERAGED if self.averaged else FREE
 
     def __enter__(self):

@@ -181,11 +181,9 @@ cdef class Plan:
         cdef Group* group
         cdef Py_ssize_t i, j
         cdef double product
-        cdef uint64_t mode
         self.guard.take(STEPPING, True)
         try:
             self.follow(t)
-            mode = enter_mode(False)
             for i in range(self.space.n_groups):
                 group = self.space.groups[i]
                 product = nadam_product(&group.options, t) if group.product != NULL else 1
@@ -193,7 +191,6 @@ cdef class Plan:
                     group.t[j], group.started[j] = t, t > 0
                     if group.product != NULL:
                         group.product[j] = product
-            leave_mode(mode, False)
             self.counts.t = t
         finally:
             self.guard.release()
@@ -251,7 +248,6 @@ cdef class Plan:
         cdef Py_ssize_t first = 0, last, work
         cdef bint usable = False, summed = grads is ...
         cdef Counts before
-        cdef uint64_t mode
         self.guard.take(STEPPING)
         try:
             last = self.space.n_chunks
@@ -269,23 +265,19 @@ cdef class Plan:
             work = min(work, (last - first) * CHUNK)
             before = self.counts
             before.pending = 0
-            mode = enter_mode(False)
-            try:
-                if work >= 0:
-                    self.space.t = self.counts.t + 1
-                    self.form_steps()
-                    usable = inspect(self, (loss_scale or self.counts.loss_scale) * (self.counts.pending if summed else 1),
-                                     work)
-                if work >= 0 and not usable:
-                    self.counts.skipped_steps += count
-                    if self.space.zero_grad:
-                        zero_gradients(self)
-                if self.keeps_undo:
-                    keep(self, before, usable, work)
-                if usable:
-                    self.run(STEP, work, first, last)
-            finally:
-                leave_mode(mode, False)
+            if work >= 0:
+                self.space.t = self.counts.t + 1
+                self.form_steps()
+                usable = inspect(self, (loss_scale or self.counts.loss_scale) * (self.counts.pending if summed else 1),
+                                 work)
+            if work >= 0 and not usable:
+                self.counts.skipped_steps += count
+                if self.space.zero_grad:
+                    zero_gradients(self)
+            if self.keeps_undo:
+                keep(self, before, usable, work)
+            if usable:
+                self.run(STEP, work, first, last)
             if usable and count:
                 self.count()
                 for bound, old, new in moved:

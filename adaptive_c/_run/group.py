@@ -38,7 +38,8 @@ def check_options(
             numbers[name] = number_at(name, found[name], t, dtype, where)
             continue
         option = OPTIONS[name]
-        if option.movable and isinstance(option.check, Number) and not isinstance(value, (int, float, np.number)):
+        numeric = isinstance(value, (int, float, np.number)) or (value is None and option.optional)
+        if option.movable and isinstance(option.check, Number) and not numeric:
             raise TypeError(f"{where}{name} must be a number, or a schedule such as schedules.cosine(1e-3, 10_000); "
                             f"got {value!r}")  # fmt: skip
         found[name] = numbers[name] = check_option(name, value, dtype, where)

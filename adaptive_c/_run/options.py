@@ -107,6 +107,7 @@ class Option(NamedTuple):
     shared: bool = False  # of every rule
     tied: bool = False  # whether a number is allowed depends on other options, or on the state that there is
     vanishing: bool = True  # a positive number may round to 0
+    optional: bool = False  # None switches it off
 
 
 _fraction, _positive, _closed = Number(0, 1), Number(0, open_low=True), Number(0, 1, open_high=False)
@@ -134,15 +135,13 @@ OPTIONS: dict[str, Option] = {
     "eta_minus": Option(Number(0, 1, open_low=True), movable=True),
     "max_rate": Option(_positive, movable=True),
     "variant": Option(choice("irprop-", "rprop+", "rprop-")),
-    "ema_decay": Option(optional(_closed), movable=True, shared=True, tied=True),
+    "ema_decay": Option(_closed, movable=True, shared=True, optional=True),
     "bounds": Option(anything, shared=True),
     "copy_to": Option(anything, fixed=True, shared=True),
-    "state_dtype": Option(optional(number_format("float32", "bfloat16", "uint8")), fixed=True, shared=True),
-    "master": Option(optional(number_format("float32")), fixed=True, shared=True),
-    "rounding": Option(
-        optional(choice("stochastic", hint="; to nearest, small updates vanish: use master='float32'")),
-        fixed=True, shared=True,
-    ),
+    "state_dtype": Option(number_format("float32", "bfloat16", "uint8"), fixed=True, shared=True, optional=True),
+    "master": Option(number_format("float32"), fixed=True, shared=True, optional=True),
+    "rounding": Option(choice("stochastic", hint="; to nearest, small updates vanish: use master='float32'"),
+                       fixed=True, shared=True, optional=True),
 }  # fmt: skip
 SHARED = tuple(name for name, option in OPTIONS.items() if option.shared)
 
@@ -216,6 +215,8 @@ RANGES = {dtype: ranges(dtype) for dtype in ("float32", "float64")}
 def check_option(name: str, value: Any, dtype: str, where: str) -> Any:
     """A plain value of one option, normalised.  dtype: the type that the rule computes in."""
     option = OPTIONS[name]
+    if value is None and option.optional:
+        return None
     checked = option.check(where + name, value)
     for x in checked if isinstance(checked, tuple) else (checked,):
         if isinstance(x, float) and abs(x) > _LARGEST[dtype]:

@@ -44,13 +44,15 @@ class Run:
 
     def start(self, params: Any, settings: Mapping[str, Any], keep_undo: bool) -> None:
         """Bind the first groups: one of bare parameters, or those of a list of group dicts."""
-        structured = isinstance(params, (list, tuple)) and any(isinstance(item, dict) for item in params)
-        specs = tuple(params) if structured else ({"params": params},)
+        params = tuple(params) if isinstance(params, (list, tuple)) else params  # what is counted is what is used
+        structured = isinstance(params, tuple) and any(isinstance(item, dict) for item in params)
+        specs = params if structured else ({"params": params},)
         wheres = [f"params[{i}]" if structured else "" for i in range(len(specs))]
-        bounds = [self._bind(spec, where) for spec, where in zip(specs, wheres, strict=True)]
-        new = [self._complete(i, *parts, where) for i, (parts, where) in enumerate(zip(bounds, wheres, strict=True))]
-        self.configure(settings, new)
-        self.plan.link([group.bound for group in new], structured, keep_undo, self, tuple(new))
+        with self.guard:
+            bound = [self._bind(spec, where) for spec, where in zip(specs, wheres, strict=True)]
+            new = [self._complete(i, *parts, where) for i, (parts, where) in enumerate(zip(bound, wheres, strict=True))]
+            self.configure(settings, new)
+            self.plan.link([group.bound for group in new], structured, keep_undo, self, tuple(new))
 
     def add(self, spec: Any) -> None:
         """Add a group; from now on the groups are a list."""
