@@ -22,7 +22,7 @@ _HOME = {
                    "Lion", "Rprop", "SuperSAB"),
     "_optimizer": ("Optimizer",),
     "_flatten": ("flatten",),
-    "_config": ("get_num_threads", "set_num_threads", "show_config"),
+    "_native": ("get_num_threads", "set_num_threads", "show_config"),
 }  # fmt: skip
 _MODULE = {name: module for module, names in _HOME.items() for name in names}
 
@@ -50,8 +50,8 @@ __all__ = [  # noqa: RUF022  the rules in order of increasing complexity, as eve
 
 if TYPE_CHECKING:
     from . import schedules
-    from ._config import get_num_threads, set_num_threads, show_config
     from ._flatten import flatten
+    from ._native import get_num_threads, set_num_threads, show_config
     from ._optimizer import Optimizer
     from .optimizers import (
         SGD,

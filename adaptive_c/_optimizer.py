@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Never
 
 import numpy as np
 
-from ._config import checked_threads, core
+from ._native import checked_threads, core
 from ._options import SETTINGS, _real, check_options, check_settings, check_together, flag, inward
 from ._options import loss_scale as checked_scale
 from ._scaler import LossScaler

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from ._config import core
+from ._native import core
 from ._options import number, whole
 
 _SMALLEST, _LARGEST, _INTERVAL = core.scale_limits()

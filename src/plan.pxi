@@ -26,42 +26,6 @@ cdef extern from *:
 cdef object ndarray = numpy.ndarray
 cdef object MaskedArray = numpy.ma.MaskedArray
 
-cdef int default_threads = 0   # set_num_threads: 0 means that `machine_threads` and OpenMP decide
-cdef int machine_threads = 1   # what affinity and cgroup quota allow; set when the package loads
-cdef bint forked = False       # libgomp hangs in a forked child if anybody used it in the parent
-
-
-def set_threads(int default=-1, int machine=-1, child=None):
-    """Set the process-wide number of threads, what the machine allows, or whether this process is a forked child."""
-    global default_threads, machine_threads, forked
-    if default >= 0:
-        default_threads = default
-        forked = False
-    if machine >= 0:
-        machine_threads = machine
-    if child is not None:
-        forked = child
-
-
-cpdef int get_threads(int n_threads=0) noexcept nogil:
-    """The number of threads that a large step takes now; n_threads: an optimizer's own choice, 0 for none."""
-    if forked or not ADAPTIVE_C_OPENMP:
-        return 1
-    if n_threads or default_threads:
-        return n_threads or default_threads
-    return min(machine_threads, omp_get_max_threads())
-
-
-def threads():
-    """What OpenMP and the machine allow, what set_threads said, and whether this is a forked child."""
-    return min(machine_threads, omp_get_max_threads()), default_threads, forked
-
-
-def openmp():
-    """The _OPENMP macro of this build (yyyymm), 0 for a serial build."""
-    return ADAPTIVE_C_OPENMP
-
-
 cdef enum OnNonfinite:
     IGNORE, SKIP, RAISE
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adaptive_c._config import core
+from adaptive_c._native import core
 from adaptive_c.bench import contenders, model, report, suite, worker
 from adaptive_c.bench.contenders import CONTENDERS, Task
 

@@ -12,7 +12,7 @@ from cases import CASES, CHUNK, IDS, PAIRS, assert_same_bits, build, gradients, 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adaptive_c import _config
+from adaptive_c import _native
 
 SIZES = [0, 1, 7, 64, CHUNK - 1, CHUNK + 1, 3 * CHUNK + 5]
 
@@ -117,13 +117,13 @@ def test_any_cut_of_the_array_gives_the_same_bits(name, options, cuts):
     same(run(name, options, cuts=sorted(cuts), n_threads=3), run(name, options))
 
 
-@pytest.mark.parametrize("level", [level for level in _config.LEVELS if level not in _config.unused_levels])
+@pytest.mark.parametrize("level", [level for level in _native.LEVELS if level not in _native.unused_levels])
 def test_every_instruction_set_gives_the_same_bits(level, tmp_path):
     """Each build that this machine runs, in a process of its own, against the one loaded here."""
     script = (
         "import sys, json, numpy as np; sys.path.insert(0, sys.argv[1])\n"
-        "from test_bits import run; from cases import CASES; from adaptive_c import _config\n"
-        "assert _config.isa == sys.argv[2]\n"
+        "from test_bits import run; from cases import CASES; from adaptive_c import _native\n"
+        "assert _native.isa == sys.argv[2]\n"
         "np.savez(sys.argv[3], **{f'{i}/{d}/{k}': v for i, n, o in CASES for d in ('float32', 'float64')"
         " for k, v in run(n, o, size=9001, dtype=d).items()})"
     )

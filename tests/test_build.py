@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 import adaptive_c as ac
-from adaptive_c import _config, reference
+from adaptive_c import _native, reference
 from adaptive_c.bench import suite
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -30,28 +30,28 @@ def python(*arguments, **env):
 
 
 def test_the_installed_package_is_tested_not_the_source_tree():
-    for file in (ac.__file__, _config.core.__file__):  # a virtual environment may well lie inside the clone
+    for file in (ac.__file__, _native.core.__file__):  # a virtual environment may well lie inside the clone
         assert Path(file).resolve().parent != ROOT / "adaptive_c", f"{file}: install it with pip install '.[test]'"
 
 
 def test_built_with_openmp_unless_told_otherwise():
     if os.environ.get("ADAPTIVE_C_NO_OPENMP"):
-        assert not _config.core.openmp()
-        assert ac.get_num_threads() == 1 or _config.core.threads()[1]
+        assert not _native.core.openmp()
+        assert ac.get_num_threads() == 1 or _native.core.threads()[1]
     else:
-        assert _config.core.openmp(), _config.build_info()
+        assert _native.core.openmp(), _native.build_info()
 
 
 def test_the_best_supported_level_is_loaded():
     if "ADAPTIVE_C_ISA" not in os.environ:
         supported = importlib.import_module("adaptive_c._cpu").supported()
-        assert _config.isa == next(level for level in supported if level not in _config.build_info()["missing"])
+        assert _native.isa == next(level for level in supported if level not in _native.build_info()["missing"])
 
 
-@pytest.mark.parametrize("level", _config.LEVELS)
+@pytest.mark.parametrize("level", _native.LEVELS)
 def test_isa_can_be_forced(level):
     out = python("-c", "import adaptive_c as ac; ac.show_config()", ADAPTIVE_C_ISA=level)
-    if level in _config.unused_levels:
+    if level in _native.unused_levels:
         assert f"ADAPTIVE_C_ISA={level}: " in out.stderr
     else:
         assert f"instruction set  {level} (forced by ADAPTIVE_C_ISA)" in out.stdout
@@ -84,24 +84,32 @@ def test_the_reference_works_without_extensions_and_an_optimizer_says_what_to_do
 
 
 def test_a_missing_build_falls_back_and_show_config_says_so(tmp_path):
-    env = copied(tmp_path, f"_{_config.isa}.*so")
+    env = copied(tmp_path, f"_{_native.isa}.*so")
     out = python("-c", "import adaptive_c as ac; ac.show_config()", **env)
-    if _config.isa == "baseline":
+    if _native.isa == "baseline":
         assert "ImportError" in out.stderr
     else:
-        assert f"{_config.isa} is not used: adaptive_c's extension _{_config.isa} is missing or broken" in out.stdout
+        assert f"{_native.isa} is not used: adaptive_c's extension _{_native.isa} is missing or broken" in out.stdout
 
 
 def test_show_config(capsys):
     ac.show_config()
     out = capsys.readouterr().out
     assert f"adaptive_c {ac.__version__}" in out
-    assert f"instruction set  {_config.isa}" in out
-    assert re.search(r"threads +\d+: ", out)
+    assert f"instruction set  {_native.isa}" in out
+    assert re.search(r"a large step +(1 thread|\d+ threads): ", out)
     ac.set_num_threads(3)
     ac.show_config()
     ac.set_num_threads(None)
-    assert "threads          3: set_num_threads" in capsys.readouterr().out or not _config.core.openmp()
+    assert "a large step     3 threads: set_num_threads" in capsys.readouterr().out or not _native.core.openmp()
+
+
+@pytest.mark.skipif(sys.platform != "linux" or "-g" in os.environ.get("CFLAGS", ""), reason="built otherwise")
+def test_the_extensions_carry_no_debug_information():
+    built = list(Path(_native.core.__file__).parent.glob("_*.so"))
+    assert built
+    for path in built:
+        assert b".debug_info" not in path.read_bytes(), path
 
 
 def test_importing_takes_under_60_ms_beyond_numpys_own():
@@ -115,14 +123,14 @@ def test_importing_takes_under_60_ms_beyond_numpys_own():
 
 
 def disassembly(level):
-    path = Path(_config.core.__file__)
+    path = Path(_native.core.__file__)
     (built,) = path.parent.glob(f"_{level}.*so")
     return subprocess.run(
         ["objdump", "-d", "--no-show-raw-insn", built], capture_output=True, text=True, check=True
     ).stdout
 
 
-@pytest.mark.skipif(not shutil.which("objdump") or _config.isa == "baseline", reason="needs objdump on x86-64")
+@pytest.mark.skipif(not shutil.which("objdump") or _native.isa == "baseline", reason="needs objdump on x86-64")
 def test_wide_registers_only_where_they_belong():
     assert not re.search(r"%[yz]mm", disassembly("baseline"))
     assert not re.search(r"%[yz]mm", disassembly("cpu"))

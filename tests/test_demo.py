@@ -13,6 +13,7 @@ pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
 pytest.importorskip("rich")
 
+import adaptive_c as ac
 from adaptive_c import demo
 
 SCRIPT = Path(sys.executable).with_name("adaptive-c")
@@ -37,6 +38,13 @@ def test_quick_demo_ends_within_20_seconds_and_leaves_a_picture(tmp_path):
 def test_module_is_the_same_program(tmp_path):
     out = subprocess.run([sys.executable, "-m", "adaptive_c", "config"], capture_output=True, text=True, cwd=tmp_path)
     assert "instruction set" in out.stdout
+
+
+def test_the_version_is_told(tmp_path):
+    out = subprocess.run(
+        [sys.executable, "-m", "adaptive_c", "--version"], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert out.stdout == f"adaptive_c {ac.__version__}\n"
 
 
 def test_a_missing_extra_is_named(tmp_path):

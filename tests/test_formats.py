@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from test_stages import norm, to_bfloat16
 
 import adaptive_c as ac
-from adaptive_c import _config
+from adaptive_c import _native
 from adaptive_c import reference as ref
 
 NARROW = [(i, *pair) for i, pair in zip(IDS, PAIRS, strict=True)
@@ -203,7 +203,7 @@ def test_everything_switched_on_with_narrow_numbers(formats):
         assert_same_bits(np.concatenate(copies), q.astype("float16"))
 
 
-@pytest.mark.parametrize("level", [level for level in _config.LEVELS if level not in _config.unused_levels])
+@pytest.mark.parametrize("level", [level for level in _native.LEVELS if level not in _native.unused_levels])
 def test_every_instruction_set_gives_the_same_bits(level):
     """The bits of the composition by hand, in each build that this machine runs."""
     here = os.path.dirname(__file__)

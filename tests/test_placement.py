@@ -7,10 +7,10 @@ import sys
 import pytest
 from test_safety import child
 
-from adaptive_c import _config
+from adaptive_c import _native
 
 pytestmark = pytest.mark.skipif(
-    not (sys.platform == "linux" and os.path.isdir("/proc/self/task") and _config.core.openmp()),
+    not (sys.platform == "linux" and os.path.isdir("/proc/self/task") and _native.core.openmp()),
     reason="needs Linux's counts of page faults, and OpenMP",
 )
 

@@ -11,9 +11,9 @@ from cases import CASES, assert_same_bits
 from resume import FORMATS, GRID, STEPS, Run
 
 import adaptive_c as ac
-from adaptive_c import _config
+from adaptive_c import _native
 
-BUILDS = [level for level in reversed(_config.LEVELS) if level not in _config.unused_levels]
+BUILDS = [level for level in reversed(_native.LEVELS) if level not in _native.unused_levels]
 PLACES = [(BUILDS[0], 1), (BUILDS[-1], 3), (BUILDS[len(BUILDS) // 2], 2)]
 
 
