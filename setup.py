@@ -1,7 +1,8 @@
 """Builds the extensions: the core once for each instruction set, and _cpu, which tells them apart at import.
 
-Everything else is in pyproject.toml.  Two environment variables: ADAPTIVE_C_NO_OPENMP=1 builds without OpenMP, and
-CC chooses the compiler as usual.  What was decided is printed, and kept for adaptive_c.show_config().
+Everything else is in pyproject.toml.  Three environment variables: ADAPTIVE_C_NO_OPENMP=1 builds without OpenMP, CC
+chooses the compiler as usual, and CFLAGS=-g keeps the debug information, which is most of an extension's size.
+What was decided is printed, and kept for adaptive_c.show_config().
 """
 
 import json
@@ -9,27 +10,21 @@ import os
 import platform
 import shutil
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError
 
 # No contraction and no -ffast-math: every build gives the same bits, and sqrt still vectorises.  Jump threading turns
 # selections on one condition into branches, which don't.  Strict aliasing is off because numbers are read as bits.
-FLAGS = [
-    "-O3",
-    "-ffp-contract=off",
-    "-fno-math-errno",
-    "-fno-trapping-math",
-    "-fno-thread-jumps",
-    "-fno-strict-aliasing",
-]
+FLAGS = ["-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fno-thread-jumps",
+         "-fno-strict-aliasing"]  # fmt: skip
 LEVELS = {"baseline": [], "v3": ["-march=x86-64-v3"], "v4": ["-march=x86-64-v4", "-mprefer-vector-width=256"]}
-OPENMP_PROGRAM = """
-#include <omp.h>
+NOTHING = "int main(void) { return 0; }"
+OPENMP_PROGRAM = """#include <omp.h>
 int main(void) {
     int n = 0;
     #pragma omp parallel reduction(+:n)
@@ -41,17 +36,12 @@ int main(void) {
 
 class BuildExt(build_ext):
     def build_extensions(self):
+        if self.refused(f"#include <Python.h>\n{NOTHING}", []):
+            raise CompileError("no C compiler works here with Python's headers: apt install gcc python3-dev, or alike")
         msvc = self.compiler.compiler_type == "msvc"
-        flags = ["/O2", "/fp:precise"] if msvc else FLAGS
+        flags = ["/O2", "/fp:precise"] if msvc else FLAGS + ["-g0"] * ("-g" not in os.environ.get("CFLAGS", "").split())
         openmp, why = self.openmp("/openmp" if msvc else "-fopenmp")
-        missing = {}
-        for extension in list(self.extensions):
-            level = extension.name.rpartition("_")[2]
-            extension.extra_compile_args = flags + LEVELS.get(level, []) + openmp
-            extension.extra_link_args = [] if msvc else list(openmp)
-            if reason := self.unusable(level):
-                self.extensions.remove(extension)
-                missing[level] = reason
+        missing = {level: reason for level in LEVELS if (reason := self.unusable(level))}
         compiler = " ".join(getattr(self.compiler, "compiler", [self.compiler.compiler_type])[:1])
         config = {"compiler": compiler, "flags": flags, "openmp": why, "missing": missing}
         config["version"] = first_line(f"{compiler} --version")
@@ -59,9 +49,27 @@ class BuildExt(build_ext):
         print("adaptive_c:", json.dumps(config))
         self.config_file = Path(self.get_ext_fullpath("adaptive_c._cpu")).with_name("_build.json")
         self.config_file.parent.mkdir(parents=True, exist_ok=True)
-        self.config_file.write_text(json.dumps(config, indent=1))
+        text = json.dumps(config, indent=1)
+        if not self.config_file.exists() or self.config_file.read_text() != text:
+            self.config_file.write_text(text)
+        core, cpu = cythonize([Extension(f"adaptive_c.{name}", [f"src/{name}.pyx"]) for name in ("_core", "_cpu")],
+                              build_dir="build/cython")  # fmt: skip
+        self.extensions = [x for x in self.extensions if x.name.rpartition("_")[2] not in missing]
+        for extension in self.extensions:
+            level = extension.name.rpartition("_")[2]
+            extension.sources = cpu.sources if level == "cpu" else [self.named(level)]
+            extension.depends = [*core.sources, str(self.config_file)]
+            extension.extra_compile_args = flags + LEVELS.get(level, []) + openmp
+            extension.extra_link_args = [] if msvc else openmp + ["-s"] * ("-g0" in flags)
         self.parallel = self.parallel or os.cpu_count()
         super().build_extensions()
+
+    def named(self, level):
+        """A C file that is the core, which Cython writes only once, under the level's name."""
+        path = Path(f"build/cython/src/_{level}.c")
+        if not path.exists():
+            path.write_text(f'#define PyInit__core PyInit__{level}\n#include "_core.c"\n')
+        return str(path)
 
     def copy_extensions_to_source(self):  # an editable install
         super().copy_extensions_to_source()
@@ -69,13 +77,13 @@ class BuildExt(build_ext):
 
     def unusable(self, level):
         """Why this level can't be built here, or nothing."""
-        if level in ("cpu", "baseline"):
+        if level == "baseline":
             return ""
         if self.compiler.compiler_type == "msvc":
             return "MSVC builds the baseline alone"
         if platform.machine().lower() not in ("x86_64", "amd64"):
             return f"not an x86-64 processor ({platform.machine()})"
-        return self.refused("int main(void) { return 0; }", LEVELS[level], run=False)
+        return self.refused(NOTHING, LEVELS[level])
 
     def openmp(self, flag):
         """The OpenMP flags, and what to say of them."""
@@ -84,16 +92,16 @@ class BuildExt(build_ext):
         reason = self.refused(OPENMP_PROGRAM, [flag], run=True)
         return ([], f"off: {reason}") if reason else ([flag], "on")
 
-    def refused(self, program, flags, run):
+    def refused(self, program, flags, run=False):
         """Compile, link and perhaps run a program with flags; returns what went wrong, or nothing."""
         with tempfile.TemporaryDirectory() as folder:
             source = Path(folder, "probe.c")
             source.write_text(program)
             try:
                 objects = self.compiler.compile([str(source)], output_dir=folder, extra_postargs=flags)
-                self.compiler.link_executable(objects, str(Path(folder, "probe")), extra_postargs=flags if run else [])
+                self.compiler.link_executable(objects, f"{folder}/probe", extra_postargs=flags if run else [])
                 if run:
-                    subprocess.run([str(Path(folder, "probe"))], check=True, timeout=60)
+                    subprocess.run([f"{folder}/probe"], check=True, timeout=60)
             except Exception as error:  # distutils' compile and link errors, and a program that fails
                 return f"the compiler or its program failed with {' '.join(flags)} ({type(error).__name__})"
         return ""
@@ -102,16 +110,11 @@ class BuildExt(build_ext):
 def first_line(command):
     """What a command prints first, or nothing: for benchmarks to tell."""
     try:
-        out = subprocess.run(command.split(), capture_output=True, text=True, cwd=Path(__file__).parent).stdout
+        return subprocess.run(command.split(), capture_output=True, text=True).stdout.partition("\n")[0]
     except OSError:
         return ""
-    return out.partition("\n")[0]
 
 
-modules = ["_cpu", *(f"_{level}" for level in LEVELS)]
-extensions = [Extension(f"adaptive_c.{name}", [f"src/{name}.pyx"]) for name in modules]
-building = {"sdist", "egg_info", "--version"}.isdisjoint(sys.argv)
-setup(
-    ext_modules=cythonize(extensions, build_dir="build/cython", nthreads=0) if building else extensions,
-    cmdclass={"build_ext": BuildExt},
-)
+# The highest level takes longest to compile: it is begun first, and the others are compiled beside it.
+extensions = [Extension(f"adaptive_c._{name}", []) for name in (*reversed(LEVELS), "cpu")]  # sources: see BuildExt
+setup(ext_modules=extensions, cmdclass={"build_ext": BuildExt})

@@ -107,7 +107,7 @@ def count(instructions, size):
 def build(level, flags, folder):
     """Compile a level; returns the loops that gcc did not vectorise, and {level or "v4 wide": {loop: count}}."""
     source, program, report = f"{folder}/core.c", f"{folder}/core.o", Path(folder, "report")
-    run("cython", ROOT / f"src/_{level}.pyx", "-o", source)
+    run("cython", ROOT / "src/_core.pyx", "-o", source)
     python = ["-fwrapv", "-DNDEBUG", "-fPIC", f"-I{sysconfig.get_paths()['include']}"]  # as every build of CPython has
     run(*GCC, "-c", "-g", "-fno-var-tracking", "-fopenmp", *python, *flags, source, "-o", program,
         f"-fopt-info-vec-optimized={report}")  # fmt: skip

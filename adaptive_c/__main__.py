@@ -4,11 +4,14 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from . import __version__
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="adaptive-c", description="Optimizers that update large NumPy arrays in place."
     )
+    parser.add_argument("--version", action="version", version=f"adaptive_c {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
     demo = commands.add_parser("demo", help="train two small models with every optimizer, then step one large array")
     demo.add_argument("--quick", action="store_true", help="a shorter training and a smaller array, within 20 seconds")

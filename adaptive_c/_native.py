@@ -4,9 +4,13 @@ The core is compiled once for each instruction set; the best that the processor 
 optimizer is used.  ``ADAPTIVE_C_ISA=baseline|v3|v4`` forces one.
 """
 
+import contextlib
+import ctypes
 import importlib
 import json
 import os
+import re
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -60,7 +64,66 @@ def _choose() -> tuple[Any, str, dict[str, str]]:
     return _load("baseline"), "baseline", reasons
 
 
-core, isa, unused_levels = _choose()
+# --- which processors OpenMP's threads run on ------------------------------------------------------------------------
+
+# With one of these, libgomp binds the thread that loads it to a processor, and the others to the next ones.
+_BINDING = ("OMP_PROC_BIND", "OMP_PLACES", "GOMP_CPU_AFFINITY")
+_TO_PRIMARY = 2  # what omp_get_proc_bind() says where all threads share the first one's place
+
+
+def _affinity() -> set[int]:
+    """The processors on which the system lets the calling thread run."""
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+
+
+def _bound_to(library: str, everywhere: bool = False) -> set[int]:
+    """The processors to which the OpenMP runtime of a loaded library binds its threads; empty where it binds none.
+
+    everywhere: all that it could use, though OMP_PROC_BIND=primary keeps the threads together.
+    """
+    processors: set[int] = set()
+    with contextlib.suppress(OSError, AttributeError):  # replaced on disk; built without OpenMP, or an old runtime
+        runtime = ctypes.CDLL(library)
+        together = not everywhere and runtime.omp_get_proc_bind() == _TO_PRIMARY
+        for place in [0] if together else range(runtime.omp_get_num_places()):
+            ids = (ctypes.c_int * runtime.omp_get_place_num_procs(place))()
+            runtime.omp_get_place_proc_ids(place, ids)
+            processors.update(ids)
+    return processors
+
+
+def _openmp_runtimes() -> list[str]:
+    """The files of the OpenMP runtimes in this process."""
+    try:
+        maps = Path("/proc/self/maps").read_text()
+    except OSError:
+        return []
+    return sorted(set(re.findall(r"/.*/lib(?:gomp|omp|iomp)[^/\n]*$", maps, re.M)))
+
+
+@contextlib.contextmanager
+def _every_processor() -> Iterator[None]:
+    """Undo for a while what an OpenMP runtime that was loaded earlier did to this thread.
+
+    A runtime uses the processors of the thread that loads it.  Where an earlier one (scikit-learn brings its own) has
+    bound this thread to one of them, ours would bind all its threads to that one.
+    """
+    now = _affinity()
+    seen = set()
+    if any(os.environ.get(name) for name in _BINDING):
+        seen = now.union(*(_bound_to(runtime, everywhere=True) for runtime in _openmp_runtimes()))
+    if not seen > now:
+        yield
+        return
+    os.sched_setaffinity(0, seen)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, now)
+
+
+with _every_processor():
+    core, isa, unused_levels = _choose()
 
 
 # --- threads ---------------------------------------------------------------------------------------------------------
@@ -75,37 +138,44 @@ def _cgroup_quota(root: Path = Path("/sys/fs/cgroup"), self_cgroup: Path = Path(
         return quota
     for _, controllers, path in lines:
         if controllers == "":  # version 2
-            limit_file, period_file, base = "cpu.max", "", root
+            base, files = root, ["cpu.max"]
         elif "cpu" in controllers.split(","):
-            limit_file, period_file, base = "cpu.cfs_quota_us", "cpu.cfs_period_us", root / "cpu"
+            base, files = root / "cpu", ["cpu.cfs_quota_us", "cpu.cfs_period_us"]
         else:
             continue
         folder = base / path.lstrip("/")
         for place in [folder, *folder.parents]:  # a limit holds for everything below it
-            try:
-                words = (place / limit_file).read_text().split()
-                words += (place / period_file).read_text().split() if period_file else []
-                if words[0] not in ("max", "-1"):
-                    quota = min(quota, int(words[0]) / int(words[1]))
-            except (OSError, ValueError, IndexError, ZeroDivisionError):
-                pass
+            with contextlib.suppress(OSError, ValueError, ZeroDivisionError):  # no such file; no number, such as "max"
+                limit, period = (int(word) for file in files for word in (place / file).read_text().split())
+                if limit > 0:
+                    quota = min(quota, limit / period)
             if place == root:
                 break
     return quota
 
 
-_NO_LIMIT = 1 << 30
+def counted(n: int, noun: str) -> str:
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+
+
+def processors() -> set[int]:
+    """The processors that the threads of a step may use: where OpenMP binds them, else this thread's affinity."""
+    return _bound_to(core.__file__) or _affinity()
 
 
 def _machine_threads() -> tuple[int, str]:
     """How many threads None means, before OpenMP's own limit, and why."""
-    if wish := os.environ.get("OMP_NUM_THREADS"):
-        return _NO_LIMIT, f"OMP_NUM_THREADS={wish}"
-    n = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = _cgroup_quota()
+    wish = os.environ.get("OMP_NUM_THREADS", "")
+    number = r"[ \t]*\+?0*([1-9]\d{0,8})[ \t]*"
+    if match := re.fullmatch(f"{number}(?:,{number})*", wish):  # else libgomp says that it ignores the variable
+        return int(match[1]), f"OMP_NUM_THREADS={wish}"
+    n, quota = len(processors()), _cgroup_quota()
     if quota < n:
-        return max(1, int(quota)), f"cgroup quota of {quota:g} processors"
-    return n, f"{n} processors in this process's affinity"
+        return max(1, int(quota)), f"cgroup quota of {quota:g} processor{'s' * (quota != 1)}"
+    if _bound_to(core.__file__):
+        names = " ".join(f"{name}={os.environ[name]}" for name in _BINDING if os.environ.get(name))
+        return n, f"{names} binds them to {counted(n, 'processor')}"
+    return n, f"{counted(n, 'processor')} in this process's affinity"
 
 
 _machine, _why = _machine_threads()
@@ -128,28 +198,23 @@ def checked_threads(n: int | None) -> int:
 def set_num_threads(n: int | None) -> None:
     """Set how many threads a large step takes, in every optimizer without an ``n_threads`` of its own.
 
-    None goes back to the default: OMP_NUM_THREADS if set, else the smaller of CPU affinity and cgroup quota, and never
-    more than OpenMP itself allows at the call, so that threadpoolctl's limits hold.  A number is used as given.  In a
-    forked child steps are serial until this is called: libgomp hangs there if anybody used it before the fork.
+    None goes back to the default: OMP_NUM_THREADS if set, else the smaller of CPU affinity and cgroup quota as they are
+    now, and never more than OpenMP itself allows at each step, so that threadpoolctl's limits hold.  Where OMP_PLACES,
+    OMP_PROC_BIND or GOMP_CPU_AFFINITY binds the threads, the processors they are bound to count as the affinity.  A
+    number is used as given.  In a forked child steps are serial until a number is set: libgomp hangs there if it was
+    used before the fork.
     """
-    core.set_threads(default=checked_threads(n))
+    global _machine, _why
+    default = checked_threads(n)
+    if n is None:
+        _machine, _why = _machine_threads()
+    core.set_threads(default, _machine)
 
 
 def get_num_threads() -> int:
     """How many threads a large step takes now."""
     n: int = core.get_threads()
     return n
-
-
-def _openmp_runtimes() -> str:
-    try:
-        paths = {
-            line.split(maxsplit=5)[5] for line in Path("/proc/self/maps").read_text().splitlines() if "omp" in line
-        }
-    except (OSError, IndexError):
-        return ""
-    names = sorted(path for path in paths if os.path.basename(path).startswith(("libgomp", "libomp", "libiomp")))
-    return ", ".join(names)
 
 
 def show_config() -> None:
@@ -162,18 +227,18 @@ def show_config() -> None:
         print(f"                   {level} is not used: {why}")
     print(f"  compiler         {info['compiler']} {' '.join(info['flags'])}")
     if core.openmp():
-        print(f"  OpenMP           {core.openmp()}, {_openmp_runtimes() or 'runtime unknown'}")
+        print(f"  OpenMP           {core.openmp()}, {', '.join(_openmp_runtimes()) or 'runtime unknown'}")
     else:
         print(f"  OpenMP           {info['openmp']}; every step is serial")
-    print(f"  threads          {get_num_threads()}: {_thread_reason()}")
+    print(f"  a large step     {counted(get_num_threads(), 'thread')}: {_thread_reason()}")
 
 
 def _thread_reason() -> str:
     if not core.openmp():
         return "built without OpenMP"
     n, default, child = core.threads()
-    if child:
-        return "a forked child runs serial (libgomp may hang in it); set_num_threads overrides this"
     if default:
         return "set_num_threads"
-    return _why if _machine in (n, _NO_LIMIT) else f"OpenMP's own limit ({_why})"
+    if child:
+        return "a forked child steps serially (libgomp may hang in it); set_num_threads(n) overrides this"
+    return _why if n == _machine else f"OpenMP's own limit ({_why})"

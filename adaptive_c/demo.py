@@ -20,7 +20,7 @@ from sklearn.datasets import load_digits
 
 import adaptive_c as ac
 
-from ._native import core, isa
+from ._native import core, counted, isa
 
 matplotlib.use("Agg")
 import itertools
@@ -155,7 +155,7 @@ def one_large_array(n: int, console: Console) -> None:
             times[name].append(time.perf_counter() - start)
     ours, ceiling, by_hand = (statistics.median(times[name]) for name in contenders)
     console.print(
-        f"\nAdamW on {n:,} float32 elements, {isa}, {ac.get_num_threads()} threads, {platform.machine()}:\n"
+        f"\nAdamW on {n:,} float32 elements, {isa}, {counted(ac.get_num_threads(), 'thread')}, {platform.machine()}:\n"
         f"  {ours / n * 1e9:.3f} ns per element, {28 * n / ours / 1e9:.1f} GB/s (28 bytes per element)\n"
         f"  {ceiling / ours:.0%} of this machine's ceiling for the same bytes ({28 * n / ceiling / 1e9:.1f} GB/s)\n"
         f"  the same step in NumPy: {by_hand / n * 1e9:.3f} ns per element, {by_hand / ours:.1f} times as long"

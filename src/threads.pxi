@@ -1,4 +1,4 @@
-# How many threads a large step takes.
+# How many threads a large step takes.  adaptive_c/_native.py finds out what the machine allows, and says why.
 
 cdef extern from *:
     """
@@ -13,27 +13,26 @@ cdef extern from *:
     const int ADAPTIVE_C_OPENMP
     int omp_get_max_threads() nogil
 
-
 cdef int default_threads = 0   # set_num_threads: 0 means that `machine_threads` and OpenMP decide
-cdef int machine_threads = 1   # what affinity and cgroup quota allow; set when the package loads
+cdef int machine_threads = 1   # what affinity and cgroup quota allow
 cdef bint forked = False       # libgomp hangs in a forked child if anybody used it in the parent
 
 
-def set_threads(int default=-1, int machine=-1, child=None):
-    """Set the process-wide number of threads, what the machine allows, or whether this process is a forked child."""
+def set_threads(int default=-1, int machine=-1, bint child=False):
+    """Set the process-wide number of threads, what the machine allows, or that this process is a forked child."""
     global default_threads, machine_threads, forked
+    if child:
+        forked = True
+        default = 0  # the parent's choice is not the child's
     if default >= 0:
         default_threads = default
-        forked = False
     if machine >= 0:
         machine_threads = machine
-    if child is not None:
-        forked = child
 
 
 cpdef int get_threads(int n_threads=0) noexcept nogil:
     """The number of threads that a large step takes now; n_threads: an optimizer's own choice, 0 for none."""
-    if forked or not ADAPTIVE_C_OPENMP:
+    if not ADAPTIVE_C_OPENMP or (forked and not default_threads):
         return 1
     if n_threads or default_threads:
         return n_threads or default_threads

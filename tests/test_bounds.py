@@ -4,7 +4,7 @@ import copy
 
 import numpy as np
 import pytest
-from cases import assert_same_bits
+from support import assert_same_bits
 
 import adaptive_c as ac
 

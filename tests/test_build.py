@@ -53,7 +53,7 @@ def test_the_best_supported_level_is_loaded():
 
 @pytest.mark.parametrize("level", _native.LEVELS)
 def test_isa_can_be_forced(level):
-    out = python("-c", "import adaptive_c as ac; ac.show_native()", ADAPTIVE_C_ISA=level)
+    out = python("-c", "import adaptive_c as ac; ac.show_config()", ADAPTIVE_C_ISA=level)
     if level in _native.unused_levels:
         assert f"ADAPTIVE_C_ISA={level}: " in out.stderr
     else:
@@ -88,23 +88,31 @@ def test_the_reference_works_without_extensions_and_an_optimizer_says_what_to_do
 
 def test_a_missing_build_falls_back_and_show_config_says_so(tmp_path):
     env = copied(tmp_path, f"_{_native.isa}.*so")
-    out = python("-c", "import adaptive_c as ac; ac.show_native()", **env)
+    out = python("-c", "import adaptive_c as ac; ac.show_config()", **env)
     if _native.isa == "baseline":
         assert "ImportError" in out.stderr
     else:
         assert f"{_native.isa} is not used: adaptive_c's extension _{_native.isa} is missing or broken" in out.stdout
 
 
-def test_show_native(capsys):
-    ac.show_native()
+def test_show_config(capsys):
+    ac.show_config()
     out = capsys.readouterr().out
     assert f"adaptive_c {ac.__version__}" in out
     assert f"instruction set  {_native.isa}" in out
-    assert re.search(r"threads +\d+: ", out)
+    assert re.search(r"a large step +(1 thread|\d+ threads): ", out)
     ac.set_num_threads(3)
-    ac.show_native()
+    ac.show_config()
     ac.set_num_threads(None)
-    assert "threads          3: set_num_threads" in capsys.readouterr().out or not _native.core.openmp()
+    assert "a large step     3 threads: set_num_threads" in capsys.readouterr().out or not _native.core.openmp()
+
+
+@pytest.mark.skipif(sys.platform != "linux" or "-g" in os.environ.get("CFLAGS", ""), reason="built otherwise")
+def test_the_extensions_carry_no_debug_information():
+    built = list(Path(_native.core.__file__).parent.glob("_*.so"))
+    assert built
+    for path in built:
+        assert b".debug_info" not in path.read_bytes(), path
 
 
 def test_an_import_loads_little_beyond_numpy():

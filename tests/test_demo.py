@@ -37,6 +37,13 @@ def test_module_is_the_same_program(tmp_path):
     assert "instruction set" in out.stdout
 
 
+def test_the_version_is_told(tmp_path):
+    out = subprocess.run(
+        [sys.executable, "-m", "adaptive_c", "--version"], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert out.stdout == f"adaptive_c {ac.__version__}\n"
+
+
 def test_a_missing_extra_is_named(tmp_path):
     (tmp_path / "rich.py").write_text("raise ModuleNotFoundError(name='rich')")
     out = subprocess.run([sys.executable, "-m", "adaptive_c", "demo"], capture_output=True, text=True, cwd=tmp_path)

@@ -12,7 +12,7 @@ import threading
 
 import numpy as np
 import pytest
-from cases import race
+from support import race
 
 import adaptive_c as ac
 

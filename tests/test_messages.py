@@ -8,7 +8,7 @@ import warnings
 
 import numpy as np
 import pytest
-from cases import assert_same_bits
+from support import assert_same_bits
 
 import adaptive_c as ac
 

@@ -17,7 +17,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cases import CHUNK, IDS, PAIRS, assert_same_bits, build
+from cases import IDS, PAIRS
+from support import CHUNK, assert_same_bits, build
 
 import adaptive_c as ac
 

@@ -11,7 +11,7 @@ import re
 
 import numpy as np
 import pytest
-from cases import assert_same_bits
+from support import assert_same_bits
 
 import adaptive_c as ac
 

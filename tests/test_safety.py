@@ -19,68 +19,6 @@ from adaptive_c import _native
 BIG = 300_000  # elements: parallel, without the GIL
 
 
-FORK = """
-import os, sys, numpy as np
-{before}
-import adaptive_c as ac
-def run():
-    p = np.ones({n}, "float32"); opt = ac.AdamW(p, {arguments})
-    for _ in range(3): opt.step(p * 0.5)
-    return p
-want = run()                      # the parent has used its threads
-pid = os.fork()
-if pid == 0:
-    {child}
-    os._exit(0 if (run() == want).all() and ac.get_num_threads() == {expect} else 1)
-assert os.waitpid(pid, 0)[1] == 0
-print("ok")
-"""
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
-@pytest.mark.parametrize("arguments", ["", "n_threads=2"])
-def test_a_forked_child_steps_serially(arguments):
-    assert "ok" in child(FORK.format(before="", n=BIG, arguments=arguments, child="pass", expect=1))
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
-def test_a_child_forked_between_import_and_first_use_is_serial():
-    script = (
-        "import os, adaptive_c as ac\npid = os.fork()\n"
-        "if pid == 0: os._exit(ac.get_num_threads())\nprint(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))"
-    )
-    assert child(script) == "1\n"
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
-def test_set_num_threads_in_a_forked_child_is_obeyed():
-    script = FORK.format(before="", n=100, arguments="", child="ac.set_num_threads(2)", expect=2)
-    assert "ok" in child(script)
-
-
-def test_a_multiprocessing_pool_steps():
-    script = (
-        "import multiprocessing as mp, numpy as np, adaptive_c as ac\n"
-        "def work(seed):\n"
-        f"    p = np.full({BIG}, seed, 'float32'); opt = ac.Adam(p); opt.step(p * 0.5); return float(p.sum())\n"
-        "work(1)\n"
-        "if __name__ == '__main__':\n"
-        "    with mp.get_context('fork').Pool(2) as pool: print(pool.map(work, range(1, 5)))\n"
-    )
-    assert child(script).count(",") == 3
-
-
-@pytest.mark.parametrize("first", ["sklearn.neighbors", "torch"])
-@pytest.mark.parametrize("order", ["before", "after"])
-def test_works_beside_other_thread_pools(first, order):
-    pytest.importorskip(first)
-    other = {
-        "torch": "import torch; a = torch.ones(500, 500); (a @ a).sum()",
-        "sklearn.neighbors": "from sklearn.cluster import KMeans; import numpy as np; KMeans(3, n_init=1).fit(np.random.rand(999, 5))",
-    }[first]
-    mine = f"import adaptive_c as ac, numpy as np; p = np.ones({BIG}, 'f4'); o = ac.AdamW(p)\nfor _ in range(5): o.step(p * 1)"
-    lines = [other, mine, other, mine] if order == "before" else [mine, other, mine]
-    child("\n".join([*lines, "print('ok')"]))
 
 
 def test_two_threads_stepping_one_optimizer_get_an_error_never_a_corrupted_state():
@@ -285,63 +223,6 @@ def test_importing_and_stepping_sets_no_ftz_or_daz():
     p = np.zeros(3, "float32")
     ac.SGD(p, lr=0.5).step(np.full(3, 1e-40, "float32"))
     assert (p != 0).all()
-
-
-# --- the number of threads -------------------------------------------------------------------------------------------
-
-
-def cgroup(tmp_path, files, membership):
-    for name, text in files.items():
-        path = tmp_path / "fs" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-    (tmp_path / "cgroup").write_text(membership)
-    return _native._cgroup_quota(tmp_path / "fs", tmp_path / "cgroup")
-
-
-@pytest.mark.parametrize(
-    ("files", "membership", "want"),
-    [
-        ({"cpu.max": "max 100000\n"}, "0::/\n", float("inf")),
-        ({"cpu.max": "150000 100000\n"}, "0::/\n", 1.5),
-        ({"a/cpu.max": "100000 100000\n", "a/b/cpu.max": "400000 100000\n"}, "0::/a/b\n", 1.0),
-        (
-            {"cpu/x/cpu.cfs_quota_us": "200000", "cpu/x/cpu.cfs_period_us": "100000"},
-            "4:cpu,cpuacct:/x\n1:name=s:/\n",
-            2.0,
-        ),
-        ({"cpu/x/cpu.cfs_quota_us": "-1", "cpu/x/cpu.cfs_period_us": "100000"}, "4:cpu:/x\n", float("inf")),
-        ({"cpu.max": "nonsense"}, "0::/\n", float("inf")),
-    ],
-)
-def test_cgroup_quotas(tmp_path, files, membership, want):
-    assert cgroup(tmp_path, files, membership) == want
-
-
-def test_no_cgroup_file_at_all(tmp_path):
-    assert _native._cgroup_quota(tmp_path, tmp_path / "none") == float("inf")
-
-
-def test_omp_num_threads_and_affinity_are_obeyed():
-    script = "import adaptive_c as ac; print(ac.get_num_threads()); ac.show_native()"
-    out = child(script, OMP_NUM_THREADS="3")
-    assert out.startswith("3\n")
-    assert "3: OMP_NUM_THREADS=3" in out
-    if hasattr(os, "sched_setaffinity"):
-        out = child(f"import os; os.sched_setaffinity(0, [0]); {script}", OMP_NUM_THREADS="")
-        assert out.startswith("1\n")
-
-
-def test_an_explicit_number_is_used_as_given():
-    """Seven threads on any machine, under OMP_NUM_THREADS=1 too."""
-    script = (
-        f"import os, numpy as np, adaptive_c as ac; p = np.ones({BIG}, 'f4'); o = ac.SGD(p, n_threads=7); o.step(p * 1)\n"
-        "print(len(os.listdir('/proc/self/task')))"
-    )
-    if not os.path.isdir("/proc/self/task") or not _native.core.openmp():
-        pytest.skip("needs /proc and OpenMP")
-    before = int(child(script.replace("n_threads=7", "n_threads=1"), OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1"))
-    assert int(child(script, OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1")) - before == 6
 
 
 def test_signals_are_still_ours():

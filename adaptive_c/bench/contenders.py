@@ -98,7 +98,7 @@ def contender(name: str, install: str = "", **more: Any) -> Callable[[Callable[[
 @contender("adaptive_c")
 def ours(task: Task) -> Subject:
     import adaptive_c as ac
-    from adaptive_c._config import core
+    from adaptive_c._native import core
 
     params, grads = task.arrays()
     p: Any

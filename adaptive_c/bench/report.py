@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from .._native import counted
 from .model import predictions
 
 OURS = "adaptive_c"
@@ -88,9 +89,9 @@ def markdown(results: dict[str, Any]) -> str:
     lines = [
         "# adaptive-c bench",
         "",
-        f"{env['processor']}, {env['processors']} processors, {env['threads']} threads, {env['system']}; "
-        f"{env['instruction_set']} build by {env['compiler']} with {env['flags']}; commit {env['commit']}; "
-        f"Python {env['python']}, {versions}.",
+        f"{env['processor']}, {counted(env['processors'], 'processor')}, {counted(env['threads'], 'thread')}, "
+        f"{env['system']}; {env['instruction_set']} build by {env['compiler']} with {env['flags']}; "
+        f"commit {env['commit']}; Python {env['python']}, {versions}.",
         "",
         f"Medians of {results['settings']['rounds']} rounds, each contender in a process of its own, in turn; in round "
         'brackets quartiles. "2.00x" means that the other takes twice as long as adaptive_c, in square brackets its '

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
-from .._native import build_info, get_num_threads, isa
+from .._native import build_info, counted, get_num_threads, isa, processors
 from .contenders import CONTENDERS, Task
 
 OURS = "adaptive_c"
@@ -143,7 +143,7 @@ def rows(settings: Settings) -> Iterator[Row]:
         label = "GPT-2 124M, 148 arrays" + ("" if gpt2 is GPT2 else ", each cut to a 64th")
         yield Row("lists", label, Task(gpt2), [OURS, *every[1:5]])
         for threads in range(1, get_num_threads() + 1):
-            yield Row("threads", str(threads), Task((n,), threads=threads), [*FAST[:4]])
+            yield Row("threads", counted(threads, "thread"), Task((n,), threads=threads), [*FAST[:4]])
         yield Row("memory", f"{n // 4:,}", Task((n // 4,)), every)
         yield Row("memory", f"{n // 4:,}, uint8 state", Task((n // 4,), state_dtype="uint8"),
                   [OURS, "bitsandbytes AdamW8bit", "torchao AdamW8bit"])  # fmt: skip
@@ -361,7 +361,7 @@ def environment() -> dict[str, Any]:
             continue
     return {
         "processor": _processor(),
-        "processors": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "processors": len(processors()),
         "threads": get_num_threads(),
         "memory": free_memory() if math.isfinite(free_memory()) else None,
         "system": platform.platform(),
