@@ -5,6 +5,8 @@ from contextlib import AbstractContextManager
 from types import MappingProxyType
 from typing import Any, ClassVar, Never
 
+import numpy as np
+
 from ._checkpoint import description, torch
 from ._native import checked_threads
 from ._run.group import ParamGroup
@@ -196,7 +198,7 @@ class Optimizer:
         run = Run(type(self), defaults, uint16_as)
         run.plan.n_threads = checked_threads(n_threads)
         run.start(params, settings, flag("keep_undo", keep_undo))
-        self._run = run
+        self._run, self._state_view = run, State(run)
         self._step = run.plan.step  # bound once: a small step is mostly looking things up
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -280,6 +282,8 @@ class Optimizer:
         if metric is None:
             self._step(grads, scale)
         else:
+            if isinstance(metric, (np.ndarray, list, tuple, dict)):
+                raise TypeError(f"step takes the gradients alone, not the parameters; metric must be a number, got {metric!r}")
             self._step(grads, scale, observed, real("metric", metric))
 
     def accumulate(self, grads: Any) -> None:
@@ -478,7 +482,7 @@ class Optimizer:
 
     @property
     def state(self) -> State:
-        return State(self._run)
+        return self._state_view
 
     @property
     def t(self) -> int:

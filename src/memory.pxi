@@ -85,7 +85,7 @@ cdef str remedy(x, bint grad):
 
 
 cdef str copied(str copy, bint grad):
-    return copy if grad else f"keep and use {copy}, which is a copy: the memory of x itself would not be updated"
+    return copy if grad else f"keep and use {copy}, which is a copy, not the model's memory"
 
 
 cdef struct Span:

@@ -279,11 +279,12 @@ cdef double nadam_product(const Options* o, long long t) noexcept nogil:
     for i in range(1, t + 1):
         mu = nadam_mu(o, i)
         if mu == o.beta1:
-            return product * power(mu, t - i + 1)
+            product *= power(mu, t - i + 1)
+            break
         product *= mu
-        if product < 1e-300:  # 1 - product has long been 1
-            return 0
-    return product
+        if product < 1e-300:
+            break
+    return product if product >= 1e-300 else 0  # 1 - product has long been 1
 
 cdef void nadam_step(const Options* o, long long t, double product, Step* k) noexcept nogil:
     cdef double mu = nadam_mu(o, t), mu_next = nadam_mu(o, t + 1)

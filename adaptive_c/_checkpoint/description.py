@@ -6,7 +6,7 @@ it, the caller gives again: see docs/checkpoints.md.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -220,7 +220,7 @@ def _restore(run: Run, d: Any, where: str, parameters: bool) -> None:
     pending = _count(d, "pending", where)
     given = _get(d, "settings", Mapping, where)
     if unknown := given.keys() - plan.settings.keys():
-        raise ValueError(f"{where} has the unknown setting {min(unknown)!r}")
+        raise ValueError(f"{where} has the unknown setting {min(unknown, key=str)!r}")
     dtypes = {group.computed for group in run.groups}
     settings = check_settings({**plan.settings, **given}, dtypes, core.can_flush(), f"{where}: ")
     scale, tracker = _read_scaler(run, _get(d, "scaler", (Mapping, type(None)), where), settings, where)
@@ -302,7 +302,10 @@ def _check_cut(sizes: list[int], names: Any, ours: dict[str, Any], version: int,
         raise ValueError(f"{where} has {sum(sizes)} elements, this optimizer's {sum(ours['sizes'])}")
     if names is None or ours["names"] is None:
         return
-    own, remedy = ours["names"], "; a list of the same arrays loads, too, whatever their names"
+    for name in names:
+        if not isinstance(name, Hashable):
+            raise ValueError(f"{where}: its names can't be {name!r}")
+    own, remedy = ours["names"], "; a list of arrays loads into any names, and from any names into a list"
     if len(names) != len(sizes):
         raise ValueError(f"{where} has {len(names)} names for {len(sizes)} arrays")
     if len(names) != len(own) or not all(matches(a, b, version) for a, b in zip(names, own, strict=True)):
@@ -327,7 +330,7 @@ def _check_arrays(
         options = _get(d, "options", Mapping, where)
         switches = [f"{k}={options[k]!r}" for k in ("amsgrad", "centered", "momentum", "ema_decay") if k in options]
         raise ValueError(
-            f"{where} has the state {', '.join(sorted(names)) or 'none'}, this optimizer's "
+            f"{where} has the state {', '.join(sorted(map(str, names))) or 'none'}, this optimizer's "
             f"{', '.join(sorted(wanted)) or 'none'}; construct it with the options of the saved one"
             + (f" ({', '.join(switches)})" if switches else "")
         )
@@ -353,9 +356,11 @@ def _read_options(group: ParamGroup, d: Any, where: str) -> dict[str, Any]:
     followed = _get(d, "schedules", Mapping, where)
     known = [name for name in group.options if not OPTIONS[name].fixed]
     if unknown := (given.keys() | followed.keys()) - set(known):
-        raise ValueError(f"{where} has the unknown option {min(unknown)!r}; this optimizer has {', '.join(known)}")
+        raise ValueError(f"{where} has the unknown option {min(unknown, key=str)!r}; this optimizer has {', '.join(known)}")
     now = _bounds(group.options["bounds"])
     bounds = given.pop("bounds", now)
+    if bounds not in (None, "arrays") and not (isinstance(bounds, (list, tuple)) and len(bounds) == 2):
+        raise ValueError(f"{where}: its bounds can't be {bounds!r}")
     if bounds == "arrays" and now != "arrays":
         raise ValueError(f"{where} was bounded by arrays, which are not saved: construct the optimizer with them")
     if bounds not in ("arrays", now):

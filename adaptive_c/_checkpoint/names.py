@@ -1,5 +1,7 @@
 """The names of arrays, which are the keys of a dict of parameters, as JSON can hold them."""
 
+import ast
+import re
 from typing import Any
 
 import numpy as np
@@ -10,7 +12,7 @@ def encoded(key: Any, where: str) -> Any:
     if isinstance(key, tuple):
         return [encoded(x, where) for x in key]
     if key is None or isinstance(key, str):
-        return None if key is None else str(key)
+        return None if key is None else str.__str__(key)  # also of an enumeration
     if isinstance(key, (bool, int, float, np.bool_, np.integer, np.floating)) and key == key and abs(key) < np.inf:
         return int(key) if key == int(key) else float(key)
     raise ValueError(
@@ -25,8 +27,23 @@ def decoded(name: Any) -> Any:
 
 
 def matches(name: Any, key: Any, version: int) -> bool:
-    """Is this name from a description the name of the array with this key?"""
-    if version == 1 and isinstance(name, str):  # strings and ints were stored as they are, anything else by repr()
-        plain = key.item() if isinstance(key, np.generic) else key
-        return name in ({key} if type(key) is str else {repr(key), repr(plain), f"np.{type(key).__name__}({plain!r})"})
-    return bool(type(name) is not list and name == key)
+    """Is this name, from a description, the name of the array with this key?"""
+    name, key = canonical(name), canonical(key)
+    if hash(name) == hash(key) and name == key:
+        return True
+    return version == 1 and isinstance(name, str) and (name == repr(key) or _parsed(name) == key)
+
+
+def canonical(key: Any) -> Any:
+    """A key without NumPy's types: np.float32(0.1) == 0.1 is true, though they are different keys of a dict."""
+    if isinstance(key, tuple):
+        return tuple(map(canonical, key))
+    return key.item() if isinstance(key, np.generic) else key
+
+
+def _parsed(name: str) -> Any:
+    """What version 1 called by its repr(): all but strings and ints.  NumPy 2 writes np.int64(3) where NumPy 1 wrote 3."""
+    try:
+        return ast.literal_eval(re.sub(r"\bnp\.\w+\(([^()]*)\)", r"\1", name))
+    except (ValueError, SyntaxError):
+        return name

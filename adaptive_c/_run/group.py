@@ -38,7 +38,7 @@ def check_options(
             numbers[name] = number_at(name, found[name], t, dtype, where)
             continue
         option = OPTIONS[name]
-        numeric = isinstance(value, (int, float, np.number)) or (value is None and option.optional)
+        numeric = value is None or isinstance(value, (int, float, np.number))
         if option.movable and isinstance(option.check, Number) and not numeric:
             raise TypeError(f"{where}{name} must be a number, or a schedule such as schedules.cosine(1e-3, 10_000); "
                             f"got {value!r}")  # fmt: skip
@@ -195,7 +195,10 @@ class ParamGroup(MutableMapping[str, Any]):
         if name in store.slots or name == "master":
             return self.layout.views(store.arrays[name]) if name in store.arrays else None
         if name in store.counts:  # a count, or NAdam's product
-            return self.layout.arrange([row.reshape(()) for row in store.counts[name][:, None]])
+            counts = store.counts[name]
+            if self.layout.keys == ():
+                return counts.reshape(())
+            return self.layout.arrange([row.reshape(()) for row in counts[:, None]])
         return store.arrays.get(name) if name.endswith("_scale") else None
 
     def bind_copies(self, where: str) -> None:

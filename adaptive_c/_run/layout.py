@@ -38,6 +38,8 @@ class Layout:
 
     def views(self, flat: Array) -> Any:
         """Views of a flat array in the structure and shapes of the parameters."""
+        if self.keys == ():
+            return flat.reshape(self.arrays[0].shape)
         found, at = [], 0
         for array in self.arrays:
             found.append(flat[at : at + array.size].reshape(array.shape))

@@ -219,7 +219,7 @@ def check_option(name: str, value: Any, dtype: str, where: str) -> Any:
         return None
     checked = option.check(where + name, value)
     for x in checked if isinstance(checked, tuple) else (checked,):
-        if isinstance(x, float) and abs(x) > _LARGEST[dtype]:
+        if isinstance(option.check, (Number, Pair)) and abs(x) > _LARGEST[dtype]:
             raise ValueError(f"{where}{name}={value!r} is infinite in {dtype}")
         if not option.vanishing and 0 < x <= _SMALLEST[dtype] / 2:
             raise ValueError(
@@ -338,14 +338,17 @@ def check_bounds(bounds: Any, dtype: str, where: str, flat: Callable[[Any, str],
             f"{where}bounds must have lo <= hi and a number of {dtype} between them; rounded inward they are "
             f"({low.flat[i]}, {high.flat[i]}){which}"
         )
-    copied = type(bounds)(map(_copied, pair)) if type(bounds) in (tuple, list) else tuple(map(_copied, pair))
     if low.ndim == 0:
-        return copied, (low[()], high[()])
-    return copied, (np.ascontiguousarray(low), np.ascontiguousarray(high))
+        return copied_bounds(bounds), (low[()], high[()])
+    return copied_bounds(bounds), (np.ascontiguousarray(low), np.ascontiguousarray(high))
+
+
+def copied_bounds(bounds: Any) -> Any:
+    """Bounds that the caller can't change any more; a list stays one, to be handed out as a fresh list each time."""
+    return list(map(_copied, bounds)) if isinstance(bounds, list) else _copied(bounds)
 
 
 def _copied(side: Any) -> Any:
-    """One side of bounds, which the caller can't change any more."""
     if isinstance(side, Mapping):
         return MappingProxyType({name: _copied(x) for name, x in side.items()})
     if isinstance(side, (list, tuple)):

@@ -8,7 +8,7 @@ import numpy as np
 from .._native import core
 from .group import ParamGroup, check_formats, check_options
 from .layout import Layout
-from .options import Number, check_bounds, check_settings, check_together
+from .options import Number, check_bounds, check_settings, check_together, copied_bounds
 from .store import Allocate, zeros
 
 
@@ -30,7 +30,8 @@ class Run:
     def __init__(
         self, rule: Any, defaults: Mapping[str, Any], uint16_as: str | None = None, allocate: Allocate = zeros
     ) -> None:
-        self.rule, self.defaults, self.groups = rule, defaults, ()
+        self.rule, self.groups = rule, ()
+        self.defaults = {**defaults, "bounds": copied_bounds(defaults["bounds"])}  # for groups that come later, too
         self.plan = core.Plan(core.Guard())
         self._uint16_as, self._allocate = uint16_as, allocate
         self._checked: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {}  # the defaults, by the type that a rule computes in
@@ -79,15 +80,14 @@ class Run:
         if not isinstance(spec, dict) or "params" not in spec:
             got = f"the keys {', '.join(map(repr, spec))}" if isinstance(spec, dict) else f"a {type(spec).__name__}"
             raise ValueError(f"{place} must be a dict with 'params', as every group is; got {got}")
-        params = spec["params"]
-        if isinstance(params, (list, tuple, dict)) and not params:
-            raise ValueError(f"{place} is empty: there is nothing to optimize")
         given = {**defaults, **{name: value for name, value in spec.items() if name != "params"}}
         if unknown := [name for name in given if name not in self.defaults]:
             raise TypeError(
                 f"{place} has the unknown option {unknown[0]!r}; {self.rule.__name__} has {', '.join(self.defaults)}"
             )
-        layout = Layout(params, self._uint16_as)
+        layout = Layout(spec["params"], self._uint16_as)
+        if not layout.arrays:
+            raise ValueError(f"{place} is empty: there is nothing to optimize")
         name = f"{where}['params']" if where else "params"
         bound = core.BoundGroup(
             self.guard, self.rule._rule, self.rule._squares, layout.keys, layout.arrays, name,

@@ -116,11 +116,16 @@ class State(Mapping[str, Any]):
         self._run = run
 
     def __getitem__(self, name: str) -> Any:
-        groups = self._run.groups
-        found = [group.find(name) for group in groups] if isinstance(name, str) else [None]
-        if all(x is None for x in found):
+        groups, structured = self._run.groups, self._run.plan.structured
+        found = None
+        if isinstance(name, str) and structured:
+            found = [group.find(name) for group in groups]
+            found = None if all(x is None for x in found) else found
+        elif isinstance(name, str):
+            found = groups[0].find(name)
+        if found is None:
             raise KeyError(f"{name!r} is no state of this optimizer; it has {', '.join(self) or 'none'}")
-        return found if self._run.plan.structured else found[0]
+        return found
 
     def __iter__(self) -> Iterator[str]:
         stores = [group.store for group in self._run.groups]
