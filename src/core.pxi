@@ -5,7 +5,9 @@
 from cython cimport floating
 from cython.parallel cimport prange
 
+include "numbers.pxi"
 include "rules.pxi"
+include "formats.pxi"
 include "stages.pxi"
 include "sweep.pxi"
 include "reduce.pxi"
