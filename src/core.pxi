@@ -8,6 +8,7 @@ from cython cimport floating
 include "threads.pxi"    # how many threads
 include "numbers.pxi"    # integer types, powers, the floating-point mode
 include "rules.pxi"      # one loop for each update rule
+include "formats.pxi"    # one pair of loops for each number format
 include "stages.pxi"     # one loop for each extra
 include "space.pxi"      # groups, arrays, and the walker over their elements
 include "blocks.pxi"     # narrow numbers, block by block

@@ -1,29 +1,13 @@
 # The stages around the rule: short loops over one segment of a chunk, which stays in the core's cache between them.
-# A stage that changes the gradient reads one buffer and writes another (a loop whose input is its output would fail its
-# alias check and run unvectorised); a stage that a call does not need is not run.
-
-# --- before the rule: out <- what it does to g -----------------------------------------------------------------------
-
-cdef void from_bfloat16(Py_ssize_t n, float* out, const uint16_t* g) noexcept nogil:
-    cdef Py_ssize_t i
-    for i in range(n):
-        out[i] = float_of(<uint32_t> g[i] << 16)
+#
+# A stage that changes the gradient reads one buffer and writes another: gcc would find that a loop whose input is its
+# output fails the alias check, and would run it unvectorised.  A stage that a call does not need is not run.
 
 
-cdef void from_float16(Py_ssize_t n, float* out, const uint16_t* g) noexcept nogil:
-    """Exact.  Below 2^-14 the fraction counts units of 2^-24."""
-    cdef Py_ssize_t i
-    cdef uint32_t a
-    cdef float x
-    for i in range(n):
-        a = g[i] & 0x7fff
-        x = float_of((a << 13) + (0x70000000 if a >= 0x7c00 else 0x38000000))
-        x = <float> <int> a * <float> 5.9604644775390625e-08 if a < 0x400 else x
-        out[i] = -x if g[i] & 0x8000 else x
-
+# --- before the rule: each writes to out what it makes of g ----------------------------------------------------------
 
 cdef void scale(Py_ssize_t n, floating* out, const floating* g, double factor) noexcept nogil:
-    """out <- factor g: unscale, clip and maximize are one constant."""
+    """out <- factor g: unscaling, clipping and maximize together are one constant."""
     cdef Py_ssize_t i
     cdef floating k = <floating> factor
     for i in range(n):
@@ -31,7 +15,7 @@ cdef void scale(Py_ssize_t n, floating* out, const floating* g, double factor) n
 
 
 cdef void clamp_gradient(Py_ssize_t n, floating* out, const floating* g, double limit) noexcept nogil:
-    """out <- g, taken into [-limit, limit]; NaN stays NaN."""
+    """out <- g, clamped to [-limit, limit].  NaN stays NaN."""
     cdef Py_ssize_t i
     cdef floating x, hi = <floating> limit, lo = -<floating> limit
     for i in range(n):
@@ -42,7 +26,7 @@ cdef void clamp_gradient(Py_ssize_t n, floating* out, const floating* g, double 
 
 cdef void decay_gradient(Py_ssize_t n, floating* out, const floating* g, const floating* p,
                          double weight_decay) noexcept nogil:
-    """out <- g + weight_decay p: the coupled decay (L2) of every rule but AdamW and Lion."""
+    """out <- g + weight_decay p: the coupled decay (L2), which every rule has but AdamW and Lion."""
     cdef Py_ssize_t i
     cdef floating k = <floating> weight_decay
     for i in range(n):
@@ -50,16 +34,16 @@ cdef void decay_gradient(Py_ssize_t n, floating* out, const floating* g, const f
 
 
 cdef void add(Py_ssize_t n, floating* s, const floating* g) noexcept nogil:
-    """s <- s + g: micro-batches are summed."""
+    """s <- s + g, for sums of micro-batches."""
     cdef Py_ssize_t i
     for i in range(n):
         s[i] = s[i] + g[i]
 
 
-# --- behind the rule -------------------------------------------------------------------------------------------------
+# --- after the rule --------------------------------------------------------------------------------------------------
 
 cdef void bound(Py_ssize_t n, floating* p, double low, double high) noexcept nogil:
-    """p <- p, taken into [low, high], numbers of p's type; NaN stays NaN."""
+    """p <- p, clamped to [low, high], which are numbers of p's type.  NaN stays NaN."""
     cdef Py_ssize_t i
     cdef floating x, lo = <floating> low, hi = <floating> high
     for i in range(n):
@@ -69,7 +53,7 @@ cdef void bound(Py_ssize_t n, floating* p, double low, double high) noexcept nog
 
 
 cdef void bound_each(Py_ssize_t n, floating* p, const floating* low, const floating* high) noexcept nogil:
-    """p <- p, taken into [low, high], element by element."""
+    """The same with bounds for each element."""
     cdef Py_ssize_t i
     cdef floating x
     for i in range(n):
@@ -79,300 +63,8 @@ cdef void bound_each(Py_ssize_t n, floating* p, const floating* low, const float
 
 
 cdef void average(Py_ssize_t n, floating* e, const floating* p, double decay) noexcept nogil:
-    """e <- decay e + (1 - decay) p."""
+    """e <- e - (1 - decay) (e - p): exact where e = p, however 1 - decay is rounded."""
     cdef Py_ssize_t i
-    cdef floating d = <floating> decay, c = <floating> (1 - decay)
+    cdef floating c = <floating> (1 - decay)
     for i in range(n):
-        e[i] = d * e[i] + c * p[i]
-
-
-cdef void to_float32(Py_ssize_t n, float* out, const floating* p) noexcept nogil:
-    cdef Py_ssize_t i
-    for i in range(n):
-        out[i] = <float> p[i]
-
-
-cdef void to_bfloat16(Py_ssize_t n, uint16_t* out, const float* p) noexcept nogil:
-    """Rounded to nearest even; a NaN stays one."""
-    cdef Py_ssize_t i
-    cdef uint32_t u, nan
-    for i in range(n):
-        u = bits_of(p[i])
-        nan = (u >> 16) | 0x40
-        out[i] = <uint16_t> (nan if (u & 0x7fffffff) > 0x7f800000 else (u + 0x7fff + ((u >> 16) & 1)) >> 16)
-
-
-cdef void to_float16(Py_ssize_t n, uint16_t* out, const float* p) noexcept nogil:
-    """Rounded to nearest even; a NaN stays one, what is too large becomes infinite.
-
-    Below 2^-14, float16's smallest normal number, adding 0.5 leaves the wanted bits at the end of the sum.
-    """
-    cdef Py_ssize_t i
-    cdef uint32_t u, a, normal, small, r
-    cdef float x
-    for i in range(n):
-        x = p[i]
-        u = bits_of(x)
-        a = u & 0x7fffffff
-        normal = (a - 0x38000000 + 0xfff + ((a >> 13) & 1)) >> 13
-        small = bits_of((-x if x < 0 else x) + <float> 0.5) - 0x3f000000
-        r = normal if a >= 0x38800000 else small
-        r = 0x7c00 if a >= 0x477ff000 else r
-        r = 0x7e00 if a > 0x7f800000 else r
-        out[i] = <uint16_t> (r | ((u >> 16) & 0x8000))
-
-
-# --- stochastic rounding ---------------------------------------------------------------------------------------------
-#
-# A number between two neighbours of a narrow format goes to the upper one with the chance of its distance from the
-# lower one, so that the mean is right and small changes add up.  The chance is a word for each element: one hash for
-# its block of BLOCK elements of the parameter space, XORed with a fixed table.  `noise` points to the table's entry of
-# the first element; a table's words are as long as what its format cuts off.  With `halves` in the place of `noises`
-# and word 0 the same loops round to nearest.
-
-cdef enum:
-    BLOCK = 256
-    CUT_BFLOAT16 = 16   # bits of a float32's fraction that the format has no room for
-    CUT_FLOAT16 = 24    # more than 13: numbers below its normal ones lose more
-    CUT_UINT8 = 20
-
-cdef struct Noises:
-    uint32_t bfloat16[BLOCK]
-    uint32_t float16[BLOCK]
-    uint32_t uint8[BLOCK]
-
-cdef Noises noises
-cdef Noises halves
-
-
-cdef uint64_t mix(uint64_t x) noexcept nogil:
-    """The finaliser of SplitMix64 (Steele, Lea & Flood 2014)."""
-    x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ULL
-    x = (x ^ (x >> 27)) * 0x94d049bb133111ebULL
-    return x ^ (x >> 31)
-
-
-cdef void fill_noises() noexcept:
-    """The first 8 bits of the 256 words are a permutation: a block's roundings balance better than by chance."""
-    cdef uint32_t word
-    cdef int i, j
-    cdef uint8_t first[BLOCK]
-    for i in range(BLOCK):
-        j = mix(i) % (i + 1)
-        first[i] = first[j]
-        first[j] = i
-    for i in range(BLOCK):
-        word = <uint32_t> first[i] << 24 | <uint32_t> (mix(i + BLOCK) >> 40)
-        noises.bfloat16[i], halves.bfloat16[i] = word >> (32 - CUT_BFLOAT16), 1 << (CUT_BFLOAT16 - 1)
-        noises.float16[i], halves.float16[i] = word >> (32 - CUT_FLOAT16), 1 << (CUT_FLOAT16 - 1)
-        noises.uint8[i], halves.uint8[i] = word >> (32 - CUT_UINT8), 1 << (CUT_UINT8 - 1)
-
-
-fill_noises()
-
-
-cdef uint64_t noise_key(uint64_t seed, uint64_t t, uint64_t group, uint64_t quantity) noexcept nogil:
-    """What the words of step t have in common for one stored quantity: 0 the parameters, 1 + slot a state array."""
-    return mix(mix(mix(seed + 0x9e3779b97f4a7c15ULL) + t) + 16 * group + quantity)
-
-
-cdef uint32_t noise_word(uint64_t key, uint64_t block) noexcept nogil:
-    return <uint32_t> (mix(key + block * 0x9e3779b97f4a7c15ULL) >> 32)
-
-
-cdef void round_head(Py_ssize_t n, uint16_t* out, const float* x, const uint32_t* noise, uint32_t word) noexcept nogil:
-    """The upper halves of x + noise: bfloat16.  A NaN stays one; less than one code from infinity, chance decides."""
-    cdef Py_ssize_t i
-    cdef float y
-    for i in range(n):
-        y = x[i] if x[i] == x[i] else float_of(0x7fc00000)
-        out[i] = <uint16_t> ((bits_of(y) + (word ^ noise[i])) >> 16)
-
-
-cdef void round_number(Py_ssize_t n, uint16_t* out, const float* x, const uint32_t* noise,
-                       uint32_t word) noexcept nogil:
-    """The same a third faster, but some NaNs, those whose fraction is all ones, become 0."""
-    cdef Py_ssize_t i
-    for i in range(n):
-        out[i] = <uint16_t> ((bits_of(x[i]) + (word ^ noise[i])) >> 16)
-
-
-cdef void round_anything(Py_ssize_t n, uint16_t* out, const float* x, const uint32_t* noise,
-                         uint32_t word) noexcept nogil:
-    """The same for what is not only small numbers: a NaN stays one, and what is finite stays finite."""
-    cdef Py_ssize_t i
-    cdef int32_t u, a, h
-    for i in range(n):
-        u = bits_of(x[i])
-        a = u & 0x7fffffff
-        h = <int32_t> (a + (word ^ noise[i])) >> 16
-        h = 0x7f7f if h > 0x7f7f else h
-        h = h if a < 0x7f800000 else (0x7f80 if a == 0x7f800000 else 0x7fc0)
-        out[i] = <uint16_t> (h | ((u >> 16) & 0x8000))
-
-
-cdef void round_float16(Py_ssize_t n, uint16_t* out, const float* x, const uint32_t* noise,
-                        uint32_t word) noexcept nogil:
-    """A NaN stays one; what rounding to nearest would make infinite becomes infinite, nothing else.
-
-    Below 2^-14, float16's smallest normal number, the fraction counts units of 2^-24.
-    """
-    cdef Py_ssize_t i
-    cdef uint32_t u
-    cdef int32_t a, above, below, low, high, r, small, up, over, nan, w
-    cdef float units
-    for i in range(n):
-        u = bits_of(x[i])
-        w = word ^ noise[i]
-        a = u & 0x7fffffff
-        above = a - 0x38800000  # masks, all ones where true: so many selects would become branches
-        below = above >> 31
-        low = 0x38800000 + (above & below)
-        high = 0x38800000 + (above & ~below)
-        high = 0x477fe000 if high > 0x477fe000 else high
-        units = float_of(low) * <float> 16777216
-        small = <int32_t> units
-        up = <int32_t> ((units - <float> small) * <float> 16777216)
-        small = small - ((w - up) >> 31)  # one more where w < up
-        r = (high - 0x38000000 + (w >> 11)) >> 13
-        r = r + small - 0x400  # one of them is 2^-14, 0x400
-        over = (0x477fefff - a) >> 31
-        nan = (0x7f800000 - a) >> 31
-        r = (r & ~over) | (over & 0x7c00) | (nan & 0x200)
-        out[i] = <uint16_t> (r | ((u >> 16) & 0x8000))
-
-
-# --- 8 bits ----------------------------------------------------------------------------------------------------------
-#
-# A block of BLOCK elements shares a scale, a power of two.  A code c is a small floating-point number:
-#
-#   never negative:  scale 2^(c // 8) (1 + c % 8 / 8)
-#   signed:          0 for c = 0, the same as above for c < 128; 128 + c stands for the negative
-#
-# Shifted into place, a code is the head of a float32, its exponent counted from the scale's: decoding adds the scale's
-# bits.  Arithmetic is on heads, the upper 16 bits, as far as it can be: twice as many fit into a register.  Infinity
-# and NaN fit in too: they take the scale so high that the rest of their block goes down to the smallest code.
-
-cdef enum:
-    SIGNED_RANGE = 15       # binades above the scale
-    UNSIGNED_RANGE = 31
-    SIGNED_LOWEST = 21      # the exponent field of the smallest scale: 2^-106, so that 2^20/scale is a number
-    UNSIGNED_LOWEST = 1     # 2^-126
-    INFINITE = 0x7f80       # infinity's head
-    TINY = 0x10             # a smaller head may be what adding noise made of a NaN
-
-
-cdef void decode_signed(Py_ssize_t n, float* out, const signed char* code, uint32_t scale) noexcept nogil:
-    cdef Py_ssize_t i
-    cdef uint16_t h, bottom = scale >> 16
-    for i in range(n):
-        h = <uint16_t> (<uint16_t> (code[i] * 16) & 0x87f0)  # the sign, and the rest shifted to where it belongs
-        h = <uint16_t> (h + (bottom if <uint16_t> (h & 0x7fff) > 0 else 0))
-        out[i] = float_of(<uint32_t> h << 16)
-
-
-cdef void decode_unsigned(Py_ssize_t n, float* out, const uint8_t* code, uint32_t scale) noexcept nogil:
-    cdef Py_ssize_t i
-    cdef uint16_t h, bottom = scale >> 16
-    for i in range(n):
-        h = <uint16_t> (<uint16_t> (code[i] << 4) + bottom)
-        out[i] = float_of(<uint32_t> h << 16)
-
-
-cdef int try_unsigned(Py_ssize_t n, uint8_t* code, const float* x, const uint32_t* noise, uint32_t word,
-                      uint16_t bottom) noexcept nogil:
-    """Codes under a scale that may be wrong; returns the largest head, and more than INFINITE for a suspicious block.
-
-    What is below the smallest code goes up to it: a second moment of 0 would make a step without bound.
-    """
-    cdef Py_ssize_t i
-    cdef uint16_t h
-    cdef int16_t size, high = -0x8000
-    for i in range(n):
-        h = <uint16_t> ((bits_of(x[i]) + (word ^ noise[i])) >> 16)
-        size = <int16_t> (h - TINY - 0x8000)  # less than TINY comes out largest of all
-        high = size if size > high else high
-        h = h if h > bottom else bottom
-        code[i] = <uint8_t> (<uint16_t> (h - bottom) >> 4)
-    return high + 0x8000 + TINY
-
-
-cdef int try_signed(Py_ssize_t n, uint8_t* code, const float* x, const uint32_t* noise, uint32_t word,
-                    uint16_t bottom) noexcept nogil:
-    """The same; suspicious is also what rounding may have taken from below the smallest code to it."""
-    cdef Py_ssize_t i
-    cdef uint16_t h
-    cdef int16_t size, high = -0x8000
-    for i in range(n):
-        h = <uint16_t> ((bits_of(x[i]) + (word ^ noise[i])) >> 16)
-        size = <int16_t> ((h & 0x7fff) - bottom - 32 - 0x8000)
-        high = size if size > high else high
-        h = <uint16_t> (h - bottom)
-        code[i] = <uint8_t> ((h >> 4) | ((h >> 8) & 0x80))
-    return high + 0x8000 + bottom + 32
-
-
-cdef uint16_t largest_size(Py_ssize_t n, const uint16_t* head) noexcept nogil:
-    """The largest head without sign."""
-    cdef Py_ssize_t i
-    cdef int16_t h, high = 0
-    for i in range(n):
-        h = <int16_t> (head[i] & 0x7fff)
-        high = h if h > high else high
-    return high
-
-
-cdef void encode_unsigned(Py_ssize_t n, uint8_t* code, const uint16_t* head, uint16_t bottom) noexcept nogil:
-    cdef Py_ssize_t i
-    cdef uint16_t h
-    for i in range(n):
-        h = head[i] if head[i] > bottom else bottom
-        code[i] = <uint8_t> (<uint16_t> (h - bottom) >> 4)
-
-
-cdef void encode_signed(Py_ssize_t n, uint8_t* code, const uint16_t* head, uint16_t bottom, const float* x,
-                        const uint32_t* noise, uint32_t word) noexcept nogil:
-    """What is below the smallest code goes to it or to 0, by chance: a first moment must stay unbiased."""
-    cdef Py_ssize_t i
-    cdef int32_t a, c, low, up, smallest = <int32_t> (bottom + 16) << 16
-    cdef float to_noise = <float> 1048576 / float_of(smallest)
-    for i in range(n):
-        a = bits_of(x[i]) & 0x7fffffff
-        low = smallest if a > smallest else a
-        up = <int32_t> (word ^ noise[i]) < <int32_t> (float_of(low) * to_noise)
-        c = ((head[i] & 0x7fff) - bottom) >> 4
-        c = c if a >= smallest else up
-        code[i] = <uint8_t> (c | ((head[i] >> 8) & 0x80))
-
-
-cdef int scale_head(int largest, bint signed) noexcept nogil:
-    """The head of the scale of a block whose largest head this is."""
-    cdef int exponent = (largest >> 7) - (SIGNED_RANGE if signed else UNSIGNED_RANGE)
-    return max(exponent, <int> (SIGNED_LOWEST if signed else UNSIGNED_LOWEST)) << 7
-
-
-cdef float encode_uint8(Py_ssize_t n, uint8_t* code, const float* x, bint signed, const uint32_t* noise,
-                        uint32_t word, float scale) noexcept nogil:
-    """Codes of at most one block; returns its scale.
-
-    scale: the last one, which most blocks keep: one loop rounds, encodes and finds the largest head.
-    """
-    cdef uint16_t head[BLOCK]
-    cdef int turn, largest, bottom = bits_of(scale) >> 16, tried
-    for turn in range(2):
-        if signed:
-            largest = try_signed(n, code, x, noise, word, <uint16_t> bottom)
-        else:
-            largest = try_unsigned(n, code, x, noise, word, <uint16_t> bottom)
-        if largest >= INFINITE:
-            break
-        tried, bottom = bottom, scale_head(largest, signed)
-        if bottom == tried:
-            return float_of(<uint32_t> bottom << 16)
-    round_anything(n, head, x, noise, word)
-    bottom = scale_head(largest_size(n, head), signed)
-    if signed:
-        encode_signed(n, code, head, <uint16_t> bottom, x, noise, word)
-    else:
-        encode_unsigned(n, code, head, <uint16_t> bottom)
-    return float_of(<uint32_t> bottom << 16)
+        e[i] = e[i] - c * (e[i] - p[i])

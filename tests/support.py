@@ -37,6 +37,11 @@ def spec(name):
     return getattr(reference, name.lower())
 
 
+def slots(name):
+    """The state arrays of a class in the order in which the rounding noise numbers them; not all of them are in use."""
+    return tuple(getattr(ac, name)._state)
+
+
 def step_range(opt, grads, group=-1, lo=0, hi=-1, count=True):
     """Step only the elements lo to hi (-1: the last) of one group (-1: the only one), and count the step or not.
 

@@ -18,6 +18,15 @@ from adaptive_c import _native
 SIZES = [0, 1, 7, 64, CHUNK - 1, CHUNK + 1, 3 * CHUNK + 5]
 
 
+def assert_same_state(opt, state, dtype, what):
+    for key, live in opt.state.items():
+        if key == "mu_product":
+            assert float(live) == state[key]
+        elif key != "step":
+            want = np.broadcast_to(np.asarray(state[key], dtype), live.shape)
+            assert_same_bits(live.astype(dtype), want, f"{key}, {what}")
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize(("name", "options"), PAIRS, ids=IDS)
 def test_every_step_has_the_bits_of_the_reference(name, options, dtype):
@@ -33,11 +42,7 @@ def test_every_step_has_the_bits_of_the_reference(name, options, dtype):
             want = spec(name)(want, g, state, t, **options)
             assert_same_bits(g, before, "the gradient")
             assert_same_bits(p, want, f"p, size {size}, t {t}")
-            for key, live in opt.state.items():
-                if key == "mu_product":
-                    assert float(live) == state[key]
-                elif key != "step":
-                    assert_same_bits(live.astype(dtype), np.asarray(state[key], dtype), f"{key}, t {t}")
+            assert_same_state(opt, state, dtype, f"t {t}")
         assert opt.t == 18
 
 
@@ -67,6 +72,24 @@ def test_any_gradient_has_the_bits_of_the_reference(name, options, data):
             opt.step(g)
             want = spec(name)(want, g, state, t, **options)
             assert_same_bits(p, want, f"t {t}, g {g!r}")
+            assert_same_state(opt, state, "float32", f"t {t}, g {g!r}")
+
+
+def test_a_maximum_that_is_not_a_number_stays_one():
+    """amsgrad's maximum takes a NaN from either side only where the reference does."""
+    p, state = np.ones(4, "float32"), {}
+    want, opt = p.copy(), build("Adam", p, {"amsgrad": True})
+    for t, g in enumerate(([1, np.nan, 1, 1], [1, 1, np.nan, 1], [1, 1, 1, np.nan]), 1):
+        opt.step(np.array(g, "float32"))
+        want = spec("Adam")(want, np.array(g, "float32"), state, t, amsgrad=True)
+        assert_same_state(opt, state, "float32", f"t {t}")
+    assert_same_bits(p, want)
+    opt.state["exp_avg_sq"][:] = 1  # and only the maximum is NaN
+    opt.state["max_exp_avg_sq"][:] = np.nan
+    state = {k: v.copy() for k, v in opt.state.items() if k != "step"}
+    opt.step(np.ones(4, "float32"))
+    spec("Adam")(want, np.ones(4, "float32"), state, 4, amsgrad=True)
+    assert_same_state(opt, state, "float32", "t 4")
 
 
 def run(name, options, cuts=None, n_threads=None, ranges=False, steps=3, size=20 * CHUNK + 123, dtype="float32"):

@@ -10,7 +10,7 @@ import pytest
 from cases import IDS, PAIRS
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import CHUNK, assert_same_bits, build, gradients, spec, step_range
+from support import CHUNK, assert_same_bits, build, gradients, slots, spec, step_range
 from test_stages import norm, to_bfloat16
 
 import adaptive_c as ac
@@ -64,7 +64,7 @@ class Composition:
         self.kind = formats.get("parameters", "float32")
         self.p = p.view("uint16") if self.kind != "float32" else p.copy()
         self.master = wide(self.p, self.kind).copy() if "master" in formats else None
-        self.state, self.slots = {}, tuple(getattr(ac, name)._state)
+        self.state, self.slots = {}, slots(name)
         if options.get("initial_accumulator_value"):
             self.put("sum", np.full(p.size, options["initial_accumulator_value"], "float32"), ref.NEAREST)
 
@@ -169,7 +169,7 @@ def test_threads_cuts_and_ranges_do_not_change_a_bit(name, formats):
 def test_everything_switched_on_with_narrow_numbers(formats):
     """Average, copy and bounds see the weights that are stored: with a master copy that copy, else the narrow ones."""
     rng = np.random.default_rng(2)
-    size, cuts, d, scale = CHUNK + 700, [100, 4500], np.float32(0.9), 8.0
+    size, cuts, scale = CHUNK + 700, [100, 4500], 8.0
     p, kind = allocate(rng, size, formats)
     parts = [x.copy() for x in np.split(p, cuts)]
     copies = [np.empty(x.shape, "float16") for x in parts]
@@ -198,7 +198,7 @@ def test_everything_switched_on_with_narrow_numbers(formats):
         want.master = q if want.master is not None else None
         for slot, k in enumerate(("exp_avg", "exp_avg_sq")):
             want.put(k, state[k].astype("float32"), want.words(1 + slot))
-        e = d * e + np.float32(1 - 0.9) * q
+        e = e - np.float32(1 - 0.9) * (e - q)
         want.check(opt, parts)
         assert_same_bits(np.concatenate(opt.ema), e)
         assert_same_bits(np.concatenate(copies), q.astype("float16"))
@@ -430,6 +430,36 @@ def test_a_matrix_factorisation_trains_as_well(name, lr, state_dtype):
 # --- the interface ---------------------------------------------------------------------------------------------------
 
 
+def hard_blocks(rng, blocks):
+    """Blocks of 256 numbers: zeros of both signs, denormals, few or many binades anywhere, and anything at all."""
+    x = rng.normal(size=(blocks, 256)) * 10.0 ** rng.uniform(-44, 38, (blocks, 1))
+    with np.errstate(over="ignore", under="ignore"):
+        x = (x * 10.0 ** -(rng.choice([0, 3, 8, 40], (blocks, 1)) * rng.random((blocks, 256)))).astype("float32")
+    x[rng.random(x.shape) < rng.choice([0, 1 / 256, 1 / 3, 1], (blocks, 1), p=[0.3, 0.3, 0.3, 0.1])] *= 0
+    x[:3] = np.array([0.0, -0.0, 1e-33], "float32")[:, None]  # all alike
+    x[3:6, ::7] = np.array([0x7FFFFFFF, 0xFFFFFFFF, 0x7F800000], "uint32").view("float32")[:, None]
+    anything = rng.integers(0, 2**32, (blocks // 8, 256), dtype="uint64").astype("uint32")
+    x[6 : 6 + blocks // 8] = anything.view("float32")
+    return x.ravel()
+
+
+@pytest.mark.parametrize(("name", "options"), [("SGD", {"momentum": 0.5}), ("Adagrad", {}), ("RMSprop", {"alpha": 0.01})])
+def test_any_block_is_encoded_as_the_reference_says(name, options):
+    """SGD's first momentum is the gradient itself; with a scale that was right before, and one that was not."""
+    formats, options = {"state_dtype": "uint8"}, {"lr": 0.0, **options}
+    p = np.zeros(400 * 256, "float32")
+    want = Composition(name, options, formats, p)
+    opt = build(name, p, options, **formats)
+    g = hard_blocks(np.random.default_rng(6), 400)
+    for x in (g, g, np.roll(g, 256 * 37)):
+        opt.step(x)
+        with np.errstate(all="ignore"):
+            want.step(x)
+        for key in want.state:  # decoded, as the sign of a NaN is nowhere promised
+            got, expected = (opt.decoded_state(key), want.get(key)) if key in SLOTS[name] else (opt.state[key], want.state[key])
+            assert_same_bits(got, expected, f"{key}, t {want.t}")
+
+
 def test_memory_of_8_bits():
     opt = ac.Adam(np.zeros(1 << 20, "float32"), state_dtype="uint8")
     assert opt.nbytes / (1 << 20) == 2 + 2 * 4 / 256
@@ -624,6 +654,19 @@ def test_bounds_of_bfloat16():
         opt = ac.SGD(p, lr=10.0, rounding="stochastic", uint16_as="bfloat16", bounds=(bound, None))
         opt.step(np.ones(300, "float32"))
         assert (p == 0x3F00).all()
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_bounds_of_bfloat16_are_rounded_inward_on_either_side_of_zero(sign):
+    """To nearest, 0.7512 would be 0.75 and 0.9985 would be 1: both outside."""
+    low, high = sorted([sign * 0.7512, sign * 0.9985])
+    inside = sorted([sign * 0.75390625, sign * 0.99609375])
+    for bounds in (low, high), (np.full(300, low), np.full(300, high)):
+        for up, want in enumerate(inside):
+            p = np.full(300, 0x3F60 if sign > 0 else 0xBF60, "uint16")  # 0.875
+            opt = ac.SGD(p, lr=10.0, maximize=bool(up), rounding="stochastic", uint16_as="bfloat16", bounds=bounds)
+            opt.step(np.ones(300, "float32"))
+            assert (ref.from_bfloat16(p) == np.float32(want)).all()
 
 
 def test_formats_can_not_change():

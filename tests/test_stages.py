@@ -63,7 +63,7 @@ def test_everything_switched_on_equals_the_composition_by_hand(name, options, dt
             want, used.astype(dtype), state, t, **{**options, **({"maximize": False} if "maximize" in options else {})}
         )
         want = np.minimum(np.maximum(want, lo_in), hi_in)
-        e = d * e + (1 - d) * want
+        e = e - (1 - d) * (e - want)
         assert opt.grad_norm == total
         assert_same_bits(np.concatenate(parts), want, f"p, t {t}")
         assert_same_bits(np.concatenate(opt.ema), e, f"ema, t {t}")
@@ -224,6 +224,28 @@ def test_the_average_of_some_groups_and_its_decay_changed():
             opt.param_groups[group]["ema_decay"] = value
     with pytest.raises(ValueError, match=r"ema_decay must be in \[0, 1\], got 1.5"):
         ac.SGD(a, ema_decay=1.5)
+
+
+@DTYPES
+@pytest.mark.parametrize("decay", [0.9, 0.999, 0.99999])
+def test_the_average_of_weights_that_do_not_move_is_exact(decay, dtype):
+    p = np.append(np.random.default_rng(0).normal(size=999), -0.0).astype(dtype)
+    opt = ac.SGD(p, lr=0.0, ema_decay=decay)
+    for _ in range(100):
+        opt.step(np.zeros_like(p))
+    assert_same_bits(opt.ema, p)
+
+
+def test_denormals_are_flushed_in_sums_too():
+    p = np.zeros(5, "float32")
+    try:
+        opt = ac.SGD(p, lr=1.0, maximize=True, flush_denormals=True)
+    except ValueError:
+        pytest.skip("this processor has no such mode")
+    opt.accumulate(np.full(5, 3e-38, "float32"))
+    opt.accumulate(np.full(5, 1e-39, "float32"))  # nothing is added
+    opt.step()
+    assert (p == np.float32(1.5e-38)).all()
 
 
 HARD = np.array([0, -0.0, 1, -1, 65504, 65519.99, 65520, 1e6, -1e9, np.inf, -np.inf, np.nan, 6e-8, 2.98e-8, 2.9802322e-8,
