@@ -195,7 +195,7 @@ def test_averaged_parameters():
     np.testing.assert_array_equal(opt.ema["w"], 0.5)
     with opt.averaged_parameters():
         assert (p["w"] == 0.5).all()
-        with pytest.raises(RuntimeError, match="no step inside averaged_parameters"):
+        with pytest.raises(RuntimeError, match="not inside averaged_parameters"):
             opt.step({"w": np.ones_like(p["w"]), "b": None})
         with pytest.raises(RuntimeError, match="already"), opt.averaged_parameters():
             pass
