@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from . import _checkpoint, _scaler
-from ._checkpoint import Entry
+from . import _scaler
+from ._checkpoint import file as _checkpoint
+from ._checkpoint.file import Entry
 from ._optimizer import _FIXED, Array, Optimizer, ParamGroup
 from ._options import _real, check_settings
 
@@ -129,15 +130,15 @@ def state_dict(opt: Optimizer) -> dict[str, Any]:
 
 
 def save(opt: Optimizer, path: Any, format: str | None, parameters: bool) -> None:  # noqa: A002
-    if format is not None and format not in _checkpoint.FORMATS:
-        raise ValueError(f"format must be 'safetensors', 'npz' or None (what the path ends with), got {format!r}")
+    if format not in (None, "safetensors"):
+        raise ValueError(f"format must be 'safetensors' or None, got {format!r}")
     with opt._plan.held():
         _clear_leftovers(opt)
         arrays: dict[str, Entry] = {}
         for i, group in enumerate(opt._groups):
             counts = {name: Entry(_COUNTS[name], [array]) for name, array in _counts(opt, group).items()}
             arrays |= {f"{i}.{name}": entry for name, entry in {**_live(opt, group, parameters), **counts}.items()}
-        _checkpoint.write(path, _describe(opt), arrays, format)
+        _checkpoint.write(path, _describe(opt), arrays)
 
 
 # --- restoring -------------------------------------------------------------------------------------------------------

@@ -1,0 +1,309 @@
+"""The file of a checkpoint: written beside its name and renamed, verified as a whole, read in place.
+
+A checkpoint is a dict that JSON can express, the head, and flat arrays by name.  What they mean is not known here.
+
+The format is safetensors, with the head in its metadata under "adaptive_c".  The last tensor of the file is the line
+_END, which holds the CRC-32 of the whole file as it would be with zeros for the CRC.  The safetensors package is not
+used: it reads whole tensors or maps the file into memory, and it knows no checksum.  The .npz archives that version 0.1
+could write, uncompressed and with the head in checkpoint.json and the line _END as the archive's comment, are read too.
+"""
+
+import _thread
+import errno
+import json
+import os
+import re
+import stat
+import struct
+import sys
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any, NamedTuple
+
+import numpy as np
+
+try:
+    import fcntl
+except ImportError:  # without locks, the temporary file of a killed writer stays
+    fcntl = None  # type: ignore[assignment]
+
+Array = np.ndarray[Any, Any]
+_PIECE = 1 << 20  # bytes that are written, read or summed up at a time
+_END = b"adaptive_c checkpoint %08x\n"
+_END_SIZE = len(_END % 0)
+_TEMPORARY = re.compile(r"\.adaptive_c-[0-9a-f]{16}\.tmp")
+_CODES = {
+    "float64": "F64",
+    "float32": "F32",
+    "float16": "F16",
+    "bfloat16": "BF16",
+    "int64": "I64",
+    "uint8": "U8",
+    "int8": "I8",
+}  # of safetensors
+_DTYPES = {code: np.dtype("uint16" if kind == "bfloat16" else kind) for kind, code in _CODES.items()}
+
+
+class Entry(NamedTuple):
+    """An array that is to be written: the kind of its elements, and the flat arrays that it consists of."""
+
+    kind: str
+    pieces: Sequence[Array]
+
+    @property
+    def size(self) -> int:
+        return sum(piece.size for piece in self.pieces)
+
+    @property
+    def dtype(self) -> "np.dtype[Any]":
+        return _DTYPES[_CODES[self.kind]]
+
+
+class Stored(NamedTuple):
+    """An array in a file."""
+
+    file: Any
+    offset: int
+    size: int
+    dtype: "np.dtype[Any]"
+
+    def read(self, start: int, out: Array) -> None:
+        """Read the elements from `start` on into a flat array of the same dtype, which says how many."""
+        view, at = memoryview(out.view("uint8")), self.offset + start * self.dtype.itemsize
+        while view.nbytes:
+            n = os.preadv(self.file.fileno(), [view], at)
+            if n == 0:
+                raise OSError("the checkpoint was cut short while it was read; load a whole one before the next step")
+            view, at = view[n:], at + n
+
+
+def _little_endian() -> None:
+    if sys.byteorder != "little":
+        raise NotImplementedError("checkpoints are written and read on little-endian machines only")
+
+
+# --- writing ---------------------------------------------------------------------------------------------------------
+
+
+def write(path: Any, head: Mapping[str, Any], arrays: Mapping[str, Entry]) -> None:
+    """Write a checkpoint.  At every moment `path` is the old file or the new one, complete and on the disk."""
+    _little_endian()
+    name = os.fsdecode(path)
+    path = os.path.realpath(name)
+    folder = os.path.dirname(path)
+    if name.endswith(".npz") or path.endswith(".npz"):
+        raise ValueError(f"{name} would be no .npz archive: checkpoints are safetensors files; give a path that ends in "
+                         ".safetensors (load still reads the .npz files of version 0.1)")  # fmt: skip
+    if not os.path.isdir(folder):
+        raise FileNotFoundError(f"there is no folder {folder} to save in; make it first")
+    if os.path.exists(path) and not stat.S_ISREG(os.stat(path).st_mode):
+        raise ValueError(f"{path} is there and no plain file; give another path")
+    parts = _parts(json.dumps(head, allow_nan=False), arrays)
+    _remove_leftovers(folder)
+    temporary = _create_temporary(folder)
+    old = mode = None
+    try:
+        with temporary:
+            with suppress(OSError):  # there is no old file yet, or its permissions can't be had
+                mode = stat.S_IMODE(os.stat(path).st_mode)
+                os.fchmod(temporary.fileno(), mode | stat.S_IWUSR)  # without S_IWUSR a leftover could not be removed
+                old = open(path, "rb", buffering=0)  # noqa: SIM115
+            _fill(temporary, parts)
+            if mode is not None:
+                with suppress(OSError):
+                    os.fchmod(temporary.fileno(), mode)
+            os.fsync(temporary.fileno())
+            os.replace(temporary.name, path)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(temporary.name)
+        raise
+    finally:
+        # The old file has no name any more, and closing it frees its contents, which takes the system a while.
+        if old is not None and not _start(old.close):
+            old.close()
+    _sync_folder(folder)
+
+
+def _alignment(item: tuple[str, Entry]) -> int:
+    return -_DTYPES[_CODES[item[1].kind]].itemsize
+
+
+def _parts(head: str, arrays: Mapping[str, Entry]) -> list[Any]:
+    """The bytes of the file up to the line _END, in parts of at most _PIECE bytes."""
+    header: dict[str, Any] = {"__metadata__": {"adaptive_c": head}}
+    raw: list[Array] = []
+    at = 0
+    for name, (kind, pieces) in sorted(arrays.items(), key=_alignment):
+        flat = [piece.view(np.uint8) for piece in pieces]
+        size = sum([piece.size for piece in flat])
+        itemsize = _DTYPES[_CODES[kind]].itemsize
+        header[name] = {"dtype": _CODES[kind], "shape": [size // itemsize], "data_offsets": [at, at + size]}
+        at += size
+        raw += flat
+    header["end"] = {"dtype": "U8", "shape": [_END_SIZE], "data_offsets": [at, at + _END_SIZE]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    parts: list[Any] = [struct.pack("<Q", len(text)) + text]
+    for piece in raw:
+        parts += [piece] if piece.size <= _PIECE else [piece[i : i + _PIECE] for i in range(0, piece.size, _PIECE)]
+    return parts
+
+
+def _fill(file: Any, parts: list[Any]) -> None:
+    """Write the parts and the line _END, and let Linux begin to write them to the disk."""
+    sums = [0] + [-1] * len(parts)
+    _start(_sum_beside, parts, sums)
+    try:
+        pushed = size = 0
+        for part in parts:
+            file.write(part)
+            size += len(part)
+            if size - pushed >= 16 * _PIECE and hasattr(os, "posix_fadvise"):
+                os.posix_fadvise(file.fileno(), pushed, size - pushed, os.POSIX_FADV_DONTNEED)
+                pushed = size
+        _sum_up(parts, sums)
+        file.write(_END % zlib.crc32(_END % 0, sums[-1]))
+        file.flush()
+    finally:
+        parts.clear()  # which ends the other thread
+
+
+def _sum_up(parts: list[Any], sums: list[int]) -> None:
+    """Compute the CRC-32 of all bytes up to the end of each part.
+
+    Two threads do so at the same time.  Neither waits for the other: the one that writes the file comes to this later,
+    goes over what is there already, and does the rest even where the other one has died.
+    """
+    for i, part in enumerate(parts):
+        if sums[i + 1] < 0:
+            sums[i + 1] = zlib.crc32(part, sums[i])
+
+
+def _sum_beside(parts: list[Any], sums: list[int]) -> None:
+    with suppress(MemoryError):
+        _sum_up(parts, sums)
+
+
+def _start(f: Callable[..., Any], *args: Any) -> bool:
+    """Call a function in a thread of its own, whose end nothing waits for.  Is there one?  At exit there is none."""
+    try:
+        _thread.start_new_thread(f, args)
+    except (RuntimeError, MemoryError):
+        return False
+    return True
+
+
+def _lock(file: Any, wait: bool) -> None:
+    """Hold a temporary file for as long as its writer lives; OSError if another one holds it, or there are no locks."""
+    if fcntl is None:
+        raise OSError("there are no locks here")
+    fcntl.flock(file.fileno(), fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+
+
+def _remove_leftovers(folder: str) -> None:
+    """Remove the temporary files of writers that were killed or interrupted, which are those that no writer holds."""
+    with suppress(PermissionError):  # the folder may be written but not listed
+        for name in os.listdir(folder):
+            if _TEMPORARY.fullmatch(name):
+                path = os.path.join(folder, name)
+                with suppress(OSError), open(path, "r+b") as file:  # held, renamed meanwhile, or another user's
+                    _lock(file, wait=False)
+                    os.unlink(path)
+
+
+def _create_temporary(folder: str) -> Any:
+    while True:
+        path = os.path.join(folder, f".adaptive_c-{os.urandom(8).hex()}.tmp")
+        file = open(path, "xb", buffering=_PIECE // 8)  # noqa: SIM115
+        with suppress(OSError):
+            _lock(file, wait=True)
+        if os.path.exists(path):  # otherwise another writer took it for a leftover before it was locked
+            return file
+        file.close()
+
+
+def _sync_folder(folder: str) -> None:
+    """Let the rename, too, survive a power cut, where the file system can, and the folder may be read."""
+    try:
+        fd = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EACCES):
+            raise
+
+
+# --- reading ---------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def reading(path: Any) -> Iterator[tuple[Any, dict[str, Stored]]]:
+    """The head and the arrays of a checkpoint, verified from the first byte to the last."""
+    _little_endian()
+    name = os.fsdecode(path)
+    with open(name, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        start = file.read(9)
+        if start[:4] == b"PK\x03\x04":
+            parse = _parse_npz
+        elif start[8:] == b"{":
+            parse = _parse_safetensors
+        else:
+            raise ValueError(f"{name} is no checkpoint: it begins like neither a safetensors file nor an .npz archive")
+        file.seek(max(0, size - _END_SIZE))
+        match = re.fullmatch(re.escape(_END).replace(b"%08x", b"([0-9a-f]{8})"), file.read())
+        if not match:
+            raise ValueError(f"{name} does not end as a checkpoint of adaptive_c does: it was cut short, is damaged, "
+                             "or another program wrote it")  # fmt: skip
+        found = _checksum(file, size)
+        if int(match[1], 16) != found:
+            raise ValueError(f"{name} is damaged: its checksum is {match[1].decode()}, its contents have {found:08x}; "
+                             "nothing was loaded")  # fmt: skip
+        try:
+            head, arrays = parse(file)
+        except (ValueError, KeyError, TypeError, AttributeError, struct.error, zipfile.BadZipFile) as error:
+            raise ValueError(f"{name} is no checkpoint that this version can read: {error!r}") from error
+        if any(x.offset < 0 or x.size < 0 or x.offset + x.size * x.dtype.itemsize > size for x in arrays.values()):
+            raise ValueError(f"{name} is no checkpoint: it names data outside of it")
+        yield head, arrays
+
+
+def _checksum(file: Any, size: int) -> int:
+    """CRC-32 of a file as it was before its own CRC was put in."""
+    file.seek(0)
+    crc, left, buffer = 0, size - _END_SIZE, memoryview(bytearray(_PIECE))
+    while left and (n := file.readinto(buffer[:left])):
+        crc, left = zlib.crc32(buffer[:n], crc), left - n
+    return zlib.crc32(_END % 0, crc)
+
+
+def _parse_safetensors(file: Any) -> tuple[Any, dict[str, Stored]]:
+    file.seek(0)
+    (n,) = struct.unpack("<Q", file.read(8))
+    header = json.loads(file.read(n))
+    head = json.loads(header.pop("__metadata__")["adaptive_c"])
+    del header["end"]
+    found = {}
+    for name, about in header.items():
+        dtype, (start, end) = _DTYPES[about["dtype"]], about["data_offsets"]
+        found[name] = Stored(file, 8 + n + start, (end - start) // dtype.itemsize, dtype)
+    return head, found
+
+
+def _parse_npz(file: Any) -> tuple[Any, dict[str, Stored]]:
+    with zipfile.ZipFile(file) as archive:
+        head = json.loads(archive.read("checkpoint.json"))
+        members = [info for info in archive.infolist() if info.filename != "checkpoint.json"]
+    found = {}
+    for info in members:  # nothing is compressed, so that arrays can be read in place
+        file.seek(info.header_offset + 26)
+        file.seek(sum(struct.unpack("<HH", file.read(4))), os.SEEK_CUR)  # the name, and what ZIP64 adds
+        np.lib.format.read_magic(file)
+        (n,), _, dtype = np.lib.format.read_array_header_1_0(file)
+        found[info.filename.removesuffix(".npy")] = Stored(file, file.tell(), n, dtype)
+    return head, found
