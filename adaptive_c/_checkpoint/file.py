@@ -18,8 +18,9 @@ import struct
 import sys
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -71,7 +72,7 @@ class Stored(NamedTuple):
 
     def read(self, start: int, out: Array) -> None:
         """Read the elements from `start` on into a flat array of the same dtype, which says how many."""
-        view, at = memoryview(out.view("uint8")), self.offset + start * self.dtype.itemsize
+        view, at = out.view(np.uint8).data, self.offset + start * self.dtype.itemsize
         while view.nbytes:
             n = os.preadv(self.file.fileno(), [view], at)
             if n == 0:
@@ -94,8 +95,8 @@ def write(path: Any, head: Mapping[str, Any], arrays: Mapping[str, Entry]) -> No
     path = os.path.realpath(name)
     folder = os.path.dirname(path)
     if name.endswith(".npz") or path.endswith(".npz"):
-        raise ValueError(f"{name} would be no .npz archive: checkpoints are safetensors files; give a path that ends in "
-                         ".safetensors (load still reads the .npz files of version 0.1)")  # fmt: skip
+        raise ValueError(f"{name} can't be written: checkpoints are safetensors files now, no .npz archives; give a "
+                         "path that ends in .safetensors (load still reads the .npz files of version 0.1)")  # fmt: skip
     if not os.path.isdir(folder):
         raise FileNotFoundError(f"there is no folder {folder} to save in; make it first")
     if os.path.exists(path) and not stat.S_ISREG(os.stat(path).st_mode):
@@ -124,6 +125,7 @@ def write(path: Any, head: Mapping[str, Any], arrays: Mapping[str, Entry]) -> No
         # The old file has no name any more, and closing it frees its contents, which takes the system a while.
         if old is not None and not _start(old.close):
             old.close()
+        parts.clear()  # which ends the second thread where this one was interrupted
     _sync_folder(folder)
 
 
@@ -131,8 +133,8 @@ def _alignment(item: tuple[str, Entry]) -> int:
     return -_DTYPES[_CODES[item[1].kind]].itemsize
 
 
-def _parts(head: str, arrays: Mapping[str, Entry]) -> list[Any]:
-    """The bytes of the file up to the line _END, in parts of at most _PIECE bytes."""
+def _parts(head: str, arrays: Mapping[str, Entry]) -> list[list[Any]]:
+    """The bytes of the file up to the line _END, in parts of _PIECE to twice as many bytes, each a list of arrays."""
     header: dict[str, Any] = {"__metadata__": {"adaptive_c": head}}
     raw: list[Array] = []
     at = 0
@@ -146,45 +148,66 @@ def _parts(head: str, arrays: Mapping[str, Entry]) -> list[Any]:
     header["end"] = {"dtype": "U8", "shape": [_END_SIZE], "data_offsets": [at, at + _END_SIZE]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    parts: list[Any] = [struct.pack("<Q", len(text)) + text]
+    parts: list[list[Any]] = [[struct.pack("<Q", len(text)) + text]]
+    room = _PIECE
     for piece in raw:
-        parts += [piece] if piece.size <= _PIECE else [piece[i : i + _PIECE] for i in range(0, piece.size, _PIECE)]
+        for i in range(0, piece.size, _PIECE):
+            if room <= 0:
+                parts.append([])
+                room = _PIECE
+            parts[-1].append(piece[i : i + _PIECE])
+            room -= len(parts[-1][-1])
     return parts
 
 
-def _fill(file: Any, parts: list[Any]) -> None:
+def _fill(file: Any, parts: list[list[Any]]) -> None:
     """Write the parts and the line _END, and let Linux begin to write them to the disk."""
-    sums = [0] + [-1] * len(parts)
-    _start(_sum_beside, parts, sums)
-    try:
-        pushed = size = 0
-        for part in parts:
-            file.write(part)
-            size += len(part)
-            if size - pushed >= 16 * _PIECE and hasattr(os, "posix_fadvise"):
-                os.posix_fadvise(file.fileno(), pushed, size - pushed, os.POSIX_FADV_DONTNEED)
-                pushed = size
-        _sum_up(parts, sums)
-        file.write(_END % zlib.crc32(_END % 0, sums[-1]))
-        file.flush()
-    finally:
-        parts.clear()  # which ends the other thread
-
-
-def _sum_up(parts: list[Any], sums: list[int]) -> None:
-    """Compute the CRC-32 of all bytes up to the end of each part.
-
-    Two threads do so at the same time.  Neither waits for the other: the one that writes the file comes to this later,
-    goes over what is there already, and does the rest even where the other one has died.
-    """
+    sums: dict[int, int] = {}
+    _start(_sum_up, enumerate(parts), sums)
+    pushed = 0
+    for part in parts:
+        for piece in part:
+            file.write(piece)
+        if (size := file.tell()) - pushed >= 16 * _PIECE and hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(file.fileno(), pushed, size - pushed, os.POSIX_FADV_DONTNEED)
+            pushed = size
+    _sum_up(reversed(list(enumerate(parts))), sums)
+    crc = 0
     for i, part in enumerate(parts):
-        if sums[i + 1] < 0:
-            sums[i + 1] = zlib.crc32(part, sums[i])
+        crc = _times(crc, _power(sum(map(len, part)))) ^ sums[i]
+    file.write(_END % zlib.crc32(_END % 0, crc))
+    file.flush()
 
 
-def _sum_beside(parts: list[Any], sums: list[int]) -> None:
-    with suppress(MemoryError):
-        _sum_up(parts, sums)
+def _sum_up(parts: Iterable[tuple[int, list[Any]]], sums: dict[int, int]) -> None:
+    """Compute the CRC-32 of one part after the other, up to one whose sum is there already.
+
+    While the file is written, a second thread begins with the first part; after that, the writer begins with the last
+    one.  Where they meet, all is done.  Neither waits for the other: if the second thread has died, the writer goes on.
+    """
+    for i, part in parts:
+        if i in sums:
+            break
+        crc = 0
+        for piece in part:
+            crc = zlib.crc32(piece, crc)
+        sums[i] = crc
+
+
+def _times(a: int, b: int) -> int:
+    """The product of two polynomials modulo that of CRC-32, as CRC-32 has them: bit 31 is the constant coefficient."""
+    product = 0
+    while a:
+        product ^= b if a >> 31 else 0
+        a = a << 1 & 0xFFFFFFFF
+        b = b >> 1 ^ (0xEDB88320 if b & 1 else 0)
+    return product
+
+
+@lru_cache
+def _power(n: int) -> int:
+    """What n more bytes multiply the CRC-32 of those before them by: x**(8n)."""
+    return _times(_power(n // 2), _power(n - n // 2)) if n > 1 else 1 << 31 - 8 * n
 
 
 def _start(f: Callable[..., Any], *args: Any) -> bool:
