@@ -1,14 +1,5 @@
 """The cases that the tests share: every rule, and every switch of it on at least once."""
 
-import threading
-
-import numpy as np
-
-import adaptive_c as ac
-from adaptive_c import reference
-
-CHUNK = 4096
-
 # (id, class, options)
 CASES = [
     ("sgd", "SGD", {"lr": 0.1}),
@@ -54,70 +45,3 @@ CASES = [
 ]  # fmt: skip
 IDS = [case[0] for case in CASES]
 PAIRS = [case[1:] for case in CASES]
-
-
-def build(name, params, options, **shared):
-    return getattr(ac, name)(params, **options, **shared)
-
-
-def spec(name):
-    """The reference function of a class."""
-    return getattr(reference, name.lower())
-
-
-def random_state(opt, rng, t=10):
-    """Give an optimizer over one flat array a random state at step t; returns it as the reference's dict."""
-    state = {}
-    opt.t = t
-    for name, live in opt.state.items():
-        if name == "step":
-            continue
-        if name == "mu_product":
-            state[name] = float(live)
-            continue
-        if name == "prev":
-            live[...] = rng.integers(-1, 2, live.shape)
-        elif name in ("exp_avg", "grad_avg", "momentum_buffer"):
-            live[...] = rng.normal(size=live.shape)
-        else:  # a mean of squares, a rate
-            live[...] = rng.uniform(0.05, 1.0, live.shape)
-        state[name] = live.astype(live.dtype if name != "prev" else opt.param_groups[0]["params"].dtype)
-    return state
-
-
-def gradients(rng, size, dtype, n=8):
-    """Gradients of mixed size and sign with exact zeros of both signs among them."""
-    grads = rng.normal(size=(n, size)) * 10.0 ** rng.integers(-6, 3, size=(n, size))
-    grads[rng.random((n, size)) < 0.05] = 0.0
-    grads[rng.random((n, size)) < 0.05] = -0.0
-    return grads.astype(dtype)
-
-
-def assert_same_bits(a, b, what=""):
-    """Equal to the last bit, where NaN equals NaN."""
-    a, b = np.atleast_1d(np.asarray(a)), np.atleast_1d(np.asarray(b))
-    assert a.dtype == b.dtype, (what, a.dtype, b.dtype)
-    assert a.shape == b.shape, (what, a.shape, b.shape)
-    unsigned = f"u{a.itemsize}"
-    differ = (a.view(unsigned) != b.view(unsigned)) & ~((a != a) & (b != b))
-    assert not differ.any(), f"{what}: {differ.sum()} of {a.size} differ, first at {np.flatnonzero(differ)[0]}: " \
-        f"{a[differ][0]!r} {b[differ][0]!r}"  # fmt: skip
-
-
-def race(call, threads, times):
-    """Call it so often in so many threads at once; what the RuntimeErrors said."""
-    refused = []
-
-    def work():
-        for _ in range(times):
-            try:
-                call()
-            except RuntimeError as error:
-                refused.append(str(error))
-
-    running = [threading.Thread(target=work) for _ in range(threads)]
-    for thread in running:
-        thread.start()
-    for thread in running:
-        thread.join()
-    return refused

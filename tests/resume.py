@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from cases import CASES, build
+from cases import CASES
+from support import build
 
 import adaptive_c as ac
 
@@ -152,7 +153,7 @@ class Run:
             found[name] = array if array.size > 4 else array[:1]  # counts: one for each array
         opt, group = self.opt, self.opt.param_groups[0]
         found["numbers"] = np.array([opt.t, opt.skipped_steps, opt.grad_norm, opt.seed, opt.loss_scale, opt.pending])
-        found["options"] = np.array(str([v for k, v in group._options.items() if k != "copy_to"]))
+        found["options"] = np.array(str([v for k, v in group.items() if k not in ("params", "copy_to")]))
         found["schedules"] = np.array(str({name: group.schedules[name] for name in sorted(group.schedules)}))
         return found
 

@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
-from cases import CHUNK, IDS, PAIRS, assert_same_bits, build, gradients, race, spec
+from cases import IDS, PAIRS
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import CHUNK, assert_same_bits, build, gradients, held, race, set_scaler, spec, split
 from test_formats import Composition, allocate, every_format, every_rule, shared
 from test_stages import DTYPES, norm, to_bfloat16
 
@@ -12,10 +13,6 @@ import adaptive_c as ac
 
 SIZE = 2 * CHUNK + 333
 CUTS = [7, 5000, 5001, 9000 - CHUNK]
-
-
-def split(x, cuts):
-    return [part.copy() for part in np.split(x, sorted(cuts))]
 
 
 def total(micro):
@@ -121,7 +118,7 @@ def test_sums_have_the_same_bits_for_threads_and_cuts(cuts, kinds, n_threads, ze
             assert_same_bits(part, np.zeros_like(before) if zero_grad else before)
     assert opt.pending == len(kinds)
     if s is not None:
-        assert_same_bits(opt.param_groups[0]._sums, s)
+        assert_same_bits(held(opt, "sums"), s)
     twin = ac.AdamW(np.ones(size, "float32"), lr=0.1)
     if s is not None:
         twin.step(s * np.float32(1 / len(kinds)) if len(kinds) > 1 else s)
@@ -166,12 +163,12 @@ def test_structures(container):
     before = opt.nbytes
     opt.accumulate(grads(1.0))
     assert opt.nbytes == before + w.nbytes + (b.nbytes if container == "groups" else 0)
+    if container == "groups":
+        assert [held(opt, "sums", group).dtype for group in (0, 1)] == ["float32", "float64"]
     opt.accumulate(grads(2.0))
     opt.step()
     np.testing.assert_array_equal(w, -1.5)
     np.testing.assert_array_equal(b, 1.5 if container == "groups" else 0)
-    if container == "groups":
-        assert [group._sums.dtype for group in opt.param_groups] == ["float32", "float64"]
 
 
 @pytest.mark.parametrize("kind", ["float16", "bfloat16"])
@@ -233,7 +230,7 @@ def test_a_bad_gradient_adds_nothing(pending):
     good = {name: np.ones_like(x) for name, x in p.items()}
     for _ in range(pending):
         opt.accumulate({name: x.copy() for name, x in good.items()})
-    before = None if opt.param_groups[0]._sums is None else opt.param_groups[0]._sums.copy()
+    before = held(opt, "sums").copy() if pending else opt.nbytes
     read_only = np.ones((2, 3), "float32")
     read_only.flags.writeable = False
     for bad, message in [(np.ones((2, 3)), r"grads\['b'\] has dtype float64"), (np.ones(6, "float32"), r"grads\['b'\] has shape"),
@@ -245,11 +242,11 @@ def test_a_bad_gradient_adds_nothing(pending):
         opt.accumulate({"a": good["a"]})
     assert opt.pending == pending
     if pending:
-        assert_same_bits(opt.param_groups[0]._sums, before)
+        assert_same_bits(held(opt, "sums"), before)
         with pytest.raises(ValueError, match="shares memory with this optimizer's state"):
-            opt.accumulate({"a": opt.param_groups[0]._sums[:SIZE], "b": good["b"]})
+            opt.accumulate({"a": held(opt, "sums")[:SIZE], "b": good["b"]})
     else:
-        assert opt.param_groups[0]._sums is None
+        assert opt.nbytes == before  # no sums were allocated
 
 
 def test_another_thread_is_refused():
@@ -257,7 +254,7 @@ def test_another_thread_is_refused():
     g = np.ones_like(p)
     opt = ac.SGD(p, lr=1.0)
     refused = race(lambda: opt.accumulate(g), threads=2, times=20)
-    assert (opt.param_groups[0]._sums == 40 - len(refused)).all()
+    assert (held(opt, "sums") == 40 - len(refused)).all()
     assert opt.pending == 40 - len(refused)
     assert all("another thread is inside step()" in message for message in refused)
 
@@ -293,7 +290,7 @@ def test_a_refused_step_leaves_the_sums_and_discard_drops_them():
         with pytest.raises(ValueError, match=r"the sum of grads\[1\] is nan at index \(1, 2\); nothing was changed"):
             opt.step()
         assert (opt.pending, opt.t, opt.skipped_steps) == (2, 0, 0)
-        assert (opt.param_groups[0]._sums[:SIZE] == 2).all()
+        assert (held(opt, "sums")[:SIZE] == 2).all()
     opt.on_nonfinite = "ignore"
     opt.discard()
     opt.step(grads)
@@ -367,7 +364,8 @@ def test_the_dynamic_scale_is_pytorchs_step_for_step(start, n_bad):
     grown = 0
     for i, overflow in enumerate(bad):
         assert opt.loss_scale == scaler.get_scale(), i
-        assert opt._scaler.state_dict() == {"scale": opt.loss_scale, "growth_tracker": scaler._get_growth_tracker()}, i
+        growth_tracker = scaler.state_dict()["_growth_tracker"]
+        assert opt.state_dict()["scaler"] == {"scale": opt.loss_scale, "growth_tracker": growth_tracker}, i
         g = np.array([np.inf if overflow else 1.0, 2.0], "float32") * np.float32(opt.loss_scale)
         before = opt.loss_scale
         opt.step(g)
@@ -389,10 +387,10 @@ def test_the_dynamic_scale_stays_where_it_and_its_reciprocal_are_normal_numbers(
     assert opt.skipped_steps == 400
     opt.step(np.full(2, 2.0**-126, "float32"))
     np.testing.assert_array_equal(p, -1)
-    opt._scaler.load_state_dict({"scale": 2.0**126, "growth_tracker": 1998})
+    set_scaler(opt, scale=2.0**126, growth_tracker=1998)
     for _ in range(2):
         opt.step(np.full(2, 2.0**126, "float32"))
-    assert opt._scaler.state_dict() == {"scale": 2.0**126, "growth_tracker": 0}
+    assert opt.state_dict()["scaler"] == {"scale": 2.0**126, "growth_tracker": 0}
     np.testing.assert_array_equal(p, -3)
 
 
@@ -429,9 +427,9 @@ def test_the_dynamic_scale_divides_the_mean_and_changes_at_steps_only():
     assert opt.loss_scale == 65536
     opt.step()
     assert opt.loss_scale == 32768
-    assert opt._scaler.state_dict()["growth_tracker"] == 0
+    assert opt.state_dict()["scaler"]["growth_tracker"] == 0
     opt.step(None)  # not a step
-    assert opt._scaler.state_dict()["growth_tracker"] == 0
+    assert opt.state_dict()["scaler"]["growth_tracker"] == 0
     np.testing.assert_array_equal(p, -1.5)
 
 
@@ -441,7 +439,7 @@ def test_a_step_that_is_refused_leaves_the_dynamic_scale():
         opt.step(np.ones(4, "float32"))
     with pytest.raises(ValueError, match=r"loss_scale=8.0 is refused in step: this optimizer's is 'dynamic'"):
         opt.step(np.ones(3, "float32"), loss_scale=8.0)
-    assert opt._scaler.state_dict() == {"scale": 65536.0, "growth_tracker": 0}
+    assert opt.state_dict()["scaler"] == {"scale": 65536.0, "growth_tracker": 0}
     assert opt.t == 0
 
 
@@ -465,7 +463,7 @@ def test_the_options_of_the_dynamic_scale():
         with pytest.raises(ValueError, match=r"loss_scale must be in \["):
             opt.loss_scale = scale
     with pytest.raises(ValueError, match="growth_tracker must be in"):
-        opt._scaler.load_state_dict({"scale": 1.0, "growth_tracker": 2000})
+        set_scaler(opt, growth_tracker=2000)
     with pytest.raises(ValueError, match=r"loss_scale is assigned a number, got 'dynamic'; .* in the constructor"):
         opt.loss_scale = "dynamic"
     with pytest.raises(ValueError, match="loss_scale must be 'dynamic', got 'auto'; or a number"):
@@ -473,7 +471,7 @@ def test_the_options_of_the_dynamic_scale():
     fixed = ac.SGD(p, loss_scale=4.0)
     assert fixed.loss_scale == 4.0
     assert fixed.on_nonfinite == "ignore"
-    assert fixed._scaler is None
+    assert fixed.state_dict()["scaler"] is None
     fixed.loss_scale = 8
     assert fixed.loss_scale == 8.0
 
@@ -493,12 +491,14 @@ def test_sums_with_a_group_that_was_added():
         opt.accumulate(np.full_like(p, 65536))
     opt.step()
     assert (p == -1).all()
-    sums = opt.param_groups[0]._sums
+    opt.accumulate(np.full_like(p, 65536))
+    sums = held(opt, "sums")
+    opt.discard()
     opt.add_param_group({"params": [q], "lr": 0.5})
     assert opt.pending == 0
     for k in (1, 3):
         opt.accumulate([np.full_like(p, k * 65536), [np.full(5, k * 65536.0)]])
-    assert opt.param_groups[0]._sums is sums
+    assert np.shares_memory(held(opt, "sums"), sums)
     assert opt.pending == 2
     opt.step()
     assert (p == -3).all()

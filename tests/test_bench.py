@@ -151,10 +151,18 @@ def test_a_contender_that_does_nothing_or_only_half_is_found(monkeypatch):
     assert worker.build("idle", Task((5000,)))[1]["wrong"]
 
 
-def test_a_process_that_dies_is_told():
+def test_a_process_that_dies_is_told(monkeypatch):
+    started = []
+
+    class Recorded(subprocess.Popen):
+        def __init__(self, *args, **options):
+            super().__init__(*args, **options)
+            started.append(self)
+
+    monkeypatch.setattr(subprocess, "Popen", Recorded)
     with suite.Processes() as processes:
         process = processes.get(OURS, None)
-        process._process.kill()
+        started[0].kill()
         assert "its process ended with -9" in process.build(Task((64,)))["failed"]
 
 
@@ -196,8 +204,13 @@ def test_ratios_are_paired_by_round():
 
 
 def test_quartiles_have_the_unit_of_the_median():
-    assert report._time(873e-9, 722e-9, 1.11e-6) == "873 ns (722-1.11e+03)"
-    assert report._time(0.0521, 0.05, 0.06) == "52.1 ms (50-60)"
+    for median, quartiles, shown in (
+        (873e-9, [722e-9, 1.11e-6], "| 873 ns (722-1.11e+03) |"),
+        (0.0521, [0.05, 0.06], "| 52.1 ms (50-60) |"),
+    ):
+        mine = {OURS: {"median": median, "quartiles": quartiles}}
+        row = {"group": "sizes", "label": "64", "task": {"elements": 64}, "contenders": mine}
+        assert shown in report.table([row])[-1]
 
 
 # --- the ceiling -------------------------------------------------------------------------------------------------

@@ -8,9 +8,10 @@ import sys
 
 import numpy as np
 import pytest
-from cases import CASES, CHUNK, IDS, PAIRS, assert_same_bits, build, gradients, random_state, spec
+from cases import CASES, IDS, PAIRS
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import CHUNK, assert_same_bits, build, gradients, random_state, spec, step_range
 
 from adaptive_c import _config
 
@@ -86,7 +87,7 @@ def run(name, options, cuts=None, n_threads=None, ranges=False, steps=3, size=20
         pieces = list(itertools.pairwise(edges))
         rng.shuffle(pieces)
         for i, (lo, hi) in enumerate(pieces):
-            opt._plan.step(whole, lo=lo, hi=hi, count=i == len(pieces) - 1)
+            step_range(opt, whole, lo=lo, hi=hi, count=i == len(pieces) - 1)
     out = {"p": opt.param_groups[0]["params"], **opt.state}
     flat = {k: v if cuts is None else np.concatenate([np.atleast_1d(x) for x in v]) for k, v in out.items()}
     return {k: v for k, v in flat.items() if k not in ("step", "mu_product")}

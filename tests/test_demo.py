@@ -3,7 +3,6 @@
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -13,20 +12,19 @@ pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
 pytest.importorskip("rich")
 
+import adaptive_c as ac
 from adaptive_c import demo
 
 SCRIPT = Path(sys.executable).with_name("adaptive-c")
 
 
-def test_quick_demo_ends_within_20_seconds_and_leaves_a_picture(tmp_path):
-    start = time.perf_counter()
+def test_quick_demo_leaves_a_picture(tmp_path):
     command = [SCRIPT] if SCRIPT.exists() else [shutil.which("adaptive-c")]
     out = subprocess.run(
         [*command, "demo", "--quick", "--out", tmp_path / "new"], capture_output=True, text=True, cwd=tmp_path
     )
     assert out.returncode == 0, out.stderr
     assert not out.stderr
-    assert time.perf_counter() - start < 20
     for name in demo.OPTIMIZERS:
         assert out.stdout.count(f" {name} ") >= 2  # a row in each table
     for word in ("ns per element", "GB/s", "ceiling", "in NumPy"):
@@ -62,6 +60,11 @@ def test_the_demos_gradient_is_the_slope_of_its_loss(hidden):
             losses.append(demo.gradient(p, {k: np.zeros_like(v) for k, v in p.items()}, x, y))
         array[i] = before
         assert g[name][i] == pytest.approx((losses[0] - losses[1]) / 2e-5, rel=1e-5, abs=1e-8)
+
+
+def test_every_rule_is_shown():
+    shown = {cls.__name__ for cls, _ in demo.OPTIMIZERS.values()}
+    assert shown == {name for name in ac.__all__ if isinstance(getattr(ac, name), type)} - {"Optimizer"}
 
 
 @pytest.mark.parametrize("name", list(demo.OPTIMIZERS))

@@ -7,9 +7,10 @@ import sys
 
 import numpy as np
 import pytest
-from cases import CHUNK, IDS, PAIRS, assert_same_bits, build, gradients, spec
+from cases import IDS, PAIRS
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import CHUNK, assert_same_bits, build, gradients, spec, step_range
 from test_stages import norm, to_bfloat16
 
 import adaptive_c as ac
@@ -151,7 +152,7 @@ def test_threads_cuts_and_ranges_do_not_change_a_bit(name, formats):
         for g in gradients(rng, size, "float32", 3):
             pieces = [(CHUNK * 4, -1), (0, CHUNK), (CHUNK, CHUNK * 4)] if ranges else [(0, -1)]
             for i, (lo, hi) in enumerate(pieces):
-                opt._plan.step([x.copy() for x in np.split(g, cuts)], lo=lo, hi=hi, count=i == len(pieces) - 1)
+                step_range(opt, [x.copy() for x in np.split(g, cuts)], lo=lo, hi=hi, count=i == len(pieces) - 1)
         out = [np.concatenate([x.ravel() for x in parts])]
         for key in opt.state:
             if key != "step":

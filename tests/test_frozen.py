@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support import flat
 
 import adaptive_c as ac
 
@@ -93,7 +94,7 @@ def sums(opt):
     """A sum of the bits of every array, each weighted by its place."""
     found = {"t": opt.t, "skipped_steps": opt.skipped_steps}
     for i, group in enumerate(opt.state_dict()["groups"]):
-        arrays = {**group["arrays"], "params": np.concatenate([x.ravel() for x in opt.param_groups[i]._arrays])}
+        arrays = {**group["arrays"], "params": flat(opt.param_groups[i]["params"])}
         for name, array in arrays.items():
             bits = np.ascontiguousarray(array).view("u1").astype("u8")
             found[f"{i}.{name}"] = int((bits * np.arange(1, bits.size + 1, dtype="u8")).sum())

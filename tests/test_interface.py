@@ -5,7 +5,8 @@ import pickle
 
 import numpy as np
 import pytest
-from cases import CHUNK, IDS, PAIRS, assert_same_bits, build
+from cases import IDS, PAIRS
+from support import CHUNK, assert_same_bits, build, step_range
 
 import adaptive_c as ac
 
@@ -236,7 +237,7 @@ def test_a_huge_momentum_decay_or_t_ends():
 def test_state_arrays_start_apart_from_each_other_within_a_page():
     """And from 0, where large parameters and gradients start: a load would wait for a store to the same place of a page."""
     opt = ac.Adam(np.ones(1 << 21, "float32"), amsgrad=True, ema_decay=0.9)
-    arrays = [*(opt.state[name] for name in ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")), opt.param_groups[0]._ema]
+    arrays = [*(opt.state[name] for name in ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")), opt.ema]
     places = sorted([0, *(x.ctypes.data % 4096 for x in arrays), 4096])
     assert min(np.diff(places)) >= 512
     assert all(place % 64 == 0 for place in places)
@@ -315,8 +316,8 @@ def test_ranges_are_multiples_of_the_chunk_or_the_end():
         (-1, 0, 5),
     ]:
         with pytest.raises(ValueError, match=r"multiples of 4096 or the end|needs a group"):
-            opt._plan.step(grads, group=group, lo=lo, hi=hi)
-    opt._plan.step(grads, group=0, lo=CHUNK, hi=2 * CHUNK, count=False)
+            step_range(opt, grads, group, lo, hi)
+    step_range(opt, grads, 0, CHUNK, 2 * CHUNK, count=False)
     p = opt.param_groups[0]["params"]
     assert (p[:CHUNK] == 1).all()
     assert (p[CHUNK : 2 * CHUNK] == 0).all()

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cases import CASES, assert_same_bits
+from cases import CASES
 from resume import FORMATS, GRID, STEPS, Run
+from support import assert_same_bits
 
 import adaptive_c as ac
 from adaptive_c import _config

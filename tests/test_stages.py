@@ -2,7 +2,8 @@
 
 import numpy as np
 import pytest
-from cases import CHUNK, IDS, PAIRS, assert_same_bits, build, gradients, spec
+from cases import IDS, PAIRS
+from support import CHUNK, assert_same_bits, build, gradients, spec, step_range
 
 import adaptive_c as ac
 
@@ -447,17 +448,17 @@ def test_ranges_with_a_norm():
     p, q, g = np.ones(n), np.ones(n), np.ones(n)
     whole, pieces = (ac.AdamW(x, max_grad_norm=1.0, on_nonfinite="skip") for x in (p, q))
     whole.step(g)
-    pieces._plan.step(g, lo=CHUNK, count=False)
-    pieces._plan.step(g, hi=CHUNK)
+    step_range(pieces, g, lo=CHUNK, count=False)
+    step_range(pieces, g, hi=CHUNK)
     assert_same_bits(q, p)
     g[-1] = np.nan
-    pieces._plan.step(g, hi=CHUNK, count=False)
-    pieces._plan.step(g, lo=CHUNK)
+    step_range(pieces, g, hi=CHUNK, count=False)
+    step_range(pieces, g, lo=CHUNK)
     assert pieces.skipped_steps == 1
     assert_same_bits(q, p)
     pieces.zero_grad = True
     with pytest.raises(ValueError, match="a range can't be stepped with zero_grad"):
-        pieces._plan.step(g, hi=CHUNK)
+        step_range(pieces, g, hi=CHUNK)
 
 
 def test_averages_are_not_swapped_under_a_running_step():

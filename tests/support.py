@@ -1,0 +1,193 @@
+"""What the tests share: optimizers, numbers to give them, and comparisons to the last bit."""
+
+import copy
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping
+
+import numpy as np
+
+import adaptive_c as ac
+from adaptive_c import reference
+
+CHUNK = 4096  # elements; a piece of a step begins at a multiple of it
+
+
+# --- optimizers --------------------------------------------------------------------------------------------------------
+
+
+def build(name, params, options, **shared):
+    return getattr(ac, name)(params, **options, **shared)
+
+
+def make(seed=0, steps=3, cls=ac.AdamW, shapes=((3, 4), (), (300,)), **options):
+    """An optimizer that has made some steps."""
+    rng = np.random.default_rng(seed)
+    params = [np.asarray(rng.normal(size=s)).astype("f4") for s in shapes]
+    opt = cls(params, **options)
+    for _ in range(steps):
+        opt.step([np.asarray(rng.normal(size=s)).astype("f4") for s in shapes])
+    return opt
+
+
+def spec(name):
+    """The reference function of a class."""
+    return getattr(reference, name.lower())
+
+
+def step_range(opt, grads, group=-1, lo=0, hi=-1, count=True):
+    """Step only the elements lo to hi (-1: the last) of one group (-1: the only one), and count the step or not.
+
+    Ranges have no public door yet.  State that stays on disk will be stepped range by range, and so what a range does
+    is tested today.  This is the only place in the tests that reaches into an optimizer.
+    """
+    opt._plan.step(grads, group=group, lo=lo, hi=hi, count=count)
+
+
+def set_scaler(opt, **numbers):
+    """Give a dynamic loss scale another scale or growth_tracker, as a load does."""
+    saved = opt.state_dict()
+    opt.load_state_dict({**saved, "scaler": {**saved["scaler"], **numbers}})
+
+
+def random_state(opt, rng, t=10):
+    """Give an optimizer over one flat array a random state at step t; returns it as the reference's dict."""
+    state = {}
+    opt.t = t
+    for name, live in opt.state.items():
+        if name == "step":
+            continue
+        if name == "mu_product":
+            state[name] = float(live)
+            continue
+        if name == "prev":
+            live[...] = rng.integers(-1, 2, live.shape)
+        elif name in ("exp_avg", "grad_avg", "momentum_buffer"):
+            live[...] = rng.normal(size=live.shape)
+        else:  # a mean of squares, a rate
+            live[...] = rng.uniform(0.05, 1.0, live.shape)
+        state[name] = live.astype(live.dtype if name != "prev" else opt.param_groups[0]["params"].dtype)
+    return state
+
+
+# --- numbers -----------------------------------------------------------------------------------------------------------
+
+
+def gradients(rng, size, dtype, n=8):
+    """Gradients of mixed size and sign with exact zeros of both signs among them."""
+    grads = rng.normal(size=(n, size)) * 10.0 ** rng.integers(-6, 3, size=(n, size))
+    grads[rng.random((n, size)) < 0.05] = 0.0
+    grads[rng.random((n, size)) < 0.05] = -0.0
+    return grads.astype(dtype)
+
+
+def split(x, cuts):
+    """Copies of the parts of a flat array."""
+    return [part.copy() for part in np.split(x, sorted(cuts))]
+
+
+def arrays_in(x):
+    """The arrays of a structure, in order; a None has none."""
+    if isinstance(x, (Mapping, list, tuple)):
+        return [array for part in (x.values() if isinstance(x, Mapping) else x) for array in arrays_in(part)]
+    return [] if x is None else [x]
+
+
+def flat(x):
+    """A copy of the arrays of a structure, one after the other; None without any."""
+    arrays = arrays_in(x)
+    return np.concatenate([array.ravel() for array in arrays]) if arrays else None
+
+
+# --- comparisons -------------------------------------------------------------------------------------------------------
+
+
+def everything(opt):
+    """A copy of all that a run holds, the parameters and their copies among it, whatever the structure and the cut."""
+    found = copy.deepcopy(opt.state_dict())
+    for group, about in zip(opt.param_groups, found["groups"], strict=True):
+        about |= {"params": flat(group["params"]), "copies": flat(group["copy_to"])}
+    return found
+
+
+def held(opt, name, group=0):
+    """A flat view of one of the arrays that a group holds, such as "sums" while some are pending; None without it."""
+    return opt.state_dict()["groups"][group]["arrays"].get(name)
+
+
+def assert_same_bits(a, b, what=""):
+    """Equal to the last bit, where NaN equals NaN."""
+    a, b = np.atleast_1d(np.asarray(a)), np.atleast_1d(np.asarray(b))
+    assert a.dtype == b.dtype, (what, a.dtype, b.dtype)
+    assert a.shape == b.shape, (what, a.shape, b.shape)
+    unsigned = f"u{a.itemsize}"
+    differ = (a.view(unsigned) != b.view(unsigned)) & ~((a != a) & (b != b))
+    assert not differ.any(), f"{what}: {differ.sum()} of {a.size} differ, first at {np.flatnonzero(differ)[0]}: " \
+        f"{a[differ][0]!r} {b[differ][0]!r}"  # fmt: skip
+
+
+def assert_same(a, b, what=""):
+    """Two structures of dicts, lists, arrays and numbers are equal to the last bit."""
+    if isinstance(a, dict):
+        assert a.keys() == b.keys(), what
+        for key in a:
+            assert_same(a[key], b[key], f"{what} {key}")
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b), what
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_same(x, y, f"{what} {i}")
+    elif isinstance(a, np.ndarray):
+        assert_same_bits(a, b, what)
+    else:
+        assert a == b or a != a, what
+
+
+# --- threads and processes ---------------------------------------------------------------------------------------------
+
+
+def race(call, threads, times):
+    """Call it so often in so many threads at once; what the RuntimeErrors said."""
+    refused = []
+
+    def work():
+        for _ in range(times):
+            try:
+                call()
+            except RuntimeError as error:
+                refused.append(str(error))
+
+    running = [threading.Thread(target=work) for _ in range(threads)]
+    for thread in running:
+        thread.start()
+    for thread in running:
+        thread.join()
+    return refused
+
+
+def in_another_thread(call):
+    """What a call returns that another thread makes while this one waits; what it raises is raised here."""
+    results = []
+
+    def work():
+        try:
+            results.append((call(), None))
+        except BaseException as error:
+            results.append((None, error))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    ((result, error),) = results
+    if error is not None:
+        raise error
+    return result
+
+
+def child(script, timeout=120, **env):
+    """Run a script in a process of its own, outside the source tree; returns what it prints."""
+    out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=timeout, cwd="/",
+                         env={**os.environ, **env})  # fmt: skip
+    assert out.returncode == 0, out.stderr
+    return out.stdout
