@@ -214,7 +214,9 @@ def _start(f: Callable[..., Any], *args: Any) -> bool:
     """Call a function in a thread of its own, whose end nothing waits for.  Is there one?  At exit there is none."""
     try:
         _thread.start_new_thread(f, args)
-    except (RuntimeError, MemoryError):
+    except (RuntimeError, MemoryError) as error:
+        if error.__traceback__ is not None and error.__traceback__.tb_next is not None:
+            raise  # by a signal handler: the thread was started
         return False
     return True
 
