@@ -301,7 +301,7 @@ def reading(path: Any) -> Iterator[tuple[Any, dict[str, Stored]]]:
 def _checksum(file: Any, size: int) -> int:
     """CRC-32 of a file as it was before its own CRC was put in."""
     file.seek(0)
-    crc, left, buffer = 0, size - _END_SIZE, memoryview(bytearray(_PIECE))
+    crc, left, buffer = 0, size - _END_SIZE, memoryview(bytearray(min(_PIECE, size)))
     while left and (n := file.readinto(buffer[:left])):
         crc, left = zlib.crc32(buffer[:n], crc), left - n
     return zlib.crc32(_END % 0, crc)
