@@ -78,7 +78,7 @@ def kinds(size):
         kind: file.Entry(
             kind, [np.frombuffer(bytearray(rng.bytes(n * dtype.itemsize)), dtype) for n in (size, 0, 1, size // 3)]
         )
-        for kind, dtype in ((kind, file._DTYPES[code]) for kind, code in file._CODES.items())
+        for kind, dtype in ((kind, file._DTYPES[code]) for kind, code in reversed(file._CODES.items()))
     }
 
 
@@ -101,6 +101,7 @@ def test_every_kind_in_pieces_of_any_size(size, tmp_path, monkeypatch):
         for name, entry in arrays.items():
             whole, stored = np.concatenate(entry.pieces), found[name]
             assert (stored.dtype, stored.size) == (whole.dtype, whole.size)
+            assert stored.offset % whole.itemsize == 0  # as other programs want it, which map the file into memory
             for start, stop in ((0, whole.size), (whole.size // 2, whole.size), (0, 0), (whole.size - 1, whole.size)):
                 out = np.empty(stop - start, stored.dtype)
                 stored.read(start, out)
