@@ -27,10 +27,14 @@ _HOME = {
 _SUBMODULES = ("optimizers", "reference", "schedules")
 
 if TYPE_CHECKING:
-    from . import optimizers, reference, schedules
-    from ._native import get_num_threads, set_num_threads, show_config
-    from ._optimizer import Optimizer
-    from ._run.layout import flatten
+    from . import optimizers as optimizers
+    from . import reference as reference
+    from . import schedules as schedules
+    from ._native import get_num_threads as get_num_threads
+    from ._native import set_num_threads as set_num_threads
+    from ._native import show_config as show_config
+    from ._optimizer import Optimizer as Optimizer
+    from ._run.layout import flatten as flatten
     from .optimizers import *  # noqa: F403
 
 

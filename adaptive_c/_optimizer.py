@@ -145,7 +145,9 @@ class Optimizer:
 
     _rule: ClassVar[str]  # its name in the core and in reference.py
     _state: ClassVar[Mapping[str, Slot]] = MappingProxyType({})  # its state arrays by name
-    _per_array: ClassVar[Mapping[str, float]] = MappingProxyType({})  # numbers kept for each array, and their first value
+    _per_array: ClassVar[Mapping[str, float]] = MappingProxyType(
+        {}
+    )  # numbers kept for each array, and their first value
     _squares: ClassVar[bool] = False  # it squares the gradient, which may overflow
     _read_once: ClassVar[tuple[str, ...]] = ()  # options that only an array's first step reads
     _fixed: ClassVar[Mapping[str, Any]] = MappingProxyType({})  # options that the class settles
@@ -283,7 +285,9 @@ class Optimizer:
             self._step(grads, scale)
         else:
             if isinstance(metric, (np.ndarray, list, tuple, dict)):
-                raise TypeError(f"step takes the gradients alone, not the parameters; metric must be a number, got {metric!r}")
+                raise TypeError(
+                    f"step takes the gradients alone, not the parameters; metric must be a number, got {metric!r}"
+                )
             self._step(grads, scale, observed, real("metric", metric))
 
     def accumulate(self, grads: Any) -> None:

@@ -1,1 +1,1 @@
-from ._baseline import *
+from ._baseline import *  # noqa: F403

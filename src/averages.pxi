@@ -15,7 +15,7 @@ cdef void swap(char* a, char* b, Py_ssize_t size) noexcept:
 
 
 cdef exchange(Plan plan, bint entering):
-    """Exchange parameters and averages.  Narrow parameters are saved in `narrow_saved`, since an average is not narrow."""
+    """Exchange parameters and averages.  Narrow parameters are saved apart, since an average is not narrow."""
     cdef Group* group
     cdef Array* a
     cdef Py_ssize_t i, j, n, size

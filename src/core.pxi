@@ -1,5 +1,5 @@
-# The core: everything that is compiled once for each instruction set.  setup.py compiles it under three names, each with
-# its own flags, and adaptive_c/_native.py loads one of them.
+# The core: everything that is compiled once for each instruction set.  setup.py compiles it under three names, each
+# with its own flags, and adaptive_c/_native.py loads one of them.
 #
 # Each file uses what stands above it.  First loops over plain pointers, then what is swept over, then what a step does.
 

@@ -107,7 +107,7 @@ fill_noises()
 
 
 cdef uint64_t noise_key(uint64_t seed, uint64_t t, uint64_t group, uint64_t quantity) noexcept nogil:
-    """The hash that the noise of one stored quantity starts from at step t: 0 the parameters, 1 + slot a state array."""
+    """The hash that the noise of a stored quantity starts from at step t: 0 the parameters, 1 + slot a state array."""
     return mix(mix(mix(seed + 0x9e3779b97f4a7c15ULL) + t) + 16 * group + quantity)
 
 
@@ -116,7 +116,7 @@ cdef uint32_t noise_word(uint64_t key, uint64_t block) noexcept nogil:
 
 
 cdef void round_head(Py_ssize_t n, uint16_t* out, const float* x, const uint32_t* noise, uint32_t word) noexcept nogil:
-    """The upper halves of x + noise are bfloat16.  NaN stays NaN; finite numbers next to infinity may become infinite."""
+    """The upper halves of x + noise are bfloat16.  NaN stays NaN; numbers next to infinity may become infinite."""
     cdef Py_ssize_t i
     cdef float y
     for i in range(n):
@@ -184,10 +184,10 @@ cdef void round_float16(Py_ssize_t n, uint16_t* out, const float* x, const uint3
 #   never negative:  scale 2^(c // 8) (1 + c % 8 / 8)
 #   signed:          0 for c = 0, the same as above for c < 128; 128 + c stands for the negative
 #
-# The head of a float32 is its upper 16 bits.  A code that is shifted into place is a head whose exponent is counted from
-# that of the scale, so decoding adds the head of the scale.  Most arithmetic is on heads, because twice as many of them
-# fit into a register.  Infinity and NaN are coded too: they raise the scale so far that the other elements of their
-# block get the smallest code.
+# The head of a float32 is its upper 16 bits.  A code that is shifted into place is a head whose exponent is counted
+# from that of the scale, so decoding adds the head of the scale.  Most arithmetic is on heads, because twice as many of
+# them fit into a register.  Infinity and NaN are coded too: they raise the scale so far that the other elements of
+# their block get the smallest code.
 #
 # Encoding is tried with the block's last scale, which most blocks keep.  A trial rounds, encodes and finds the largest
 # head in one loop.  Only a block with numbers below its smallest code needs another loop.  Exact zeros are common, so

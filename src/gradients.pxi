@@ -29,8 +29,8 @@ cdef Py_ssize_t acquire_group(Plan plan, BoundGroup group, grads, Py_ssize_t wor
     if keys is None:
         items = tuple(grads) if isinstance(grads, (list, tuple)) else None
         if items is None or len(items) != n:
-            raise ValueError(f"{group.where_grads} must be a list of {n} arrays, as the parameters are (None leaves one "
-                             f"alone); got {describe(grads, items)}")
+            raise ValueError(f"{group.where_grads} must be a list of {n} arrays, as the parameters are (None leaves "
+                             f"one alone); got {describe(grads, items)}")
     else:
         if not isinstance(grads, dict) or grads.keys() != keys.keys():
             raise ValueError(f"{group.where_grads} must be a dict with the keys {', '.join(map(repr, keys))} of the "
@@ -55,8 +55,8 @@ cdef Py_ssize_t acquire_array(Plan plan, BoundGroup bound, Py_ssize_t i, grad, P
         kind = "" if group.wide else format_of(g, bfloat16 or bound.uint16_is_bfloat16)
         if kind not in FORMATS:
             wanted = "float64" if group.wide else "float32"
-            raise TypeError(f"{bound.name(i, True)} has dtype {named(grad.dtype)}, its parameter {bound.dtype}; convert "
-                            f"it: x.astype('{wanted}')" + ("" if group.wide else hint(g)))
+            raise TypeError(f"{bound.name(i, True)} has dtype {named(grad.dtype)}, its parameter {bound.dtype}; "
+                            f"convert it: x.astype('{wanted}')" + ("" if group.wide else hint(g)))
         a.g_format = FORMATS[kind]
         group.narrow_grads = True
     group.only_bfloat16 = group.only_bfloat16 and a.g_format == BFLOAT16

@@ -18,9 +18,9 @@ cdef class Follower:
 cdef class BoundGroup:
     """BoundGroup(guard, rule, squares, keys, arrays, where, uint16_is_bfloat16=False)
 
-    guard: that of the plan that it will be part of.  rule: the name of a rule.  squares: it squares the gradient.  keys:
-    those of a dict of parameters, None for a list, () for one bare array.  arrays: the parameters, a tuple.  where: what
-    messages call the parameters.
+    guard: that of the plan that it will be part of.  rule: the name of a rule.  squares: it squares the gradient.
+    keys: those of a dict of parameters, None for a list, () for one bare array.  arrays: the parameters, a tuple.
+    where: what messages call the parameters.
     """
     cdef Guard guard
     cdef Group group
@@ -91,8 +91,8 @@ cdef class BoundGroup:
 
     cdef check(self, const Py_buffer* view, str kind, param, Py_ssize_t i):
         if kind == "":
-            raise TypeError(f"{self.name(i)} has dtype {named(param.dtype)}; parameters are float32, float64, float16 or "
-                            f"bfloat16 in native byte order (keep and use x.astype('float32')){hint(view)}")
+            raise TypeError(f"{self.name(i)} has dtype {named(param.dtype)}; parameters are float32, float64, float16 "
+                            f"or bfloat16 in native byte order (keep and use x.astype('float32')){hint(view)}")
         if i and kind != self.dtype:
             raise TypeError(f"{self.name(i)} has dtype {param.dtype}, the arrays before it another; put arrays of "
                             "different dtypes into parameter groups of their own")

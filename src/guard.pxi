@@ -22,12 +22,12 @@ cdef class Guard:
             self.holder, self.mode = holder, enter_mode(False)
             return 0
         if self.holder == AVERAGED:
-            raise RuntimeError("not inside averaged_parameters(), where the parameters are their averages: leave the block "
-                               "first")
-        raise RuntimeError("another thread is inside step() of this optimizer, or saves, loads or changes it (in a "
-                           "forked child: did, when the process forked; in a schedule or a signal handler: the call "
-                           "that it interrupts does); guard the optimizer with a lock, or give each thread an optimizer "
-                           "of its own.  In a signal handler: set a flag there, and act on it after the step")
+            raise RuntimeError("not inside averaged_parameters(), where the parameters are their averages: leave the "
+                               "block first")
+        raise RuntimeError("another thread is inside step() of this optimizer, or saves or loads it, or changes it (in "
+                           "a forked child: did, when the process forked; in a schedule or a signal handler: the call "
+                           "that it interrupts does); guard the optimizer with a lock, or give each thread an "
+                           "optimizer of its own.  In a signal handler: set a flag there, and act on it after the step")
 
     cdef void release(self) noexcept:
         leave_mode(self.mode, False)

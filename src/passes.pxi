@@ -1,7 +1,8 @@
 # Micro-batches: gradients are added to sums, beside the step.  The pass knows neither rules nor options.
 
 
-cdef void add_segment(const Space* space, const Group* group, const Piece* piece, floating* s, bint first) noexcept nogil:
+cdef void add_segment(const Space* space, const Group* group, const Piece* piece, floating* s,
+                      bint first) noexcept nogil:
     """Add one piece's gradient to its sums s, or write it there if it is the first."""
     cdef floating widened[CHUNK]
     cdef const Array* a = piece.array

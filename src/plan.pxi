@@ -12,12 +12,12 @@ cdef struct Counts:  # all that a step counts, beside the counts of each array
 cdef class Plan:
     """Plan(guard): no groups yet.
 
-    The counts of the run are its attributes: t, applied steps; skipped_steps; pending calls of accumulate; the loss_scale,
-    and the growth_tracker of a dynamic one; grad_norm, of the last step, NaN if none was taken.
+    The counts of the run are its attributes: t, applied steps; skipped_steps; pending calls of accumulate; the
+    loss_scale, and the growth_tracker of a dynamic one; grad_norm, of the last step, NaN if none was taken.
     """
     cdef readonly Guard guard
     cdef readonly list groups      # of BoundGroup
-    cdef readonly bint structured  # the caller gave a list of groups, and gives gradients as a list with one entry per group
+    cdef readonly bint structured  # the caller gave a list of groups, and gives a list of their gradients
     cdef readonly dict settings
     cdef public int n_threads      # 0: not chosen
     cdef readonly bint dynamic     # the loss scale is
@@ -100,7 +100,8 @@ cdef class Plan:
             names = [(<BoundGroup> groups[memory.spans[j].group]).owner(memory.spans[j].item) for j in (i, i + 1)]
             for i, group in enumerate(self.groups):
                 group.place(i, self.structured)
-            raise ValueError(f"{names[0]} and {names[1]} share memory; pass each element once, or copy one of the arrays")
+            raise ValueError(f"{names[0]} and {names[1]} share memory; pass each element once, or copy one of the "
+                             "arrays")
         space.groups = <Group**> calloc(space.n_groups + 1, sizeof(Group*))
         space.steps = <Step*> calloc(space.n_arrays + 1, sizeof(Step))
         space.partial = <double*> calloc(space.n_chunks + 1, sizeof(double))
@@ -316,8 +317,8 @@ cdef class Plan:
             if new:
                 moved.append((group, {name: group.options[name] for name in new}, new))
         if not moved:
-            raise ValueError(f"no schedule reads metric={metric!r}: it is for a plateau schedule, and no group has one; "
-                             "drop it")
+            raise ValueError(f"no schedule reads metric={metric!r}: it is for a plateau schedule, and no group has "
+                             "one; drop it")
         return moved
 
     cdef int run(self, Work what, Py_ssize_t work, Py_ssize_t first, Py_ssize_t last) except -1:
@@ -384,8 +385,8 @@ cdef class Plan:
 
     cdef int refuse_count(self, Py_ssize_t i, Py_ssize_t j) except -1:
         cdef BoundGroup group = <BoundGroup> self.groups[i]
-        raise ValueError(f"the count of steps of {group.name(j)}, in state['step'], is {group.group.t[j]}; it must be in "
-                         "[0, 2**62)")
+        raise ValueError(f"the count of steps of {group.name(j)}, in state['step'], is {group.group.t[j]}; it must be "
+                         "in [0, 2**62)")
 
     cdef int count(self) noexcept:
         cdef Group* group

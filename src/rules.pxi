@@ -26,9 +26,9 @@ cdef struct Options:
     double eta_minus, eta_plus, step_min, step_max, ema_decay
     int eps_mode, variant, nesterov, maximize, amsgrad, centered, decoupled
 
-cdef dict FIELDS = {"lr": 0, "weight_decay": 1, "eps": 2, "betas": 3, "alpha": 3, "rho": 3, "momentum": 5, "dampening": 6,
-                    "lr_decay": 7, "momentum_decay": 8, "etas": 9, "eta_minus": 9, "eta_plus": 10, "step_sizes": 11,
-                    "max_rate": 12, "ema_decay": 13}  # of a pair the first
+cdef dict FIELDS = {"lr": 0, "weight_decay": 1, "eps": 2, "betas": 3, "alpha": 3, "rho": 3, "momentum": 5,
+                    "dampening": 6, "lr_decay": 7, "momentum_decay": 8, "etas": 9, "eta_minus": 9, "eta_plus": 10,
+                    "step_sizes": 11, "max_rate": 12, "ema_decay": 13}  # of a pair the first
 cdef dict SWITCHES = {"eps_mode": 0, "variant": 1, "nesterov": 2, "maximize": 3, "amsgrad": 4, "centered": 5,
                       "decoupled_weight_decay": 6}
 cdef dict WORDS = {"outside": OUTSIDE, "inside": INSIDE, "hat": HAT,
@@ -272,8 +272,11 @@ cdef double nadam_mu(const Options* o, long long t) noexcept nogil:
     return o.beta1 * (1 - 0.5 * power_of_096(t * o.momentum_decay))
 
 cdef double nadam_product(const Options* o, long long t) noexcept nogil:
-    """P_t of the definition.  At most some 60,000 rounds: before 0.96^(t psi) vanishes, and mu with it becomes b1, either
-    t psi has reached 900, or the product, whose factors are 1/2 at first, is 0."""
+    """P_t of the definition.  The loop ends after at most some 60,000 rounds.
+
+    mu becomes b1 where 0.96^(t psi) vanishes, at t psi = 900.  With a small psi, where that is far away, the factors
+    stay well below 1 for so long that the product vanishes before.
+    """
     cdef long long i
     cdef double mu, product = 1
     for i in range(1, t + 1):

@@ -41,7 +41,8 @@ cdef void move_elements(const Group* group, Py_ssize_t start, Py_ssize_t end, bi
         size = piece.stop - piece.start
         carry(piece.array.p + piece.at * p_size, undo.p + piece.start * p_size, size * p_size, back)
         if group.copy_format != NATIVE:
-            carry(piece.array.copy + piece.at * copy_size, undo.copies + piece.start * copy_size, size * copy_size, back)
+            carry(piece.array.copy + piece.at * copy_size, undo.copies + piece.start * copy_size, size * copy_size,
+                  back)
 
 
 cdef bint taking_part(const Group* group, Py_ssize_t start) noexcept nogil:

@@ -443,7 +443,9 @@ def hard_blocks(rng, blocks):
     return x.ravel()
 
 
-@pytest.mark.parametrize(("name", "options"), [("SGD", {"momentum": 0.5}), ("Adagrad", {}), ("RMSprop", {"alpha": 0.01})])
+@pytest.mark.parametrize(
+    ("name", "options"), [("SGD", {"momentum": 0.5}), ("Adagrad", {}), ("RMSprop", {"alpha": 0.01})]
+)
 def test_any_block_is_encoded_as_the_reference_says(name, options):
     """SGD's first momentum is the gradient itself; with a scale that was right before, and one that was not."""
     formats, options = {"state_dtype": "uint8"}, {"lr": 0.0, **options}
@@ -456,7 +458,9 @@ def test_any_block_is_encoded_as_the_reference_says(name, options):
         with np.errstate(all="ignore"):
             want.step(x)
         for key in want.state:  # decoded, as the sign of a NaN is nowhere promised
-            got, expected = (opt.decoded_state(key), want.get(key)) if key in slots(name) else (opt.state[key], want.state[key])
+            got, expected = (
+                (opt.decoded_state(key), want.get(key)) if key in slots(name) else (opt.state[key], want.state[key])
+            )
             assert_same_bits(got, expected, f"{key}, t {want.t}")
 
 

@@ -1,7 +1,6 @@
 """It doesn't hang, doesn't crash, doesn't allocate, and never leaves half a step."""
 
 import contextlib
-import os
 import sys
 import threading
 import time
@@ -13,11 +12,8 @@ from cases import IDS, PAIRS
 from support import CHUNK, assert_same_bits, build, child, race, step_range
 
 import adaptive_c as ac
-from adaptive_c import _native
 
 BIG = 300_000  # elements: parallel, without the GIL
-
-
 
 
 def test_two_threads_stepping_one_optimizer_get_an_error_never_a_corrupted_state():

@@ -12,10 +12,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .. import schedules
+from .._native import core
 from .._run.group import ParamGroup
 from .._run.layout import Array, recut
 from .._run.options import OPTIONS, check_settings, real, whole
-from .._run.run import GROWTH_INTERVAL, Run, check_scale, core
+from .._run.run import GROWTH_INTERVAL, Run, check_scale
 from . import file
 from .file import Entry
 from .names import decoded, encoded, matches
@@ -70,9 +71,7 @@ def _bounds(bounds: Any) -> Any:
 def _group(group: ParamGroup) -> dict[str, Any]:
     """A group without its arrays."""
     followed = group.schedules
-    options = {
-        name: value for name, value in group.options.items() if not OPTIONS[name].fixed and name not in followed
-    }
+    options = {name: value for name, value in group.options.items() if not OPTIONS[name].fixed and name not in followed}
     return {
         "dtype": group.bound.dtype,
         "state_dtype": "float64" if group.computed == "float64" else group["state_dtype"] or "float32",
@@ -265,9 +264,7 @@ def _read_scaler(run: Run, scaler: Any, settings: Mapping[str, Any], where: str)
     return check_scale(f"{where}: loss_scale", scaler["scale"]), tracker
 
 
-def _check_group(
-    group: ParamGroup, d: Any, where: str, version: int, parameters: bool, t: int, pending: int
-) -> _Plan:
+def _check_group(group: ParamGroup, d: Any, where: str, version: int, parameters: bool, t: int, pending: int) -> _Plan:
     """Compare a description with a group."""
     ours = _group(group)
     for key in ("dtype", "state_dtype", "master", "rounding"):
@@ -278,7 +275,7 @@ def _check_group(
     sizes = [_size(size, where) for size in _get(d, "sizes", (list, tuple), where)]
     _check_cut(sizes, _get(d, "names", (list, tuple, type(None)), where), ours, version, where)
     arrays = _get(d, "arrays", Mapping, where)
-    live = {name: entry for name, entry in _live(group, parameters, 0).items()}
+    live = _live(group, parameters, 0)
     wanted = {name: (entry.dtype, entry.size) for name, entry in live.items()}
     if pending:
         wanted["sums"] = np.dtype(group.computed), sum(ours["sizes"])
@@ -356,7 +353,9 @@ def _read_options(group: ParamGroup, d: Any, where: str) -> dict[str, Any]:
     followed = _get(d, "schedules", Mapping, where)
     known = [name for name in group.options if not OPTIONS[name].fixed]
     if unknown := (given.keys() | followed.keys()) - set(known):
-        raise ValueError(f"{where} has the unknown option {min(unknown, key=str)!r}; this optimizer has {', '.join(known)}")
+        raise ValueError(
+            f"{where} has the unknown option {min(unknown, key=str)!r}; this optimizer has {', '.join(known)}"
+        )
     now = _bounds(group.options["bounds"])
     bounds = given.pop("bounds", now)
     if bounds not in (None, "arrays") and not (isinstance(bounds, (list, tuple)) and len(bounds) == 2):

@@ -1,6 +1,7 @@
 """The names of arrays, which are the keys of a dict of parameters, as JSON can hold them."""
 
 import ast
+import math
 import re
 from typing import Any
 
@@ -13,12 +14,13 @@ def encoded(key: Any, where: str) -> Any:
         return [encoded(x, where) for x in key]
     if key is None or isinstance(key, str):
         return None if key is None else str.__str__(key)  # also of an enumeration
-    if isinstance(key, (bool, int, float, np.bool_, np.integer, np.floating)) and key == key and abs(key) < np.inf:
-        return int(key) if key == int(key) else float(key)
+    number = canonical(key)
+    if isinstance(number, int) or (isinstance(number, float) and math.isfinite(number)):
+        return int(number) if number == int(number) else number
     raise ValueError(
         f"{where} has the key {key!r}, which a file can't hold so that another process finds it again; name the arrays "
-        "by strings, numbers or tuples of them, or give a list of arrays instead of a dict: a checkpoint of a list loads "
-        "into any structure, too"
+        "by strings, numbers or tuples of them, or give a list of arrays instead of a dict: a checkpoint of a list of "
+        "arrays loads into any structure"
     )
 
 
@@ -42,7 +44,7 @@ def canonical(key: Any) -> Any:
 
 
 def _parsed(name: str) -> Any:
-    """What version 1 called by its repr(): all but strings and ints.  NumPy 2 writes np.int64(3) where NumPy 1 wrote 3."""
+    """A key that version 1 stored as its repr(): all but strings and ints.  NumPy 2 has np.int64(3) for NumPy 1's 3."""
     try:
         return ast.literal_eval(re.sub(r"\bnp\.\w+\(([^()]*)\)", r"\1", name))
     except (ValueError, SyntaxError):

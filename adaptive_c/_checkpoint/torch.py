@@ -109,8 +109,8 @@ def _check_group(
     if not isinstance(numbers, (list, tuple)):
         raise TypeError(f"{where} must be a dict with the list 'params', as PyTorch's optimizers have it")
     if len(numbers) != len(group.layout.arrays):
-        raise ValueError(f"{where} has {len(numbers)} tensors, this optimizer's group {len(group.layout.arrays)} arrays; "
-                         "PyTorch's state needs the same cut")  # fmt: skip
+        raise ValueError(f"{where} has {len(numbers)} tensors, this optimizer's group {len(group.layout.arrays)} "
+                         "arrays; PyTorch's state needs the same cut")  # fmt: skip
     options = _read_options(group, about, where)
     store, is_sgd = group.store, run.rule._rule == "sgd"
     names, per_array = store.state, run.rule._per_array
@@ -120,7 +120,9 @@ def _check_group(
     at = 0
     for j, (number, param) in enumerate(zip(numbers, group.layout.arrays, strict=True)):
         label = f"state_dict['state'][{number!r}]"
-        state = _check_state(states.get(number), {*names, *per_array} if is_sgd else {"step", *names, *per_array}, label)
+        state = _check_state(
+            states.get(number), {*names, *per_array} if is_sgd else {"step", *names, *per_array}, label
+        )
         if not is_sgd:
             steps[j] = _step(state["step"], f"{label}['step']") if state else 0
         elif state:  # it was stepped, PyTorch doesn't say how often
@@ -165,16 +167,19 @@ def _check_state(state: Any, wanted: set[str], where: str) -> dict[str, Any]:
 
 
 def _read_options(group: ParamGroup, about: Mapping[Any, Any], where: str) -> dict[str, Any]:
-    options, rule = {}, group.rule
+    options: dict[str, Any] = {}
+    rule = group.rule
     for name, value in about.items():
         if name in _DROPPED or name in group.schedules:  # a schedule of ours goes on
             continue
         if name in rule._fixed:
             if value != rule._fixed[name]:
-                raise ValueError(f"{where} has {name}={value!r}, which {rule.__name__} has not: is it of another class?")
+                raise ValueError(
+                    f"{where} has {name}={value!r}, which {rule.__name__} has not: is it of another class?"
+                )
         elif name in SHARED or name not in group.options:
-            raise ValueError(f"{where} has {name!r}, which is no option of {rule.__name__}: is it of another class?  If "
-                             "not, take it out of the dict")  # fmt: skip
+            raise ValueError(f"{where} has {name!r}, which is no option of {rule.__name__}: is it of another class?  "
+                             "If not, take it out of the dict")  # fmt: skip
         elif isinstance(value, (tuple, list)):
             options[name] = tuple(_number(x, f"{where}[{name!r}]") for x in value)
         else:

@@ -162,8 +162,8 @@ class ParamGroup(MutableMapping[str, Any]):
     __hash__ = object.__hash__
 
     def __reduce_ex__(self, protocol: Any) -> Never:
-        raise TypeError("a parameter group can't be pickled or copied: it belongs to its optimizer; dict(group) has its "
-                        "options, opt.save(path) keeps everything")  # fmt: skip
+        raise TypeError("a parameter group can't be pickled or copied: it belongs to its optimizer; dict(group) has "
+                        "its options, opt.save(path) keeps everything")  # fmt: skip
 
     def __repr__(self) -> str:
         try:

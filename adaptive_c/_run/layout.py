@@ -58,7 +58,9 @@ class Layout:
             given = tuple(arrays) if isinstance(arrays, (list, tuple)) else None
             if given is None or len(given) != len(self.arrays):
                 got = type(arrays).__name__ if given is None else f"{type(arrays).__name__} of {len(given)}"
-                raise ValueError(f"{name} must be a list of {len(self.arrays)} arrays, as the parameters are; got a {got}")
+                raise ValueError(
+                    f"{name} must be a list of {len(self.arrays)} arrays, as the parameters are; got a {got}"
+                )
             items = [(array, f"{name}[{i}]") for i, array in enumerate(given)]
         else:
             items = [(arrays, name)]
@@ -107,9 +109,7 @@ def recut(sizes: list[int], new: list[int], counts: dict[str, Array], where: str
     return {name: old[filled[first]] for name, old in counts.items()}
 
 
-def flatten(
-    arrays: Mapping[Any, Any] | Sequence[Any], like: Array | None = None
-) -> tuple[Array, Any]:
+def flatten(arrays: Mapping[Any, Any] | Sequence[Any], like: Array | None = None) -> tuple[Array, Any]:
     """Copy arrays end to end into one new flat array, and return it with views of it in the arrays' shapes.
 
     Parameters

@@ -43,7 +43,10 @@ class Number:
         raise ValueError(f"{name} must be in {interval}, got {value!r}")
 
 
-class Pair(NamedTuple):
+@dataclass(frozen=True)
+class Pair:
+    """Two numbers, each in an interval of its own."""
+
     first: Number
     second: Number
     ascending: bool = False
@@ -201,11 +204,13 @@ def ranges(dtype: str) -> dict[str, tuple[tuple[float, float], ...]]:
     """
     found = {}
     for name, option in OPTIONS.items():
-        parts = (option.check,) if isinstance(option.check, Number) else tuple(option.check)[:2] if isinstance(
-            option.check, Pair) else ()  # fmt: skip
+        check = option.check
+        parts = (check.first, check.second) if isinstance(check, Pair) else (check,)
         if option.movable and not option.tied:
             low = -math.inf if option.vanishing else _NORMAL[dtype]
-            found[name] = tuple((max(part.low, low), min(part.high, _LARGEST[dtype])) for part in parts)
+            found[name] = tuple(
+                (max(part.low, low), min(part.high, _LARGEST[dtype])) for part in parts if isinstance(part, Number)
+            )
     return found
 
 

@@ -11,7 +11,6 @@ from .layout import Layout
 from .options import Number, check_bounds, check_settings, check_together, copied_bounds
 from .store import Allocate, zeros
 
-
 _SMALLEST_SCALE, _LARGEST_SCALE, GROWTH_INTERVAL = core.SCALE_LIMITS
 
 
@@ -23,8 +22,8 @@ def check_scale(name: str, value: Any) -> float:
 class Run:
     """What stands behind every face: made once, and extended by groups.
 
-    rule: a class with the rule's data: `_rule`, `_state`, `_per_array`, `_squares`, `_read_once`, `_fixed`.  defaults: the
-    options of a group that does not have its own.  allocate: makes the arrays of the state.
+    rule: a class with the rule's data, which `Optimizer` lists.  defaults: the options of a group that does not have
+    its own.  allocate: makes the arrays of the state.
     """
 
     def __init__(
@@ -34,7 +33,9 @@ class Run:
         self.defaults = {**defaults, "bounds": copied_bounds(defaults["bounds"])}  # for groups that come later, too
         self.plan = core.Plan(core.Guard())
         self._uint16_as, self._allocate = uint16_as, allocate
-        self._checked: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {}  # the defaults, by the type that a rule computes in
+        self._checked: dict[
+            str, tuple[dict[str, Any], dict[str, Any]]
+        ] = {}  # the defaults, by the type that a rule computes in
 
     groups: tuple[ParamGroup, ...]
 
@@ -60,8 +61,8 @@ class Run:
         with self.guard:
             if self.plan.pending:
                 raise ValueError(
-                    f"{self.plan.pending} accumulated gradients are pending, which the new group has no part in; step() "
-                    "takes their mean, discard() drops them"
+                    f"{self.plan.pending} accumulated gradients are pending, which the new group has no part in; "
+                    "step() takes their mean, discard() drops them"
                 )
             index = len(self.groups)
             where = f"params[{index}]"

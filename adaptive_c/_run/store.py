@@ -18,8 +18,8 @@ class Slot(NamedTuple):
     """A state array of a rule: how narrow state is rounded, and when there is one at all.
 
     coding: "signed", "unsigned", "maximum" (of numbers that never fall: they are rounded to nearest, since noise would
-    push them up) or "sign" (-1, 0 or 1, in int8).  when: the option that switches it on.  start: the option that says at
-    which number it starts; 0 otherwise.
+    push them up) or "sign" (-1, 0 or 1, in int8).  when: the option that switches it on.  start: the option that says
+    at which number it starts; 0 otherwise.
     """
 
     coding: str
