@@ -58,89 +58,92 @@ class Optimizer:
         float32, float64, float16 or bfloat16 NumPy arrays of any shape, C-contiguous and writable; memory maps are
         fine.  They are updated where they are.  A group dict has ``params`` and any options that differ from the
         defaults; all arrays of a group have one dtype.  float16 and bfloat16 need `master` or `rounding`.
-    any number of a rule, or an element of a pair of them
-        A number, or a schedule: an object of ``adaptive_c.schedules``, or any function of the number of applied steps.
-        Step k uses ``schedule(k - 1)``; a skipped step does not advance it.  Not what is read once: the lr of Rprop and
-        SuperSAB, and initial_accumulator_value.
+    the numbers of a rule, and the elements of its pairs
+        Each is a number or a schedule: an object of ``adaptive_c.schedules``, or any function of the number of applied
+        steps.  Step k uses ``schedule(k - 1)``; a skipped step does not advance it.  Options that are read only once
+        can't follow a schedule: the lr of Rprop and SuperSAB, and initial_accumulator_value.
     n_threads : int, optional
-        Threads of a large step, used as given.  None: what ``set_num_threads`` says, else OMP_NUM_THREADS, else the
-        smaller of CPU affinity and cgroup quota.
+        The number of threads of a large step, used as given.  None means the number given to ``set_num_threads``, else
+        OMP_NUM_THREADS, else the smaller of CPU affinity and cgroup quota.
     max_grad_norm : float, optional
-        Clip: gradients are multiplied by min(1, max_grad_norm/(norm + 1e-6)), norm being the 2-norm over all gradients
-        of all groups, unscaled.  The gradient is read once more for it, and not written.
+        Clip: gradients are multiplied by min(1, max_grad_norm/(norm + 1e-6)).  norm is the 2-norm over the unscaled
+        gradients of all groups.  This reads the gradients once more, and does not write them.
     max_grad_value : float, optional
-        Clamp every element of the gradient, unscaled and clipped, into [-max_grad_value, max_grad_value].
+        Clamp every element of the gradient to [-max_grad_value, max_grad_value], after unscaling and clipping.
     loss_scale : float or "dynamic"
-        Gradients are divided by it as they are read.  ``step(grads, loss_scale=s)`` gives one for a single step.
-        "dynamic" is the rule of torch.amp.GradScaler: 65536 at first, half of it behind a step that was skipped, twice
-        behind 2000 in a row that were not.  Multiply the loss by ``opt.loss_scale``, which reads the current one;
-        assigning a number goes on from there.  It stays within [2**-126, 2**126], where torch goes on to 2**127 and 0.
-    on_nonfinite : "ignore", "skip" or "raise"; "ignore" unless loss_scale is "dynamic", which is for "skip" alone
-        What to do with a step whose gradients hold a NaN or an infinity or, for a rule that squares them, a number
-        whose square overflows the dtype (it would make the second moment infinite for ever; Adagrad's sum of many
-        squares may still).  "skip" counts it in
-        skipped_steps, "raise" names the first such element; either leaves parameters, state, average, copies and counts
-        as they were.  A skipped step still zeroes the gradients if zero_grad asks for it.
+        Gradients are divided by it as they are read.  ``step(grads, loss_scale=s)`` sets it for a single step.
+        "dynamic" follows torch.amp.GradScaler: it starts at 65536, is halved after a step that was skipped, and doubled
+        after 2000 steps in a row that were not.  Multiply the loss by ``opt.loss_scale``, which reads the current one;
+        assigning a number continues from there.  It stays within [2**-126, 2**126]; torch's goes to 2**127 and 0.
+    on_nonfinite : "ignore", "skip" or "raise"
+        What to do with a step whose gradients hold a NaN or an infinity or, if the rule squares them, a number whose
+        square overflows the dtype (it would make the second moment infinite forever; a sum of many squares, as
+        Adagrad's, still may).  "skip" counts the step in skipped_steps, "raise" names the first such element.  Both
+        leave parameters, state, average, copies and counts as they were.  A skipped step still zeroes the gradients if
+        zero_grad asks for it.  The default is "ignore"; with a dynamic loss_scale it is "skip", the only one allowed.
     zero_grad : bool
-        Zero the gradient behind the sweep, in the place of a call of torch's zero_grad().  Gradients must be writable
-        then, and share no memory.
+        Zero the gradients after they are used, instead of a call like torch's zero_grad().  They must be writable and
+        must not share memory.
     keep_undo : bool
-        Before each step keep what it overwrites, for `rollback`: as much memory again as parameters, state, averages
-        and copies take, and one more pass that copies them.
+        Before each step, keep what it overwrites, for `rollback`.  This takes as much memory again as parameters,
+        state, averages and copies, and one more pass that copies them.
     flush_denormals : bool
-        Run the threads of a step with denormal numbers taken as 0 (FTZ and DAZ), and restore the mode.  Changes bits.
+        Treat denormal numbers as 0 in a step (FTZ and DAZ).  This changes bits.  The caller's floating-point mode never
+        does: every thread computes in the default mode, or in this one, and the caller's mode is restored.
     ema_decay : float in [0, 1], optional; per group
-        Keep an average e of the parameters in `ema`: e starts as the parameters, e <- ema_decay e + (1 - ema_decay) p
-        after each step of an array.
+        Keep an average e of the parameters in `ema`.  It starts at the parameters; after each step of an array,
+        e <- e + (1 - ema_decay) (p - e).
     bounds : (lo, hi), optional; per group
-        Box constraint: parameters are taken into it after each step.  Numbers, None, or arrays in the structure of the
-        group's parameters; rounded inward to their dtype.
+        Box constraint: parameters are clamped to it after each step.  Each side is a number, None, or arrays in the
+        structure of the group's parameters.  Bounds are copied, and rounded inward to the parameters' dtype.
     copy_to : array or structure of arrays, optional; per group
-        float32, bfloat16 or float16 arrays in the structure of the group's parameters that receive the updated
-        parameters, rounded to nearest even; written at construction too.  For float64 parameters float32 only.
+        float32, bfloat16 or float16 arrays, in the structure of the group's parameters, that receive the updated
+        parameters, rounded to nearest even; they are written at construction too.  Only float32 for float64 parameters.
     state_dtype : "float32", "bfloat16" or "uint8", optional; per group
-        What moments are stored in; "uint8" is a code of 8 bits with a scale for each block of 256 elements.  Both are
-        rounded stochastically.  Not for float64 parameters, Rprop, SuperSAB and centered=True.  A block may reach over
-        two arrays; there the larger's second moments may lift the other's, if it is 40,000 times smaller.
+        The format of the moments.  "uint8" is a code of 8 bits with a scale for each block of 256 elements.  bfloat16
+        and uint8 are rounded stochastically.  They are refused for float64 parameters, Rprop, SuperSAB and
+        centered=True.  A block may contain elements of two arrays; then the larger second moments may lift the others,
+        if those are 40,000 times smaller.
     master : "float32", optional; per group
-        For float16 and bfloat16 parameters: a float32 copy, ``state["master"]``, that the rule works on; the
-        parameters are that copy, rounded to nearest even, after each step.  Whoever writes to the parameters himself
-        must write to the copy too: the next step begins there.
+        For float16 and bfloat16 parameters: the rule works on a float32 copy, ``state["master"]``, and the parameters
+        are that copy, rounded to nearest even, after each step.  If you write to the parameters yourself, write to the
+        copy too, because the next step starts from it.
     rounding : "stochastic", optional; per group
-        For float16 and bfloat16 parameters: no copy; up or down with the chance of the distance.
+        For float16 and bfloat16 parameters without a copy: rounded up or down, with probabilities given by the
+        distances, so that the mean is exact.
     uint16_as : "bfloat16", optional
-        What uint16 arrays hold, parameters, gradients and copy_to (ml_dtypes.bfloat16 arrays need no such word).
+        What uint16 arrays hold: parameters, gradients and copy_to.  ml_dtypes.bfloat16 arrays do not need it.
     seed : int in [0, 2**64)
-        Of the stochastic rounding, a function of seed, step, group and place, the same for every number of threads.
-        Optimizers that are averaged or compared want seeds of their own.
+        The seed of stochastic rounding, which is a function of seed, step, group and place, and the same for every
+        number of threads.  Give optimizers that are averaged or compared different seeds.
 
     Attributes
     ----------
     param_groups : list of dict-like
-        The options of each group; assign a number or a schedule to change them: ``opt.param_groups[0]["lr"] = 1e-4``.
-        Where an option follows a schedule, it reads as the number of the next step; ``param_groups[0].schedules`` has
-        the schedules by name.
+        The options of each group.  Assign a number or a schedule to change one: ``opt.param_groups[0]["lr"] = 1e-4``.
+        An option that follows a schedule reads as its number for the next step; ``param_groups[0].schedules`` has the
+        schedules by name.
     state : mapping
-        The live state arrays by name, in the structure of params (but for the scales of 8-bit state: flat).
+        The live state arrays by name, in the structure of params; the scales of 8-bit state are flat.
     t : int
-        Applied steps: not those in which every gradient was None.  Each array has a count of its own, for its bias
-        correction (``state["step"]``); assigning t sets them all, and t > 0 says that state is there to be used.
-        Schedules follow t.
+        The number of applied steps; a step in which every gradient was None is not counted.  Each array also has its
+        own count, for its bias correction (``state["step"]``).  Assigning t sets them all, and t > 0 says that the state
+        is to be used.  Schedules follow t.
     ema : structure of arrays
-        The averages, None for groups without; float32 for parameters narrower than that.
+        The averages; None for a group without.  float32 for narrower parameters.
     grad_norm : float
-        The last step's norm, unscaled and unclipped; NaN before the first and without max_grad_norm.
+        The norm of the last step, unscaled and unclipped; NaN before the first step and without max_grad_norm.
     skipped_steps : int
-        Steps left out by on_nonfinite="skip".
+        The number of steps that on_nonfinite="skip" left out.
     pending : int
-        Calls of `accumulate` since the last step.
+        The number of calls of `accumulate` since the last step.
     nbytes : int
-        Bytes of state: averages, scales, master copies, sums of gradients and what keep_undo keeps included.
+        Bytes of state, including averages, scales, master copies, sums of gradients and what keep_undo keeps.
 
     Raises
     ------
     TypeError, ValueError
-        For anything that can't be done in place or is out of range, before the first write.
+        If something can't be done in place or is out of range, before the first write.
     """
 
     _rule: ClassVar[str]  # its name in the core and in reference.py

@@ -254,7 +254,7 @@ cdef class BoundGroup:
         if bounds is not None:
             self.set_bounds(bounds)
 
-    def assign(self, str name, value):
+    def assign(self, name, value):
         """Take over one plain number for another, if it needs no further check: False if it does."""
         now = self.options.get(name)
         if not (PyFloat_Check(value) and PyFloat_Check(now)):

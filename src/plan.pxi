@@ -84,7 +84,8 @@ cdef class Plan:
         cdef Spans memory
         cdef list groups = self.groups + new, spans = []
         for i, group in enumerate(groups):
-            group.place(i, structured)
+            if structured != self.structured or i >= space.n_groups:
+                group.place(i, structured)
         for i, group in enumerate(new):
             group.group.index, group.group.chunk = space.n_groups + i, space.n_chunks
             space.n_chunks += n_chunks(&group.group)

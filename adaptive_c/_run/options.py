@@ -175,7 +175,7 @@ def check_settings(settings: Mapping[str, Any], dtypes: set[str], can_flush: boo
     if checked["flush_denormals"] and not can_flush:
         raise ValueError("flush_denormals=True is not supported on this processor")
     limit = checked["max_grad_value"]
-    if limit and dtypes != {"float64"} and limit < _SMALLEST["float32"] / 2:
+    if limit and dtypes != {"float64"} and limit <= _SMALLEST["float32"] / 2:
         raise ValueError(f"{where}max_grad_value={limit!r} rounds to 0 in float32")
     return checked
 
@@ -257,8 +257,12 @@ def number_at(name: str, value: Any, t: int, dtype: str, where: str) -> Any:
     except Exception as error:
         error.add_note(f"raised by the schedule of {label}{name}: {value!r}")
         raise
+    return _check_given(name, given, value, dtype, label)
+
+
+def _check_given(name: str, given: Any, schedule: Any, dtype: str, label: str) -> Any:
     if given is None:  # which means "off" elsewhere
-        raise TypeError(f"{label}{name} must be a number, got None from {value!r}")
+        raise TypeError(f"{label}{name} must be a number, got None from {schedule!r}")
     return check_option(name, given, dtype, label)
 
 
@@ -269,12 +273,12 @@ def check_followed(
 
     options: as they were assigned.  part: which number of a pair it was, if that is made of several schedules.
     """
-    own = options[name]
+    own, label = options[name], f"{where}at t={t} "
     if isinstance(own, tuple):
-        whole = tuple((lambda t: value) if i == part else x for i, x in enumerate(own))
-        return number_at(name, whole, t, dtype, where)[part]
-    number = number_at(name, lambda t: value, t, dtype, where)
-    check_together({**options, name: number}, f"{where}at t={t} ")
+        given = tuple(value if i == part else x(t) if moves(x) else x for i, x in enumerate(own))
+        return _check_given(name, given, own, dtype, label)[part]
+    number = _check_given(name, value, own, dtype, label)
+    check_together({**options, name: number}, label)
     return number
 
 
