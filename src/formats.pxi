@@ -107,7 +107,7 @@ fill_noises()
 
 
 cdef uint64_t noise_key(uint64_t seed, uint64_t t, uint64_t group, uint64_t quantity) noexcept nogil:
-    """The hash that the noise of one stored quantity starts from at step t: 0 the parameters, 1 + slot a state array."""
+    """The start of the noise of one stored quantity at step t: 0 is the parameters, 1 + slot a state array."""
     return mix(mix(mix(seed + 0x9e3779b97f4a7c15ULL) + t) + 16 * group + quantity)
 
 
@@ -116,7 +116,7 @@ cdef uint32_t noise_word(uint64_t key, uint64_t block) noexcept nogil:
 
 
 cdef void round_head(Py_ssize_t n, uint16_t* out, const float* x, const uint32_t* noise, uint32_t word) noexcept nogil:
-    """The upper halves of x + noise are bfloat16.  NaN stays NaN; finite numbers next to infinity may become infinite."""
+    """The upper halves of x + noise.  NaN stays NaN; finite numbers next to infinity may become infinite."""
     cdef Py_ssize_t i
     cdef float y
     for i in range(n):
@@ -185,8 +185,8 @@ cdef void round_float16(Py_ssize_t n, uint16_t* out, const float* x, const uint3
 #   signed:          0 for c = 0, the same as above for c < 128; 128 + c stands for the negative
 #
 # The head of a float32 is its upper 16 bits.  A code that is shifted into place is a head whose exponent is counted from
-# that of the scale, so decoding adds the head of the scale.  Most arithmetic is on heads, because twice as many of them
-# fit into a register.  Infinity and NaN are coded too: they raise the scale so far that the other elements of their
+# that of the scale, so decoding adds the head of the scale.  Most arithmetic is on heads: twice as many fit into a
+# register.  Infinity and NaN are coded too: they raise the scale so far that the other elements of their
 # block get the smallest code.
 #
 # Encoding is tried with the block's last scale, which most blocks keep.  A trial rounds, encodes and finds the largest
@@ -224,19 +224,20 @@ cdef void decode_unsigned(Py_ssize_t n, float* out, const uint8_t* code, uint32_
 
 cdef int try_unsigned(Py_ssize_t n, uint8_t* code, const float* x, const uint32_t* noise, uint32_t word,
                       uint16_t bottom) noexcept nogil:
-    """Form the codes under a scale that may be wrong.  Return the largest head, or TINY if there are tiny heads.
+    """Form the codes under a scale that may be wrong.  Return the largest head; TINY or more if there are tiny ones.
 
     A number below the smallest code goes up to it: a second moment of 0 would make a step without bound.
     """
     cdef Py_ssize_t i
-    cdef uint16_t h, size, lowest = 0xffff
+    cdef uint16_t h
+    cdef int16_t size, high = -0x8000
     for i in range(n):
         h = <uint16_t> ((bits_of(x[i]) + (word ^ noise[i])) >> 16)
-        size = <uint16_t> (TINY_HEAD - 1 - h)  # the larger the head the smaller, but tiny ones come first
-        lowest = size if size < lowest else lowest
+        size = <int16_t> (h - TINY_HEAD - 0x8000)  # a tiny head comes out as the largest of all
+        high = size if size > high else high
         h = h if h > bottom else bottom
         code[i] = <uint8_t> (<uint16_t> (h - bottom) >> 4)
-    return TINY if lowest < TINY_HEAD else 0x10000 + TINY_HEAD - 1 - lowest
+    return high + 0x8000 + TINY_HEAD
 
 
 cdef int try_signed(Py_ssize_t n, uint8_t* code, const float* x, const uint32_t* noise, uint32_t word,

@@ -23,7 +23,7 @@ SLOTS = {  # the state arrays that a class may have, in the order that the noise
     "SGD": ["momentum_buffer"],
     "Momentum": ["momentum_buffer"],
     "Adagrad": ["sum"],
-    "RMSprop": ["square_avg", "grad_avg", "momentum_buffer"],
+    "RMSprop": ["square_avg", "momentum_buffer", "grad_avg"],
     "Adadelta": ["square_avg", "acc_delta"],
     "Adam": ["exp_avg", "exp_avg_sq", "max_exp_avg_sq"],
     "AdamW": ["exp_avg", "exp_avg_sq", "max_exp_avg_sq"],
@@ -456,7 +456,9 @@ def hard_blocks(rng, blocks):
     return x.ravel()
 
 
-@pytest.mark.parametrize(("name", "options"), [("SGD", {"momentum": 0.5}), ("Adagrad", {}), ("RMSprop", {"alpha": 0.01})])
+@pytest.mark.parametrize(
+    ("name", "options"), [("SGD", {"momentum": 0.5}), ("Adagrad", {}), ("RMSprop", {"alpha": 0.01})]
+)
 def test_any_block_is_encoded_as_the_reference_says(name, options):
     """SGD's first momentum is the gradient itself; with a scale that was right before, and one that was not."""
     formats, options = {"state_dtype": "uint8"}, {"lr": 0.0, **options}
@@ -469,7 +471,9 @@ def test_any_block_is_encoded_as_the_reference_says(name, options):
         with np.errstate(all="ignore"):
             want.step(x)
         for key in want.state:  # decoded, as the sign of a NaN is nowhere promised
-            got, expected = (opt.decoded_state(key), want.get(key)) if key in SLOTS[name] else (opt.state[key], want.state[key])
+            got, expected = (
+                (opt.decoded_state(key), want.get(key)) if key in SLOTS[name] else (opt.state[key], want.state[key])
+            )
             assert_same_bits(got, expected, f"{key}, t {want.t}")
 
 
