@@ -184,8 +184,8 @@ cdef void round_float16(Py_ssize_t n, uint16_t* out, const float* x, const uint3
 #   never negative:  scale 2^(c // 8) (1 + c % 8 / 8)
 #   signed:          0 for c = 0, the same as above for c < 128; 128 + c stands for the negative
 #
-# The head of a float32 is its upper 16 bits.  A code that is shifted into place is a head whose exponent is counted from
-# that of the scale, so decoding adds the head of the scale.  Most arithmetic is on heads: twice as many fit into a
+# The head of a float32 is its upper 16 bits.  Shifted into place, a code is a head whose exponent is counted from that
+# of the scale, so decoding adds the head of the scale.  Most arithmetic is on heads: twice as many fit into a
 # register.  Infinity and NaN are coded too: they raise the scale so far that the other elements of their
 # block get the smallest code.
 #
