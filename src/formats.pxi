@@ -224,19 +224,20 @@ cdef void decode_unsigned(Py_ssize_t n, float* out, const uint8_t* code, uint32_
 
 cdef int try_unsigned(Py_ssize_t n, uint8_t* code, const float* x, const uint32_t* noise, uint32_t word,
                       uint16_t bottom) noexcept nogil:
-    """Form the codes under a scale that may be wrong.  Return the largest head, or TINY if there are tiny heads.
+    """Form the codes under a scale that may be wrong.  Return the largest head; TINY or more if there are tiny ones.
 
     A number below the smallest code goes up to it: a second moment of 0 would make a step without bound.
     """
     cdef Py_ssize_t i
-    cdef uint16_t h, size, lowest = 0xffff
+    cdef uint16_t h
+    cdef int16_t size, high = -0x8000
     for i in range(n):
         h = <uint16_t> ((bits_of(x[i]) + (word ^ noise[i])) >> 16)
-        size = <uint16_t> (TINY_HEAD - 1 - h)  # the larger the head the smaller, but tiny ones come first
-        lowest = size if size < lowest else lowest
+        size = <int16_t> (h - TINY_HEAD - 0x8000)  # a tiny head comes out as the largest of all
+        high = size if size > high else high
         h = h if h > bottom else bottom
         code[i] = <uint8_t> (<uint16_t> (h - bottom) >> 4)
-    return TINY if lowest < TINY_HEAD else 0x10000 + TINY_HEAD - 1 - lowest
+    return high + 0x8000 + TINY_HEAD
 
 
 cdef int try_signed(Py_ssize_t n, uint8_t* code, const float* x, const uint32_t* noise, uint32_t word,

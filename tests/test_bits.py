@@ -185,5 +185,38 @@ def test_constants_are_formed_in_double():
     assert opt.state["exp_avg_sq"][0] != np.float32(1) - np.float32(0.999)
 
 
+CONSTANT = [("Adam", {}, {"exp_avg": 1.1e-6, "exp_avg_sq": 9.7e-5}), ("NAdam", {}, {"exp_avg": 1.1e-6, "exp_avg_sq": 9.7e-5}),
+            ("RAdam", {}, {"exp_avg": 1.1e-6, "exp_avg_sq": 9.7e-5}), ("Adadelta", {}, {"square_avg": 1.1e-6}),
+            ("RMSprop", {"centered": True}, {"square_avg": 9.8e-6, "grad_avg": 9.8e-6}), ("Lion", {}, {"exp_avg": 9.8e-6}),
+            ("Adam", {"betas": (0.9, 0.9999)}, {"exp_avg_sq": 1.3e-3})]  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(("name", "options", "bounds"), CONSTANT, ids=lambda x: x if isinstance(x, str) else "")
+def test_moments_of_a_constant_gradient_stay_as_near_as_the_docs_say(name, options, bounds, dtype):
+    """b and 1 - b, each rounded, don't add up to 1; docs/update_rules.md has these figures."""
+    g = np.random.default_rng(0).uniform(1, 2, 64).astype(dtype)
+    opt = build(name, np.zeros(64, dtype), {"lr": 0.0, **options}, n_threads=1)
+    for _ in range(100_000):
+        opt.step(g)
+    for key, bound in bounds.items():
+        error = opt.state[key] / (g.astype("float64") ** (2 if "sq" in key else 1)) - 1
+        if dtype == "float64":
+            bound = max(bound * 2.2e-9, 4.6e-5 if "betas" in options else 0)
+        assert abs(error).max() <= 1.05 * bound, key
+
+
+@pytest.mark.parametrize(("calls", "bound"), [(10, 2.3e-7), (100, 1.6e-6), (1000, 1.5e-5)])
+def test_the_mean_of_equal_micro_batches_is_as_near_as_the_docs_say(calls, bound):
+    for dtype, unit in (("float32", 1.0), ("float64", 2.0**-29)):
+        g = np.random.default_rng(1).uniform(1, 2, 1000).astype(dtype)
+        p = np.zeros_like(g)
+        opt = build("SGD", p, {"lr": 1.0, "maximize": True})
+        for _ in range(calls):
+            opt.accumulate(g)
+        opt.step()
+        assert abs(p / g.astype("float64") - 1).max() <= bound * unit * 1.1
+
+
 def test_cases_are_json():  # the ids and options travel to subprocesses
     json.dumps(CASES)

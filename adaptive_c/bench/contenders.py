@@ -27,6 +27,7 @@ class Task:
     state_dtype: str | None = None
     whole: bool = False  # unscale by 1024, clip to norm 1, step, average, bfloat16 copy, zero the gradient
     threads: int | None = None
+    uneven: bool = False  # a third of the gradients are 0, and the others' sizes spread over 20 binades
 
     @property
     def elements(self) -> int:
@@ -43,6 +44,9 @@ class Task:
                 x += 0.25
                 if part:
                     x[::2] *= -1
+                    if self.uneven:
+                        x *= np.exp2(-20 * rng.random(n, "float32"))
+                        x[rng.random(n, "float32") < 1 / 3] = 0
                 if self.dtype == "bfloat16":
                     x = (x.view("uint32") >> np.uint32(16)).astype("uint16")
                 arrays.append(x)

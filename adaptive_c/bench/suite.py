@@ -137,6 +137,10 @@ def rows(settings: Settings) -> Iterator[Row]:
                 yield Row("formats", f"{label}, {size:,}", Task((size,), dtype=dtype, state_dtype=state),
                           [*names, *extra])  # fmt: skip
             yield Row("in cache", label, Task((cached,), dtype=dtype, state_dtype=state, threads=1), [OURS])
+            if state:
+                uneven = Task((n // 4,), dtype=dtype, state_dtype=state, uneven=True)
+                yield Row("formats", f"{label}, uneven gradients, {n // 4:,}", uneven, [OURS, "torch fused"])
+                yield Row("in cache", f"{label}, uneven gradients", replace(uneven, sizes=(cached,), threads=1), [OURS])
         many = 10_000 if n >= 1 << 24 else 1000
         yield Row("lists", f"{many:,} arrays of 1,000", Task((1000,) * many), [OURS, *every[1:5], "scikit-learn Adam"])
         gpt2 = GPT2 if n >= 1 << 24 else tuple(-(-size // 64) for size in GPT2)

@@ -89,7 +89,11 @@ def build(name: str, task: Task) -> tuple[Subject, dict[str, Any]]:
             subject.double()
         timed(subject, "step", 1)
     peak = _memory("VmHWM") - start
-    found = difference(contender, task, before, sample(subject.params()), expected(contender, task, before, g, norm))
+    after, wanted = sample(subject.params()), expected(contender, task, before, g, norm)
+    if task.uneven:  # far below the largest of a block 8 bits hold a moment in the mean only
+        clear = (np.abs(g) > 2.0**-12) | (g == 0)
+        before, after, wanted = before[clear], after[clear], wanted[clear]
+    found = difference(contender, task, before, after, wanted)
     seconds = timed(subject, "step", 1)
     return subject, {
         "wrong": found,
