@@ -28,9 +28,7 @@ class _Setting:
         return self if optimizer is None else optimizer._run.plan.settings[self._name]
 
     def __set__(self, optimizer: "Optimizer", value: Any) -> None:
-        run = optimizer._run
-        with run.guard.assigning():
-            run.configure({**run.plan.settings, self._name: value})
+        optimizer._run.configure(self._name, value)
 
 
 class _LossScale(_Setting):
@@ -43,8 +41,7 @@ class _LossScale(_Setting):
         if isinstance(value, str):
             raise ValueError(f"loss_scale is assigned a number, got {value!r}; 'dynamic' is chosen in the constructor")
         if optimizer._run.plan.dynamic:
-            with optimizer._run.guard.assigning():
-                optimizer._run.plan.set_loss_scale(check_scale("loss_scale", value))
+            optimizer._run.plan.set_loss_scale(check_scale("loss_scale", value))
         else:
             super().__set__(optimizer, value)
 

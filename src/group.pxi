@@ -29,6 +29,7 @@ cdef class BoundGroup:
     cdef readonly object keys
     cdef readonly str dtype      # of the parameters: "float64", "float32", "float16" or "bfloat16"
     cdef readonly dict options   # as they were assigned: numbers, schedules, switches
+    cdef readonly long long version  # how often they were assigned
     cdef readonly Py_ssize_t undo_nbytes
     cdef str where, where_grads
     cdef bint uint16_is_bfloat16
@@ -234,10 +235,22 @@ cdef class BoundGroup:
         check_followed(options, name, part, value, t): what a schedule gave otherwise, checked."""
         self.ranges, self.check_followed = ranges, check_followed
 
+    def commit_if(self, long long version, dict changes, tuple bounds=None):
+        """Take over options that were checked against those of this version; False if there are other ones by now.
+
+        So nothing holds the guard while Python checks them, and no step is refused because another thread assigns.
+        """
+        self.guard.take(HELD, True)
+        current = version == self.version
+        if current:
+            self.commit(changes, bounds)
+        self.guard.release()
+        return current
+
     def commit(self, dict changes, tuple bounds=None):
         """Take over options, already checked: numbers, pairs, switches, and schedules where numbers may be.
 
-        What follows a schedule keeps its last number until a step.  bounds: None leaves them as they are; two numbers
+        For whoever holds the guard.  What follows a schedule keeps its last number until a step.  bounds: None leaves them as they are; two numbers
         of the group's dtype, two flat arrays, or None and None.
         """
         cdef double* numbers = &self.group.options.lr
@@ -250,6 +263,7 @@ cdef class BoundGroup:
                     if isinstance(x, (int, float)):
                         numbers[<int> FIELDS[name] + i] = x
         self.options.update(changes)
+        self.version += 1
         self.find_followers()
         if bounds is not None:
             self.set_bounds(bounds)
@@ -271,6 +285,7 @@ cdef class BoundGroup:
         self.guard.take(HELD, True)
         (&self.group.options.lr)[<int> FIELDS[name]] = x
         self.options[name] = x
+        self.version += 1
         self.guard.release()
         return True
 

@@ -6,7 +6,7 @@
 cdef enum Holder:
     FREE        # nothing is going on
     STEPPING    # a call of the core: step, accumulate, rollback ...
-    HELD        # Python code in a `with` block: an assignment, a save, a load, a new group
+    HELD        # Python code in a `with` block: a save, a load, a new group
     AVERAGED    # the averages are in the parameters' place
 
 
@@ -38,20 +38,3 @@ cdef class Guard:
 
     def __exit__(self, *error):
         self.release()
-
-    def assigning(self):
-        """For a ``with`` block that is allowed inside averaged_parameters(), too."""
-        return Assigning(self)
-
-
-cdef class Assigning:
-    cdef Guard guard
-
-    def __cinit__(self, Guard guard):
-        self.guard = guard
-
-    def __enter__(self):
-        self.guard.take(HELD, True)
-
-    def __exit__(self, *error):
-        self.guard.release()

@@ -142,9 +142,6 @@ cdef class Plan:
         self.counts = Counts(t, skipped_steps, pending, growth_tracker, loss_scale, grad_norm)
         self.undoable = False
 
-    def set_loss_scale(self, double loss_scale):
-        self.counts.loss_scale = loss_scale
-
     def need_sums(self):
         """Allocate the sums of the groups that have none yet."""
         cdef BoundGroup group
@@ -196,6 +193,21 @@ cdef class Plan:
             self.counts.t = t
         finally:
             self.guard.release()
+
+    def set_loss_scale(self, double loss_scale):
+        """Go on from another dynamic loss scale."""
+        self.guard.take(STEPPING, True)
+        self.counts.loss_scale = loss_scale
+        self.guard.release()
+
+    def configure_if(self, dict read, dict settings):
+        """Take over settings that were made from others and checked; False if there are other ones by now."""
+        self.guard.take(STEPPING, True)
+        current = read is self.settings
+        if current:
+            self.configure(settings)
+        self.guard.release()
+        return current
 
     def discard(self):
         """Forget the sums."""

@@ -12,10 +12,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .. import schedules
-from .._native import core
 from .._run.group import ParamGroup
 from .._run.layout import Array, recut
-from .._run.options import OPTIONS, check_settings, real, whole
+from .._run.options import OPTIONS, real, whole
 from .._run.run import GROWTH_INTERVAL, Run, check_scale
 from . import file
 from .file import Entry
@@ -220,8 +219,7 @@ def _restore(run: Run, d: Any, where: str, parameters: bool) -> None:
     given = _get(d, "settings", Mapping, where)
     if unknown := given.keys() - plan.settings.keys():
         raise ValueError(f"{where} has the unknown setting {min(unknown, key=str)!r}")
-    dtypes = {group.computed for group in run.groups}
-    settings = check_settings({**plan.settings, **given}, dtypes, core.can_flush(), f"{where}: ")
+    settings = run.checked({**plan.settings, **given}, where=f"{where}: ")
     scale, tracker = _read_scaler(run, _get(d, "scaler", (Mapping, type(None)), where), settings, where)
     work = [
         _check_group(group, about, f"{where}: group {group.index}", version, parameters, t, pending)

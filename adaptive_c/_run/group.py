@@ -123,8 +123,9 @@ class ParamGroup(MutableMapping[str, Any]):
             raise TypeError("params is read-only: an optimizer is bound to its arrays; construct a new one")
         if name not in self._options:
             raise KeyError(f"{name!r} is not an option of {self._rule.__name__}; it has {', '.join(self._options)}")
-        with self._plan.guard.assigning():
-            self.bound.commit(*self.checked({name: value}, self._plan.t, f"param_groups[{self.index}]: "))
+        where = f"param_groups[{self.index}]: "
+        while not self.bound.commit_if(self.bound.version, *self.checked({name: value}, self._plan.t, where)):
+            pass  # another thread has assigned an option meanwhile
 
     def checked(self, changes: Mapping[str, Any], t: int, where: str) -> tuple[dict[str, Any], Any]:
         """For `commit`: the changes after t applied steps, normalised, and the bounds if they are among them."""

@@ -53,7 +53,7 @@ class Run:
         with self.guard:
             bound = [self._bind(spec, where) for spec, where in zip(specs, wheres, strict=True)]
             new = [self._complete(i, *parts, where) for i, (parts, where) in enumerate(zip(bound, wheres, strict=True))]
-            self.configure(settings, new)
+            self.plan.configure(self.checked(settings, new))
             self.plan.link([group.bound for group in new], structured, keep_undo, self, tuple(new))
 
     def add(self, spec: Any) -> None:
@@ -67,13 +67,20 @@ class Run:
             index = len(self.groups)
             where = f"params[{index}]"
             group = self._complete(index, *self._bind(spec, where, copy_to=None), where)
-            check_settings(self.plan.settings, {group.computed}, core.can_flush())
+            self.checked(self.plan.settings, [group])
             self.plan.link([group.bound], True, self.plan.keeps_undo, self, (*self.groups, group))
 
-    def configure(self, settings: Mapping[str, Any], groups: Any = None) -> None:
-        """Check and take over options of the optimizer as a whole."""
-        dtypes = {group.computed for group in (self.groups if groups is None else groups)}
-        self.plan.configure(check_settings(settings, dtypes, core.can_flush()))
+    def configure(self, name: str, value: Any) -> None:
+        """Check and take over an option of the optimizer as a whole."""
+        while True:
+            read = self.plan.settings
+            if self.plan.configure_if(read, self.checked({**read, name: value})):
+                return
+
+    def checked(self, settings: Mapping[str, Any], groups: Any = None, where: str = "") -> dict[str, Any]:
+        """Options of the optimizer as a whole, normalised.  groups: those that there are, unless they are given."""
+        dtypes = {group.computed for group in groups or self.groups}
+        return check_settings(settings, dtypes, core.can_flush(), where)
 
     def _bind(self, spec: Any, where: str, **defaults: Any) -> tuple[dict[str, Any], Layout, Any]:
         """A group's options, its layout, and its arrays bound, which checks them."""
