@@ -361,8 +361,9 @@ class Rprop(Optimizer):
 
     Paper: Riedmiller & Braun 1993 (rprop+, first rate 0.1); Igel & Huesken 2003.
 
-    Differs from: torch ("irprop-") in one point: it multiplies gradients before it takes the sign, which underflows
-    for tiny ones.  optax's rprop lags by one step.  Keras has no Rprop.
+    Differs from: torch ("irprop-") in two points: it multiplies gradients before it takes the sign, which underflows
+    for tiny ones, and it takes a NaN as 0, which makes the parameter NaN here.  optax's rprop lags by one step.  Keras
+    has no Rprop.
     """
 
     _rule = "rprop"

@@ -1,6 +1,6 @@
 """How fast checkpoints are written and read compared with the disk's own sequential speed, and what memory that takes.
 
-python benchmarks/checkpoint.py [--elements N] [--rounds N] [--folder PATH] [--format safetensors|npz]
+python benchmarks/checkpoint.py [--elements N] [--rounds N] [--folder PATH]
 
 Each round writes and reads a checkpoint of AdamW over N float32 elements, twelve bytes each, and with dd a file of the
 same size.  A save is compared with dd with fsync, a load with dd.  The pages of both files are dropped from the cache
@@ -54,7 +54,6 @@ def main() -> None:
     parser.add_argument("--elements", type=int, default=1 << 26)
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--folder", type=Path, default=Path.cwd())
-    parser.add_argument("--format", default="safetensors", choices=["safetensors", "npz"])
     options = parser.parse_args()
     path, plain, new = (options.folder / f"benchmark.{name}" for name in ("checkpoint", "plain", "new"))
     params = np.ones(options.elements, "f4")
@@ -65,7 +64,7 @@ def main() -> None:
     times: dict[str, list[float]] = {"dd write": [], "save": [], "dd read": [], "load": []}
     growth: dict[str, float] = {}
     works = {
-        "save": lambda: opt.save(path, format=options.format),
+        "save": lambda: opt.save(path),
         "dd write": lambda: dd("if=/dev/zero", f"of={new}", count, "conv=fsync"),
         "load": lambda: opt.load(path),
         "dd read": lambda: dd(f"if={plain}", "of=/dev/null"),
@@ -90,7 +89,7 @@ def main() -> None:
         rounds = list(zip(times[ours], times[its], strict=True))
         ratio = statistics.median(b for _, b in rounds) / statistics.median(a for a, _ in rounds)
         print(
-            f"{ours} {options.format}: {size / statistics.median(a for a, _ in rounds):.2f} GB/s, "
+            f"{ours}: {size / statistics.median(a for a, _ in rounds):.2f} GB/s, "
             f"{its} {size / statistics.median(b for _, b in rounds):.2f} GB/s; share {ratio:.2f}, "
             f"in single rounds {', '.join(f'{b / a:.2f}' for a, b in rounds)}; {growth[ours]:.1f} MiB of memory"
         )

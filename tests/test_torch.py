@@ -139,6 +139,26 @@ def test_groups(name, options):
         both.compare_state()
 
 
+@pytest.mark.parametrize(("name", "options"), CASES, ids=IDS)
+def test_a_nan_in_a_gradient(name, options):
+    """It makes the element NaN in both libraries, at the first step and later; torch's Rprop takes it as a 0."""
+    ours, zeroed = np.ones(4), np.ones(4)
+    theirs = torch.ones(4, requires_grad=True)
+    opt, other = getattr(ac, name)(ours, **options), getattr(ac, name)(zeroed, **options)
+    third = getattr(torch.optim, name)([theirs], **options)
+    for g in ([np.nan, 1.0, 1.0, -1.0], [1.0, 1.0, -1.0, -1.0], [1.0, np.nan, 1.0, -1.0], [1.0, 1.0, 1.0, 1.0]):
+        opt.step(np.array(g))
+        other.step(np.nan_to_num(g, nan=0.0))
+        theirs.grad = torch.tensor(g)
+        third.step()
+    assert np.isnan(ours).tolist() == [True, True, False, False]
+    if name == "Rprop":
+        close(zeroed, theirs)
+    else:
+        assert theirs.isnan().tolist() == [True, True, False, False]
+    close(ours[2:], theirs[2:])
+
+
 def test_every_class_that_both_have_is_here():
     shared = {name for name in ac.__all__ if isinstance(getattr(torch.optim, name, None), type)} - {"Optimizer"}
     assert shared == {name for name, _ in CASES}
