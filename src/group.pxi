@@ -310,8 +310,9 @@ cdef class BoundGroup:
                 if callable(schedule):
                     follower = Follower.__new__(Follower)
                     follower.name, follower.part, follower.schedule = name, part, schedule
-                    ranges = self.ranges.get(name) or ()
-                    follower.low, follower.high = ranges[part] if part < len(ranges) else (1, 0)
+                    ranges = self.ranges.get(name, ())
+                    whole = isinstance(value, tuple) or len(ranges) == 1  # otherwise it has to give a pair
+                    follower.low, follower.high = ranges[part] if whole and ranges else (1, 0)
                     self.followers.append(follower)
 
     cdef int follow(self, long long t) except -1:

@@ -24,10 +24,10 @@ cdef class Guard:
         if self.holder == AVERAGED:
             raise RuntimeError("not inside averaged_parameters(), where the parameters are their averages: leave the "
                                "block first")
-        raise RuntimeError("another thread is inside step() of this optimizer, or saves or loads it, or changes it (in "
-                           "a forked child: did, when the process forked; in a schedule or a signal handler: the call "
-                           "that it interrupts does); guard the optimizer with a lock, or give each thread an "
-                           "optimizer of its own.  In a signal handler: set a flag there, and act on it after the step")
+        raise RuntimeError("this optimizer is in use: another call (step, save, load or the like) has not ended.  From "
+                           "another thread: use a lock, or give each thread an optimizer of its own.  From a schedule "
+                           "or a signal handler: set a flag, and act on it after the step.  In a forked child: the "
+                           "parent was inside a call when it forked; construct a new optimizer")
 
     cdef void release(self) noexcept:
         leave_mode(self.mode, False)

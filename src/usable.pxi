@@ -124,7 +124,7 @@ cdef complain(Plan plan, Py_ssize_t index, double loss_scale):
                 shape = bound.arrays[i].shape
                 at = tuple([int(k) for k in numpy.unravel_index(j, shape)]) if shape else ()
                 raise ValueError(f"{'the sum of ' if plan.counts.pending else ''}{bound.name(i, True)} is {x} at index "
-                                 f"{at}{'' if x - x != 0 else ', too large for a step'}; nothing was changed")
+                                 f"{at}{'' if x - x != 0 else ', whose square overflows'}; nothing was changed")
 
 
 cdef int rescale(Counts* counts, bint clean) noexcept:

@@ -256,7 +256,7 @@ def test_another_thread_is_refused():
     refused = race(lambda: opt.accumulate(g), threads=2, times=20)
     assert (held(opt, "sums") == 40 - len(refused)).all()
     assert opt.pending == 40 - len(refused)
-    assert all("another thread is inside step()" in message for message in refused)
+    assert all("this optimizer is in use" in message for message in refused)
 
 
 # --- what is not finite ------------------------------------------------------------------------------------------------

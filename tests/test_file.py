@@ -250,7 +250,7 @@ def test_where_nothing_can_be_saved(tmp_path):
     opt = make()
     with pytest.raises(FileNotFoundError, match=r"there is no folder .*gone to save in"):
         opt.save(tmp_path / "gone" / "a")
-    with pytest.raises(ValueError, match="is there and no plain file; give another path"):
+    with pytest.raises(ValueError, match="exists and is no regular file; give another path"):
         opt.save(tmp_path)
     if os.path.exists("/dev/full"):
         with pytest.raises(ValueError, match="no plain file"):
@@ -357,9 +357,7 @@ def test_a_step_meets_no_checkpoint_half_written(tmp_path, monkeypatch):
     refused = []
 
     def try_step(*args):
-        with pytest.raises(
-            RuntimeError, match=r"another thread is inside step.. of this optimizer, or saves or loads it"
-        ):
+        with pytest.raises(RuntimeError, match=r"this optimizer is in use"):
             opt.step([np.ones((3, 4), "f4"), None, None])
         refused.append(args)
 

@@ -973,7 +973,7 @@ def test_nothing_of_a_new_group_is_seen_before_all_of_it(fails):
             lambda: opt.param_groups[0].update(lr=0.25),
         ]
         for call in calls:
-            with pytest.raises(RuntimeError, match="another thread is inside step"):
+            with pytest.raises(RuntimeError, match="this optimizer is in use"):
                 call()
 
     def schedule(t):

@@ -174,7 +174,7 @@ def _get(d: Any, key: str, kind: Any, where: str) -> Any:
     if not isinstance(d, Mapping):
         raise TypeError(f"{where} must be a dict, as state_dict() gives it; got {type(d).__name__}")
     if key not in d:
-        raise ValueError(f"{where} has no {key!r}: it is no state of an adaptive_c optimizer, or not all of it")
+        raise ValueError(f"{where} has no {key!r}: it is not a complete state of an adaptive_c optimizer")
     value = d[key]
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise TypeError(f"{where}[{key!r}] can't be {value!r}")
@@ -204,8 +204,8 @@ def _restore(run: Run, d: Any, where: str, parameters: bool) -> None:
     plan = run.plan
     version = _get(d, "version", int, where)
     if _get(d, "format", str, where) != "adaptive_c" or not 1 <= version <= VERSION:
-        raise ValueError(f"{where} has format {d['format']!r} {version}; this version reads 'adaptive_c' 1 to {VERSION}"
-                         ": use the version of adaptive_c that wrote it, or a later one")  # fmt: skip
+        raise ValueError(f"{where} was written as {d['format']!r}, version {version}; this adaptive_c reads 'adaptive_c', "
+                         f"versions 1 to {VERSION}: use the one that wrote it, or a later one")  # fmt: skip
     if _get(d, "class", str, where) != run.rule.__name__:
         raise ValueError(f"{where} is of {d['class']}, this optimizer is {run.rule.__name__}")
     groups = _get(d, "groups", (list, tuple), where)
@@ -286,7 +286,7 @@ def _check_group(group: ParamGroup, d: Any, where: str, version: int, parameters
 
 def _size(size: Any, where: str) -> int:
     if isinstance(size, bool) or not isinstance(size, (int, np.integer)) or size < 0:
-        raise ValueError(f"{where}: its sizes must be whole numbers, got {size!r}")
+        raise ValueError(f"{where}: its sizes can't be {size!r}; they are whole numbers")
     return int(size)
 
 
@@ -359,7 +359,9 @@ def _read_options(group: ParamGroup, d: Any, where: str) -> dict[str, Any]:
     if bounds not in (None, "arrays") and not (isinstance(bounds, (list, tuple)) and len(bounds) == 2):
         raise ValueError(f"{where}: its bounds can't be {bounds!r}")
     if bounds == "arrays" and now != "arrays":
-        raise ValueError(f"{where} was bounded by arrays, which are not saved: construct the optimizer with them")
+        raise ValueError(
+            f"{where} had arrays as bounds, which are not stored: construct the optimizer with the same bounds"
+        )
     if bounds not in ("arrays", now):
         given["bounds"] = None if bounds is None else tuple(bounds)
     own = group.options
@@ -371,7 +373,7 @@ def _revived(given: Any, own: Any, where: str) -> Any:
     try:
         return schedules.revived(given, own)
     except schedules.MissingError:
-        raise ValueError(f"{where} followed a function of your own, which is not stored: construct the optimizer with "
-                         "it, or assign it, and load again") from None  # fmt: skip
+        raise ValueError(f"{where} followed a function of your own, which can't be stored: construct the optimizer "
+                         "with it, or assign it, and load again") from None  # fmt: skip
     except (TypeError, ValueError) as error:
         raise type(error)(f"{where}: {error}") from None

@@ -100,7 +100,7 @@ def write(path: Any, head: Mapping[str, Any], arrays: Mapping[str, Entry]) -> No
     if not os.path.isdir(folder):
         raise FileNotFoundError(f"there is no folder {folder} to save in; make it first")
     if os.path.exists(path) and not stat.S_ISREG(os.stat(path).st_mode):
-        raise ValueError(f"{path} is there and no plain file; give another path")
+        raise ValueError(f"{path} exists and is no regular file; give another path")
     parts = _parts(json.dumps(head, allow_nan=False), arrays)
     _remove_leftovers(folder)
     temporary = _create_temporary(folder)

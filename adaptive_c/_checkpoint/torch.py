@@ -90,7 +90,7 @@ def _restore(run: Run, d: Mapping[str, Any]) -> None:
     plan = run.plan
     t = max(plan.t, most) if run.rule._rule == "sgd" else most
     checked = [
-        group.checked(options, t, f"state_dict['param_groups'][{group.index}]: ")
+        group.checked({**options, **group.schedules}, t, f"state_dict['param_groups'][{group.index}]: ")
         for group, (options, _, _) in zip(run.groups, work, strict=True)
     ]
     plan.drop_sums()  # from here on nothing is refused
@@ -175,7 +175,7 @@ def _read_options(group: ParamGroup, about: Mapping[Any, Any], where: str) -> di
         if name in rule._fixed:
             if value != rule._fixed[name]:
                 raise ValueError(
-                    f"{where} has {name}={value!r}, which {rule.__name__} has not: is it of another class?"
+                    f"{where} has {name}={value!r}, which {rule.__name__} does not have: is it of another class?"
                 )
         elif name in SHARED or name not in group.options:
             raise ValueError(f"{where} has {name!r}, which is no option of {rule.__name__}: is it of another class?  "

@@ -118,7 +118,8 @@ def ours(task: Task) -> Subject:
     subject = Subject(lambda: opt.step(g), lambda: params, lambda: double(*grads))
     if len(params) > 1:
         return subject
-    state = tuple(x for x in opt.param_groups[0]._slots if x is not None)
+    beside = ("step", "mu_product", "master")  # one number for an array, or no state of the rule
+    state = tuple(opt.state[name] for name in opt.state if name not in beside and not name.endswith("_scale"))
     threads = task.threads or 0
     updated = (p, *state)
     subject.bytes = g.itemsize + 2 * sum(x.itemsize for x in updated)
