@@ -124,8 +124,8 @@ class Optimizer:
         The live state arrays by name, in the structure of params; the scales of 8-bit state are flat.
     t : int
         The number of applied steps; a step in which every gradient was None is not counted.  Each array also has its
-        own count, for its bias correction (``state["step"]``).  Assigning t sets them all, and t > 0 says that the state
-        is to be used.  Schedules follow t.
+        own count, for its bias correction (``state["step"]``).  Assigning t sets them all, and t > 0 says that the
+        state is to be used.  Schedules follow t.
     ema : structure of arrays
         The averages; None for a group without.  float32 for narrower parameters.
     grad_norm : float

@@ -250,8 +250,8 @@ cdef class BoundGroup:
     def commit(self, dict changes, tuple bounds=None):
         """Take over options, already checked: numbers, pairs, switches, and schedules where numbers may be.
 
-        For whoever holds the guard.  What follows a schedule keeps its last number until a step.  bounds: None leaves them as they are; two numbers
-        of the group's dtype, two flat arrays, or None and None.
+        For whoever holds the guard.  What follows a schedule keeps its last number until a step.  bounds: None leaves
+        them as they are; two numbers of the group's dtype, two flat arrays, or None and None.
         """
         cdef double* numbers = &self.group.options.lr
         cdef int* switches = &self.group.options.eps_mode

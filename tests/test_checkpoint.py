@@ -146,7 +146,7 @@ def test_bounds_that_are_arrays_are_given_again(tmp_path):
     opt.step(np.ones(5, "f4"))
     opt.save(tmp_path / "a")
     with pytest.raises(
-        ValueError, match="had arrays as bounds, which are not stored: construct the optimizer with them"
+        ValueError, match="had arrays as bounds, which are not stored: construct the optimizer with the same"
     ):
         ac.SGD(np.ones(5, "f4")).load(tmp_path / "a")
     p = np.zeros(5, "f4")
@@ -492,7 +492,7 @@ def test_sums_of_some_arrays(way, tmp_path):
         other = make(seed=1, steps=2, shapes=((8,), (4,)))
         other.accumulate([np.ones(8, "f4"), None])
         before = everything(other)
-        with pytest.raises(ValueError, match=r"array 0 here would hold arrays .* different counts \(summed 0 and 1\)"):
+        with pytest.raises(ValueError, match=r"array 0 here would join saved arrays .*different counts \(summed 0 and 1\)"):
             reloaded(opt, other, way, tmp_path)
         assert_same(before, everything(other))
         return opt

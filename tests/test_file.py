@@ -253,7 +253,7 @@ def test_where_nothing_can_be_saved(tmp_path):
     with pytest.raises(ValueError, match="exists and is no regular file; give another path"):
         opt.save(tmp_path)
     if os.path.exists("/dev/full"):
-        with pytest.raises(ValueError, match="no plain file"):
+        with pytest.raises(ValueError, match="no regular file"):
             opt.save("/dev/full")
     assert os.listdir(tmp_path) == []
 

@@ -236,7 +236,7 @@ def test_a_signal_handler_that_saves(what, tmp_path):
             other.load(path)
     assert saved  # before the call has begun with its work
     assert told or what == "step"  # which may be one call of the core
-    assert all("In a signal handler: set a flag there, and act on it after the step" in message for message in told)
+    assert all("a signal handler: set a flag, and act on it after the step" in message for message in told)
 
 
 SIGNALS = """

@@ -18,8 +18,8 @@ def encoded(key: Any, where: str) -> Any:
     if isinstance(number, int) or (isinstance(number, float) and math.isfinite(number)):
         return int(number) if number == int(number) else number
     raise ValueError(
-        f"{where} has the key {key!r}, which a file can't store so that another process knows it again; name the arrays "
-        "by strings, numbers or tuples of them, or give a list of arrays instead of a dict: a checkpoint of a list of "
+        f"{where} has the key {key!r}, which a file can't store so that another process knows it again; name the "
+        "arrays by strings, numbers or tuples of them, or give a list of arrays instead of a dict: a checkpoint of a list of "
         "arrays loads into any structure"
     )
 

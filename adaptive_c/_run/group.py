@@ -136,8 +136,8 @@ class ParamGroup(MutableMapping[str, Any]):
         check_together({**self._options, **numbers}, where)
         for name, slot in self._rule._state.items():
             if slot.when in found and slot.needed(found) and name not in self.store.arrays:
-                raise ValueError(f"{where}{slot.when}={found[slot.when]!r} would need new state ({name}) in the middle of "
-                                 "a run; construct a new optimizer with it")  # fmt: skip
+                raise ValueError(f"{where}{slot.when}={found[slot.when]!r} would need new state ({name}) in the middle "
+                                 "of a run; construct a new optimizer with it")  # fmt: skip
         for name, value in found.items():
             if OPTIONS[name].fixed and value is not self._options[name]:
                 raise ValueError(

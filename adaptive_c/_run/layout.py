@@ -103,7 +103,8 @@ def recut(sizes: list[int], new: list[int], counts: dict[str, Array], where: str
             if (among != among[0]).any():
                 raise ValueError(
                     f"{where}: array {i} here would join saved arrays with different counts ({name} {among.min()} and "
-                    f"{among.max()}), but an array has only one; cut the parameters as they were, into sizes {sizes[:10]}{' ...' if len(sizes) > 10 else ''}"
+                    f"{among.max()}), but an array has only one; cut the parameters as they "
+                    f"were, into sizes {sizes[:10]}{' ...' if len(sizes) > 10 else ''}"
                 )
     return {name: old[filled[first]] for name, old in counts.items()}
 
