@@ -3,13 +3,12 @@
 
 cdef Py_ssize_t acquire(Plan plan, grads) except -2:
     """Bind the gradients; returns the number of their elements, -1 where every one is None."""
-    cdef BoundGroup group
+    cdef Group* group
     cdef Py_ssize_t i, work = -1, n = plan.space.n_groups
     for i in range(n):
-        group = <BoundGroup> plan.groups[i]
-        group.group.narrow_grads = False
-        group.group.only_bfloat16 = (group.group.format == BFLOAT16 and group.group.state_format == BFLOAT16
-                                     and group.group.master == NULL)
+        group = plan.space.groups[i]
+        group.narrow_grads = False
+        group.only_bfloat16 = group.format == BFLOAT16 and group.state_format == BFLOAT16 and group.master == NULL
     if not plan.structured:
         return acquire_group(plan, <BoundGroup> plan.groups[0], grads, work)
     items = tuple(grads) if isinstance(grads, (list, tuple)) else None  # so that what is counted is what is used
@@ -24,7 +23,7 @@ cdef Py_ssize_t acquire(Plan plan, grads) except -2:
 cdef Py_ssize_t acquire_group(Plan plan, BoundGroup group, grads, Py_ssize_t work) except -2:
     cdef Py_ssize_t i, n = group.group.n_arrays
     cdef object keys = group.keys
-    if keys == ():
+    if group.bare:
         return acquire_array(plan, group, 0, grads, work)
     if keys is None:
         items = tuple(grads) if isinstance(grads, (list, tuple)) else None

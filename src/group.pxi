@@ -32,6 +32,7 @@ cdef class BoundGroup:
     cdef readonly long long version  # how often they were assigned
     cdef readonly Py_ssize_t undo_nbytes
     cdef str where, where_grads
+    cdef bint bare               # one array, in no structure
     cdef bint uint16_is_bfloat16
     cdef dict ranges             # of an option, for each of its numbers (low, high): between them no check is needed
     cdef object check_followed   # what checks the other values that a schedule may give
@@ -50,7 +51,7 @@ cdef class BoundGroup:
         if self.arrays is not None:
             raise RuntimeError("a group is bound once")
         self.guard, self.arrays, self.keys, self.where, self.where_grads = guard, arrays, keys, where, "grads"
-        self.uint16_is_bfloat16 = uint16_is_bfloat16
+        self.bare, self.uint16_is_bfloat16 = keys == (), uint16_is_bfloat16
         self.options, self.followers, self.keep, self.spans = {}, [], [], []
         self.group.rule = <Rule> <int> RULES[rule]
         self.group.squares = squares
@@ -130,7 +131,7 @@ cdef class BoundGroup:
     cdef str name(self, Py_ssize_t i, bint grad=False):
         """What messages call an array: params, params[3], params['w'], params[1]['params'][3], grads ..."""
         place = self.where_grads if grad else self.where
-        return place + (f"[{i}]" if self.keys is None else "" if self.keys == () else f"[{list(self.keys)[i]!r}]")
+        return place + (f"[{i}]" if self.keys is None else "" if self.bare else f"[{list(self.keys)[i]!r}]")
 
     cdef place(self, Py_ssize_t index, bint structured):
         """Tell what messages call its arrays and their gradients, by its number in a list of groups."""

@@ -262,6 +262,7 @@ cdef class Plan:
         cdef Py_ssize_t first = 0, last, work
         cdef bint usable = False, summed = grads is ...
         cdef Counts before
+        cdef list moved = None
         self.guard.take(STEPPING)
         try:
             last = self.space.n_chunks
@@ -272,7 +273,8 @@ cdef class Plan:
                 first, last = self.chunks(group, lo, hi)
             if self.keeps_undo and (last - first < self.space.n_chunks or not count):
                 raise ValueError("a range can't be stepped with keep_undo=True, which undoes whole steps")
-            moved = [] if observed is None else self.observe(observed, metric)
+            if observed is not None:
+                moved = self.observe(observed, metric)
             work = acquire_sums(self) if summed else acquire(self, grads)
             if self.space.zero_grad:
                 check_apart(self)
@@ -294,9 +296,10 @@ cdef class Plan:
                 self.run(STEP, work, first, last)
             if usable and count:
                 self.count()
-                for bound, old, new in moved:
-                    (<BoundGroup> bound).replace(old, new)
-                self.moved = moved
+                if moved is not None:
+                    for bound, old, new in moved:
+                        (<BoundGroup> bound).replace(old, new)
+                    self.moved = moved
             if self.dynamic and count and work >= 0:
                 rescale(&self.counts, usable)
             if summed and count:

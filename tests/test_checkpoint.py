@@ -492,7 +492,9 @@ def test_sums_of_some_arrays(way, tmp_path):
         other = make(seed=1, steps=2, shapes=((8,), (4,)))
         other.accumulate([np.ones(8, "f4"), None])
         before = everything(other)
-        with pytest.raises(ValueError, match=r"array 0 here would join saved arrays .*different counts \(summed 0 and 1\)"):
+        with pytest.raises(
+            ValueError, match=r"array 0 here would join saved arrays .*different counts \(summed 0 and 1\)"
+        ):
             reloaded(opt, other, way, tmp_path)
         assert_same(before, everything(other))
         return opt
