@@ -13,40 +13,9 @@
 cdef enum Rule:
     SGD, MOMENTUM, ADAGRAD, RMSPROP, ADADELTA, ADAM, ADAMAX, NADAM, RADAM, LION, RPROP, SUPERSAB
 
-cdef enum EpsMode:
-    OUTSIDE, INSIDE, HAT
-
-cdef enum Variant:
-    IRPROP_MINUS, RPROP_PLUS, RPROP_MINUS
-
-# The hyperparameters of all rules.  beta1 doubles as RMSprop's alpha and Adadelta's rho.  The numbers stand first, then
-# the switches, each kind one after the other: FIELDS and SWITCHES say which of them an option sets.
-cdef struct Options:
-    double lr, weight_decay, eps, beta1, beta2, momentum, dampening, lr_decay, momentum_decay
-    double eta_minus, eta_plus, step_min, step_max, ema_decay
-    int eps_mode, variant, nesterov, maximize, amsgrad, centered, decoupled
-
-cdef dict FIELDS = {"lr": 0, "weight_decay": 1, "eps": 2, "betas": 3, "alpha": 3, "rho": 3, "momentum": 5,
-                    "dampening": 6, "lr_decay": 7, "momentum_decay": 8, "etas": 9, "eta_minus": 9, "eta_plus": 10,
-                    "step_sizes": 11, "max_rate": 12, "ema_decay": 13}  # of a pair the first
-cdef dict SWITCHES = {"eps_mode": 0, "variant": 1, "nesterov": 2, "maximize": 3, "amsgrad": 4, "centered": 5,
-                      "decoupled_weight_decay": 6}
-cdef dict WORDS = {"outside": OUTSIDE, "inside": INSIDE, "hat": HAT,
-                   "irprop-": IRPROP_MINUS, "rprop+": RPROP_PLUS, "rprop-": RPROP_MINUS}
 cdef dict RULES = {"sgd": SGD, "momentum": MOMENTUM, "adagrad": ADAGRAD, "rmsprop": RMSPROP, "adadelta": ADADELTA,
                    "adam": ADAM, "adamax": ADAMAX, "nadam": NADAM, "radam": RADAM, "lion": LION, "rprop": RPROP,
                    "supersab": SUPERSAB}
-
-# What a loop reads: the constants of one step of one array.
-cdef struct Step:
-    double lr               # the step size, bias corrections included
-    double decay            # 1 - lr*weight_decay, or 1
-    double b1, c1, b2, c2   # the decay constants b and c = 1 - b
-    double v_scale, e_in, e_out  # the denominator sqrt(v*v_scale + e_in) + e_out
-    double mu, mu_next, product, g_scale  # momentum; NAdam's schedule
-    double up, down, lo, hi  # Rprop's and SuperSAB's rates
-    bint first              # whether this is the first step of the array, which has no state yet
-    bint rectified          # whether this step divides by the root; only RAdam has steps that do not
 
 
 cdef inline signed char stored_sign(floating s) noexcept nogil:
@@ -203,7 +172,7 @@ cdef void adadelta(Py_ssize_t n, floating* p, const floating* g, void** s, const
 # Adam -- Kingma & Ba 2015, Algorithm 1.  AdamW -- Loshchilov & Hutter 2019.  AMSGrad -- Reddi, Kale & Kumar 2018.
 #   m <- b1 m + (1 - b1) g                v <- b2 v + (1 - b2) g^2            amsgrad: v^ <- max(v^, v)
 #   p <- decay p - lr/(1 - b1^t) m / (sqrt(v/(1 - b2^t) + e_in) + e_out)      with v^ for v
-cdef void moments_step(const Options* o, long long t, Step* k) noexcept nogil:  # what Adam, NAdam and RAdam share
+cdef void moments_step(const Options* o, long long t, Step* k) noexcept nogil:  # what the rules with two moments share
     k.b1, k.c1, k.b2, k.c2 = o.beta1, 1 - o.beta1, o.beta2, 1 - o.beta2
     k.decay = 1 - o.lr * o.weight_decay if o.decoupled else 1
     k.lr = o.lr / (1 - power(o.beta1, t))
@@ -436,7 +405,7 @@ cdef void form_step(Rule rule, const Options* o, long long t, bint first, double
         radam_step(o, t, k)
     elif rule == LION:
         lion_step(o, k)
-    else:
+    elif rule == RPROP or rule == SUPERSAB:
         rates_step(o, k)
 
 
@@ -462,7 +431,7 @@ cdef void apply_rule(Rule rule, Py_ssize_t n, floating* p, const floating* g, vo
         lion(n, p, g, s, o, k)
     elif rule == RPROP:
         rprop(n, p, g, s, o, k)
-    else:
+    elif rule == SUPERSAB:
         supersab(n, p, g, s, o, k)
 
 

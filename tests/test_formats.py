@@ -10,16 +10,17 @@ import pytest
 from cases import IDS, PAIRS
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import CHUNK, assert_same_bits, build, gradients, slots, spec, step_range
+from support import CHUNK, assert_same_bits, build, gradients, slots, spec, starts, step_range
 from test_stages import norm, to_bfloat16
 
 import adaptive_c as ac
-from adaptive_c import _native
+from adaptive_c import _native, optimizers
 from adaptive_c import reference as ref
 
 NARROW = [(i, *pair) for i, pair in zip(IDS, PAIRS, strict=True)
           if pair[0] not in ("Rprop", "SuperSAB") and not pair[1].get("centered")]  # fmt: skip
-UNSIGNED = {"exp_avg_sq", "exp_inf", "sum", "square_avg", "acc_delta", "max_exp_avg_sq"}
+UNSIGNED = {slot for name in optimizers.__all__ for slot, about in getattr(ac, name)._state.items()
+            if about.coding in ("unsigned", "maximum")}  # fmt: skip
 FORMATS = [
     {"state_dtype": "bfloat16"},
     {"state_dtype": "uint8"},
@@ -65,8 +66,9 @@ class Composition:
         self.p = p.view("uint16") if self.kind != "float32" else p.copy()
         self.master = wide(self.p, self.kind).copy() if "master" in formats else None
         self.state, self.slots = {}, slots(name)
-        if options.get("initial_accumulator_value"):
-            self.put("sum", np.full(p.size, options["initial_accumulator_value"], "float32"), ref.NEAREST)
+        for slot, value in starts(name, options).items():
+            if value:
+                self.put(slot, np.full(p.size, value, "float32"), ref.NEAREST)
 
     def put(self, name, x, words):
         kind = self.formats.get("state_dtype", "float32")
@@ -372,8 +374,8 @@ def test_a_constant_gradient_fills_the_second_moment_and_its_absence_empties_it(
 
 @pytest.mark.parametrize("formats", [f for f in FORMATS if "master" not in f], ids=lambda f: " ".join(f.values()))
 @pytest.mark.parametrize(("name", "options"), [
-    ("AdamW", {}), ("Adagrad", {}), ("SGD", {"momentum": 0.9}), ("Lion", {}), ("Adamax", {}), ("NAdam", {}), ("RAdam", {}),
-    ("RMSprop", {"momentum": 0.9}), ("Adadelta", {}), ("Momentum", {}), ("Adam", {"amsgrad": True}),
+    (name, {"SGD": {"momentum": 0.9}, "RMSprop": {"momentum": 0.9}, "Adam": {"amsgrad": True}}.get(name, {}))
+    for name in optimizers.__all__ if any(name == narrow[1] for narrow in NARROW)
 ])  # fmt: skip
 def test_moments_and_path_stay_near_those_of_float32(name, options, formats):
     n = 4096
