@@ -11,11 +11,11 @@
 #   g   (n,) the gradient, read only               s   the rule's state arrays, each (n,), updated in place
 
 cdef enum Rule:
-    SGD, MOMENTUM, ADAGRAD, RMSPROP, ADADELTA, ADAM, ADAMAX, NADAM, RADAM, LION, RPROP, SUPERSAB
+    SGD, MOMENTUM, ADAGRAD, RMSPROP, ADADELTA, ADAM, ADAMAX, NADAM, RADAM, YOGI, LION, RPROP, SUPERSAB
 
 cdef dict RULES = {"sgd": SGD, "momentum": MOMENTUM, "adagrad": ADAGRAD, "rmsprop": RMSPROP, "adadelta": ADADELTA,
-                   "adam": ADAM, "adamax": ADAMAX, "nadam": NADAM, "radam": RADAM, "lion": LION, "rprop": RPROP,
-                   "supersab": SUPERSAB}
+                   "adam": ADAM, "adamax": ADAMAX, "nadam": NADAM, "radam": RADAM, "yogi": YOGI, "lion": LION,
+                   "rprop": RPROP, "supersab": SUPERSAB}
 
 
 cdef inline signed char stored_sign(floating s) noexcept nogil:
@@ -293,6 +293,26 @@ cdef void radam_step(const Options* o, long long t, Step* k) noexcept nogil:
         k.lr = k.lr * sqrt((rho - 4) * (rho - 2) * rho_inf / ((rho_inf - 4) * (rho_inf - 2) * rho))
 
 
+# Yogi -- Zaheer, Reddi, Sachan, Kale & Kumar 2018.  The constants are Adam's.
+#   m as in Adam                          v <- v - (1 - b2) sign(v - g^2) g^2
+#   p <- decay p - lr/(1 - b1^t) m / (sqrt(v/(1 - b2^t) + e_in) + e_out)
+# v stays at 0 or above: it falls only where it is larger than g^2, and then by at most g^2, in rounded numbers too.
+cdef void yogi(Py_ssize_t n, floating* p, const floating* g, void** s, const Options* o, const Step* k) noexcept nogil:
+    cdef Py_ssize_t i
+    cdef floating* m = <floating*> s[0]
+    cdef floating* v = <floating*> s[1]
+    cdef floating mi, vi, q, lr = <floating> k.lr, decay = <floating> k.decay
+    cdef floating b1 = <floating> k.b1, c1 = <floating> k.c1, c2 = <floating> k.c2
+    cdef floating v_scale = <floating> k.v_scale, e_in = <floating> k.e_in, e_out = <floating> k.e_out
+    for i in range(n):
+        mi = b1 * m[i] + c1 * g[i]
+        q = g[i] * g[i]
+        vi = v[i] - c2 * sign(v[i] - q) * q
+        p[i] = p[i] * decay - lr * mi / (root(vi * v_scale + e_in) + e_out)
+        m[i] = mi
+        v[i] = vi
+
+
 # Lion -- Chen et al. 2023, Algorithm 2.
 #   p <- decay p - lr sign(b1 m + (1 - b1) g)                     m <- b2 m + (1 - b2) g
 cdef void lion_step(const Options* o, Step* k) noexcept nogil:
@@ -395,7 +415,7 @@ cdef void form_step(Rule rule, const Options* o, long long t, bint first, double
         rmsprop_step(o, k)
     elif rule == ADADELTA:
         adadelta_step(o, k)
-    elif rule == ADAM:
+    elif rule == ADAM or rule == YOGI:
         moments_step(o, t, k)
     elif rule == ADAMAX:
         adamax_step(o, t, k)
@@ -427,6 +447,8 @@ cdef void apply_rule(Rule rule, Py_ssize_t n, floating* p, const floating* g, vo
         adamax(n, p, g, s, o, k)
     elif rule == NADAM:
         nadam(n, p, g, s, o, k)
+    elif rule == YOGI:
+        yogi(n, p, g, s, o, k)
     elif rule == LION:
         lion(n, p, g, s, o, k)
     elif rule == RPROP:

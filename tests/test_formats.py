@@ -372,6 +372,24 @@ def test_a_constant_gradient_fills_the_second_moment_and_its_absence_empties_it(
             assert (opt.decoded_state(slot) / g**2).mean() == pytest.approx(start.mean() * beta2**k, rel=0.05)
 
 
+@pytest.mark.parametrize("state_dtype", ["bfloat16", "uint8"])
+def test_a_constant_gradient_fills_yogis_second_moment_and_its_absence_leaves_it(state_dtype):
+    rng = np.random.default_rng(3)
+    g = (rng.choice([-1, 1], 4096) * np.exp(rng.normal(size=4096))).astype("float32")
+    p = np.zeros(4096, "float32")
+    opt = ac.Yogi(p, betas=(0.9, 0.99), state_dtype=state_dtype)
+    first = opt.decoded_state("exp_avg_sq")
+    np.testing.assert_allclose(first, 1e-6, rtol=0.06)
+    assert (opt.decoded_state("exp_avg") == first).all()
+    for _ in range(1000):
+        opt.step(g)
+    v = opt.decoded_state("exp_avg_sq")
+    assert (v / g**2).mean() == pytest.approx(1, rel=0.03)
+    for _ in range(1000):
+        opt.step(np.zeros_like(g))
+    assert (opt.decoded_state("exp_avg_sq") == v).all()
+
+
 @pytest.mark.parametrize("formats", [f for f in FORMATS if "master" not in f], ids=lambda f: " ".join(f.values()))
 @pytest.mark.parametrize(("name", "options"), [
     (name, {"SGD": {"momentum": 0.9}, "RMSprop": {"momentum": 0.9}, "Adam": {"amsgrad": True}}.get(name, {}))
