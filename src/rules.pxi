@@ -11,11 +11,11 @@
 #   g   (n,) the gradient, read only               s   the rule's state arrays, each (n,), updated in place
 
 cdef enum Rule:
-    SGD, MOMENTUM, ADAGRAD, RMSPROP, ADADELTA, ADAM, ADAMAX, NADAM, RADAM, YOGI, LION, RPROP, SUPERSAB
+    SGD, MOMENTUM, ADAGRAD, RMSPROP, ADADELTA, ADAM, ADAMAX, NADAM, RADAM, YOGI, ADABELIEF, LION, RPROP, SUPERSAB
 
 cdef dict RULES = {"sgd": SGD, "momentum": MOMENTUM, "adagrad": ADAGRAD, "rmsprop": RMSPROP, "adadelta": ADADELTA,
-                   "adam": ADAM, "adamax": ADAMAX, "nadam": NADAM, "radam": RADAM, "yogi": YOGI, "lion": LION,
-                   "rprop": RPROP, "supersab": SUPERSAB}
+                   "adam": ADAM, "adamax": ADAMAX, "nadam": NADAM, "radam": RADAM, "yogi": YOGI,
+                   "adabelief": ADABELIEF, "lion": LION, "rprop": RPROP, "supersab": SUPERSAB}
 
 
 cdef inline signed char stored_sign(floating s) noexcept nogil:
@@ -313,6 +313,30 @@ cdef void yogi(Py_ssize_t n, floating* p, const floating* g, void** s, const Opt
         v[i] = vi
 
 
+# AdaBelief -- Zhuang et al. 2020, Algorithm 2.  The constants are Adam's, but for eps, which stands in two places.
+#   m as in Adam                          v <- b2 v + (1 - b2) (g - m)^2 + eps
+#   p <- decay p - lr/(1 - b1^t) m / (sqrt(v/(1 - b2^t)) + eps)
+cdef void adabelief_step(const Options* o, long long t, Step* k) noexcept nogil:
+    moments_step(o, t, k)
+    k.e_in = k.e_out = o.eps
+
+cdef void adabelief(Py_ssize_t n, floating* p, const floating* g, void** s, const Options* o,
+                    const Step* k) noexcept nogil:
+    cdef Py_ssize_t i
+    cdef floating* m = <floating*> s[0]
+    cdef floating* v = <floating*> s[1]
+    cdef floating mi, vi, d, lr = <floating> k.lr, decay = <floating> k.decay, v_scale = <floating> k.v_scale
+    cdef floating b1 = <floating> k.b1, c1 = <floating> k.c1, b2 = <floating> k.b2, c2 = <floating> k.c2
+    cdef floating e_in = <floating> k.e_in, e_out = <floating> k.e_out
+    for i in range(n):
+        mi = b1 * m[i] + c1 * g[i]
+        d = g[i] - mi
+        vi = b2 * v[i] + c2 * d * d + e_in
+        p[i] = p[i] * decay - lr * mi / (root(vi * v_scale) + e_out)
+        m[i] = mi
+        v[i] = vi
+
+
 # Lion -- Chen et al. 2023, Algorithm 2.
 #   p <- decay p - lr sign(b1 m + (1 - b1) g)                     m <- b2 m + (1 - b2) g
 cdef void lion_step(const Options* o, Step* k) noexcept nogil:
@@ -423,6 +447,8 @@ cdef void form_step(Rule rule, const Options* o, long long t, bint first, double
         nadam_step(o, t, product, k)
     elif rule == RADAM:
         radam_step(o, t, k)
+    elif rule == ADABELIEF:
+        adabelief_step(o, t, k)
     elif rule == LION:
         lion_step(o, k)
     elif rule == RPROP or rule == SUPERSAB:
@@ -449,6 +475,8 @@ cdef void apply_rule(Rule rule, Py_ssize_t n, floating* p, const floating* g, vo
         nadam(n, p, g, s, o, k)
     elif rule == YOGI:
         yogi(n, p, g, s, o, k)
+    elif rule == ADABELIEF:
+        adabelief(n, p, g, s, o, k)
     elif rule == LION:
         lion(n, p, g, s, o, k)
     elif rule == RPROP:

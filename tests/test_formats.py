@@ -390,6 +390,34 @@ def test_a_constant_gradient_fills_yogis_second_moment_and_its_absence_leaves_it
     assert (opt.decoded_state("exp_avg_sq") == v).all()
 
 
+@pytest.mark.parametrize(("state_dtype", "mean", "bound"), [
+    ("bfloat16", 2, 0.001), ("bfloat16", 10, 0.004), ("uint8", 2, 0.04), ("uint8", 10, 0.35),
+])  # fmt: skip
+def test_adabeliefs_second_moment_has_the_rounding_of_the_first_in_it(state_dtype, mean, bound):
+    """Its square is added, so steps are shorter and never longer: docs/narrow_numbers.md, when not to."""
+    rng = np.random.default_rng(4)
+    p = np.zeros((2, 4096), "float32")
+    opt, full = ac.AdaBelief(p[0], state_dtype=state_dtype), ac.AdaBelief(p[1])
+    for _ in range(1000):
+        g = (rng.normal(size=4096) + mean).astype("float32")
+        opt.step(g)
+        full.step(g)
+    v = opt.decoded_state("exp_avg_sq").mean(dtype="float64") / full.state["exp_avg_sq"].mean(dtype="float64")
+    assert 1 < v < 1 + bound
+
+
+@pytest.mark.parametrize(("state_dtype", "longest"), [("bfloat16", 520), ("uint8", 33)])
+def test_adabeliefs_steps_under_a_constant_gradient_are_bounded_by_the_rounding(state_dtype, longest):
+    g = np.exp(np.random.default_rng(3).normal(size=4096)).astype("float32")
+    p = np.zeros_like(g)
+    opt = ac.AdaBelief(p, lr=1.0, betas=(0.9, 0.99), state_dtype=state_dtype)
+    for _ in range(2000):
+        before = p.copy()
+        opt.step(g)
+    step = np.median(before - p)
+    assert longest / 1.3 < step < longest
+
+
 @pytest.mark.parametrize("formats", [f for f in FORMATS if "master" not in f], ids=lambda f: " ".join(f.values()))
 @pytest.mark.parametrize(("name", "options"), [
     (name, {"SGD": {"momentum": 0.9}, "RMSprop": {"momentum": 0.9}, "Adam": {"amsgrad": True}}.get(name, {}))

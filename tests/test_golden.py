@@ -334,6 +334,27 @@ def test_yogi_by_hand():
     assert p[0] == pytest.approx(-0.75 - 0.8574631511356948 - 0.4850950536289526, rel=1e-12)
 
 
+def test_adabelief_by_hand():
+    p = np.zeros(1)
+    opt = ac.AdaBelief(p, lr=1.0, betas=(0.5, 0.75), eps=0.125)
+    moments = []
+    for g in (2.0, 4.0):  # g - m is 1, then 1.5
+        opt.step(np.array([g]))
+        moments.append((opt.state["exp_avg"][0], opt.state["exp_avg_sq"][0]))
+    np.testing.assert_allclose(moments, [(1.0, 0.375), (2.5, 0.96875)], rtol=1e-14)
+    # m/(1 - 0.5^t) / (sqrt(v/(1 - 0.75^t)) + eps)
+    want = -2 / (math.sqrt(1.5) + 0.125) - (2.5 / 0.75) / (math.sqrt(0.96875 / 0.4375) + 0.125)
+    assert p[0] == pytest.approx(want, rel=1e-14)
+    assert want == pytest.approx(-1.4817615109276148 - 2.0664816683316043, rel=1e-12)
+
+
+@pytest.mark.parametrize("beta1", [0.5, 0.9])
+def test_adabeliefs_first_step_is_longer_than_adams_by_beta1(beta1):
+    p = np.zeros(3)
+    ac.AdaBelief(p, lr=0.1, betas=(beta1, 0.999), eps=0.0).step(np.array([3.0, -1e-3, 400.0]))
+    np.testing.assert_allclose(p, np.array([-0.1, 0.1, -0.1]) / beta1, rtol=1e-12)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("beta2", [0.0, 0.5, 0.999])
 def test_yogis_second_moment_is_never_negative(beta2, dtype):
