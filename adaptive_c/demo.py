@@ -20,6 +20,7 @@ from sklearn.datasets import load_digits
 
 import adaptive_c as ac
 
+from . import optimizers
 from ._native import core, counted, isa
 
 matplotlib.use("Agg")
@@ -30,23 +31,28 @@ from matplotlib import pyplot as plt
 Array = np.ndarray[Any, Any]
 Data = tuple[Array, Array, Array, Array]
 
-# These learning rates suit both models.  Rprop and SuperSAB need full batches, and get them.
-OPTIMIZERS: dict[str, tuple[type[ac.Optimizer], dict[str, Any]]] = {
-    "SGD": (ac.SGD, {"lr": 0.1}),
-    "SGD, momentum 0.9": (ac.SGD, {"lr": 0.05, "momentum": 0.9}),
-    "Momentum, nesterov": (ac.Momentum, {"lr": 0.05, "nesterov": True}),
-    "Adagrad": (ac.Adagrad, {"lr": 0.05}),
-    "RMSprop": (ac.RMSprop, {"lr": 2e-3, "alpha": 0.9}),
-    "Adadelta": (ac.Adadelta, {}),
-    "Adam": (ac.Adam, {"lr": 3e-3}),
-    "AdamW": (ac.AdamW, {"lr": 3e-3, "weight_decay": 1e-2}),
-    "Adamax": (ac.Adamax, {"lr": 5e-3}),
-    "NAdam": (ac.NAdam, {"lr": 3e-3}),
-    "RAdam": (ac.RAdam, {"lr": 1e-2}),
-    "Lion": (ac.Lion, {"lr": 1e-3, "weight_decay": 1e-2}),
-    "Rprop": (ac.Rprop, {"lr": 1e-2}),
-    "SuperSAB": (ac.SuperSAB, {"lr": 0.3, "max_rate": 1.0}),
+# Options that suit both models better than a rule's defaults.  A label begins with the rule's name.
+BETTER: dict[str, dict[str, Any]] = {
+    "SGD": {"lr": 0.1},
+    "SGD, momentum 0.9": {"lr": 0.05, "momentum": 0.9},
+    "Momentum, nesterov": {"lr": 0.05, "nesterov": True},
+    "Adagrad": {"lr": 0.05},
+    "RMSprop": {"lr": 2e-3, "alpha": 0.9},
+    "Adam": {"lr": 3e-3},
+    "AdamW": {"lr": 3e-3, "weight_decay": 1e-2},
+    "Adamax": {"lr": 5e-3},
+    "NAdam": {"lr": 3e-3},
+    "RAdam": {"lr": 1e-2},
+    "Lion": {"lr": 1e-3, "weight_decay": 1e-2},
+    "Rprop": {"lr": 1e-2},
+    "SuperSAB": {"lr": 0.3, "max_rate": 1.0},
 }
+OPTIMIZERS: dict[str, tuple[type[ac.Optimizer], dict[str, Any]]] = {
+    label: (getattr(optimizers, rule), BETTER.get(label, {}))
+    for rule in optimizers.__all__
+    for label in [label for label in BETTER if label.partition(",")[0] == rule] or [rule]
+}
+# Rprop and SuperSAB need full batches, and get them.
 FULL_BATCH = ("Rprop", "SuperSAB")
 
 
@@ -192,7 +198,8 @@ def run(quick: bool = False, folder: str = ".") -> None:
                 table.add_row(name, f"{losses[-1]:.4f}", f"{accuracy:.1%}", f"{step * 1e6:.2f}")
                 note = " (full batches)" if name in FULL_BATCH else ""
                 dashes = (0, (5, 1 + i % 4)) if i % 2 else "-"  # so that both curves can be seen where two meet
-                axis.plot(range(1, epochs + 1), losses, label=name + note, color=colours(i / 13), linestyle=dashes)
+                colour = colours(i / (len(OPTIMIZERS) - 1))
+                axis.plot(range(1, epochs + 1), losses, label=name + note, color=colour, linestyle=dashes)
             axis.set(yscale="log", xlabel="epoch", title=f"{model}, {size:,} parameters")
             axis.grid(alpha=0.3)
             tables.append(table)

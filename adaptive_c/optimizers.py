@@ -13,8 +13,8 @@ from ._run.options import SchedulablePair as Pair
 from ._run.store import Slot
 
 __all__ = [  # noqa: RUF022  in order of increasing complexity, as everywhere
-    "SGD", "Momentum", "Adagrad", "RMSprop", "Adadelta", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "Lion", "Rprop",
-    "SuperSAB",
+    "SGD", "Momentum", "Adagrad", "RMSprop", "Adadelta", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "Yogi",
+    "AdaBelief", "Lion", "Rprop", "SuperSAB",
 ]
 
 _SIGNED, _UNSIGNED, _SIGN = Slot("signed"), Slot("unsigned"), Slot("sign")  # what most state arrays are
@@ -313,6 +313,66 @@ class RAdam(Optimizer):
     def __init__(self, params: Any, lr: Number = 1e-3, betas: Pair = (0.9, 0.999), eps: Number = 1e-8,
                  weight_decay: Number = 0.0, decoupled_weight_decay: bool = False, *, maximize: bool = False,
                  eps_mode: str = "hat", **shared: Any) -> None:
+        super().__init__(params, _options(locals()), **shared)
+
+
+class Yogi(Optimizer):
+    """Adam whose second moment moves towards g^2 by (1 - beta2) g^2 in each step, not by a share of the distance.
+
+    ::
+
+        m <- beta1 m + (1 - beta1) g                          v <- v - (1 - beta2) sign(v - g^2) g^2
+        p <- p - lr/(1 - beta1^t) m / (sqrt(v/(1 - beta2^t)) + eps)
+
+    lr, eps, initial_accumulator_value >= 0, the last being what m and v start at; betas in [0, 1); weight_decay,
+    decoupled_weight_decay, eps_mode and maximize as in Adam.  State: exp_avg (m), exp_avg_sq (v, never negative).
+
+    >>> opt = Yogi(np.ones(3))
+
+    Paper: Zaheer, Reddi, Sachan, Kale & Kumar 2018, Algorithm 2 (no bias correction).
+
+    Differs from: torch and Keras have no Yogi.  optax: nothing; its eps_root is eps_mode "inside".
+    """
+
+    _rule = "yogi"
+    _state = MappingProxyType({"exp_avg": Slot("signed", start="initial_accumulator_value"),
+                               "exp_avg_sq": Slot("unsigned", start="initial_accumulator_value")})
+    _squares = True
+
+    def __init__(self, params: Any, lr: Number = 1e-2, betas: Pair = (0.9, 0.999), eps: Number = 1e-3,
+                 weight_decay: Number = 0.0, initial_accumulator_value: float = 1e-6, *, maximize: bool = False,
+                 decoupled_weight_decay: bool = False, eps_mode: str = "outside", **shared: Any) -> None:
+        super().__init__(params, _options(locals()), **shared)
+
+
+class AdaBelief(Optimizer):
+    """Adam whose second moment is of the gradient's distance from its mean: long steps where gradients agree.
+
+    ::
+
+        m <- beta1 m + (1 - beta1) g                          v <- beta2 v + (1 - beta2) (g - m)^2 + eps
+        p <- p - lr/(1 - beta1^t) m / (sqrt(v/(1 - beta2^t)) + eps)
+
+    lr, eps >= 0; betas in [0, 1), but with beta1 = 0, g - m is always 0; weight_decay, decoupled_weight_decay and
+    maximize as in Adam.  State: exp_avg (m), exp_avg_sq (v).  eps has the size of a square: where Adam has 1e-8, this
+    has 1e-16.
+
+    >>> opt = AdaBelief(np.ones(3))
+
+    Paper: Zhuang et al. 2020, Algorithm 2.
+
+    Differs from: torch and Keras have no AdaBelief.  optax: its eps_root, added to v, may differ from eps.  The
+    authors' package rectifies the step as RAdam does and decouples the decay unless told not to: neither rectify nor
+    amsgrad is offered here.
+    """
+
+    _rule = "adabelief"
+    _state = MappingProxyType({"exp_avg": _SIGNED, "exp_avg_sq": _UNSIGNED})
+    _squares = True
+
+    def __init__(self, params: Any, lr: Number = 1e-3, betas: Pair = (0.9, 0.999), eps: Number = 1e-16,
+                 weight_decay: Number = 0.0, *, maximize: bool = False, decoupled_weight_decay: bool = False,
+                 **shared: Any) -> None:
         super().__init__(params, _options(locals()), **shared)
 
 

@@ -186,6 +186,31 @@ def radam(p, g, s, t, *, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0
     return p - step_size * r * m / denominator(v, eps, eps_mode, bc2)
 
 
+def yogi(p, g, s, t, *, lr=1e-2, betas=(0.9, 0.999), eps=1e-3, weight_decay=0.0, initial_accumulator_value=1e-6,
+         maximize=False, decoupled_weight_decay=False, eps_mode="outside"):  # fmt: skip
+    """Zaheer et al. 2018; both moments start at initial_accumulator_value (optax).  v is never negative."""
+    b1, b2 = betas
+    g = gradient(p, g, maximize, 0.0 if decoupled_weight_decay else weight_decay)
+    start, q = np.full_like(p, initial_accumulator_value), g * g
+    s["exp_avg"] = m = b1 * s.get("exp_avg", start) + (1.0 - b1) * g
+    v = s.get("exp_avg_sq", start)
+    s["exp_avg_sq"] = v = v - (1.0 - b2) * sign(v - q) * q
+    p = p * (1.0 - lr * weight_decay if decoupled_weight_decay else 1.0)
+    return p - lr / (1.0 - power(b1, t)) * m / denominator(v, eps, eps_mode, 1.0 - power(b2, t))
+
+
+def adabelief(p, g, s, t, *, lr=1e-3, betas=(0.9, 0.999), eps=1e-16, weight_decay=0.0, maximize=False,
+              decoupled_weight_decay=False):  # fmt: skip
+    """Zhuang et al. 2020, Algorithm 2: eps is added to v, where it stays, and to the root."""
+    b1, b2 = betas
+    g = gradient(p, g, maximize, 0.0 if decoupled_weight_decay else weight_decay)
+    s["exp_avg"] = m = b1 * s.get("exp_avg", 0.0) + (1.0 - b1) * g
+    d = g - m
+    s["exp_avg_sq"] = v = b2 * s.get("exp_avg_sq", 0.0) + (1.0 - b2) * d * d + eps
+    p = p * (1.0 - lr * weight_decay if decoupled_weight_decay else 1.0)
+    return p - lr / (1.0 - power(b1, t)) * m / denominator(v, eps, "outside", 1.0 - power(b2, t))
+
+
 def lion(p, g, s, t, *, lr=1e-4, betas=(0.9, 0.99), weight_decay=0.0, maximize=False):
     """Chen et al. 2023, Algorithm 2; the decay is decoupled."""
     b1, b2 = betas

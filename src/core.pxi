@@ -7,6 +7,7 @@ from cython cimport floating
 
 include "threads.pxi"    # how many threads
 include "numbers.pxi"    # integer types, powers, the floating-point mode
+include "options.pxi"    # hyperparameters, and the constants of a step
 include "rules.pxi"      # one loop for each update rule
 include "formats.pxi"    # one pair of loops for each number format
 include "stages.pxi"     # one loop for each extra

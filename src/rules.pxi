@@ -11,42 +11,11 @@
 #   g   (n,) the gradient, read only               s   the rule's state arrays, each (n,), updated in place
 
 cdef enum Rule:
-    SGD, MOMENTUM, ADAGRAD, RMSPROP, ADADELTA, ADAM, ADAMAX, NADAM, RADAM, LION, RPROP, SUPERSAB
+    SGD, MOMENTUM, ADAGRAD, RMSPROP, ADADELTA, ADAM, ADAMAX, NADAM, RADAM, YOGI, ADABELIEF, LION, RPROP, SUPERSAB
 
-cdef enum EpsMode:
-    OUTSIDE, INSIDE, HAT
-
-cdef enum Variant:
-    IRPROP_MINUS, RPROP_PLUS, RPROP_MINUS
-
-# The hyperparameters of all rules.  beta1 doubles as RMSprop's alpha and Adadelta's rho.  The numbers stand first, then
-# the switches, each kind one after the other: FIELDS and SWITCHES say which of them an option sets.
-cdef struct Options:
-    double lr, weight_decay, eps, beta1, beta2, momentum, dampening, lr_decay, momentum_decay
-    double eta_minus, eta_plus, step_min, step_max, ema_decay
-    int eps_mode, variant, nesterov, maximize, amsgrad, centered, decoupled
-
-cdef dict FIELDS = {"lr": 0, "weight_decay": 1, "eps": 2, "betas": 3, "alpha": 3, "rho": 3, "momentum": 5,
-                    "dampening": 6, "lr_decay": 7, "momentum_decay": 8, "etas": 9, "eta_minus": 9, "eta_plus": 10,
-                    "step_sizes": 11, "max_rate": 12, "ema_decay": 13}  # of a pair the first
-cdef dict SWITCHES = {"eps_mode": 0, "variant": 1, "nesterov": 2, "maximize": 3, "amsgrad": 4, "centered": 5,
-                      "decoupled_weight_decay": 6}
-cdef dict WORDS = {"outside": OUTSIDE, "inside": INSIDE, "hat": HAT,
-                   "irprop-": IRPROP_MINUS, "rprop+": RPROP_PLUS, "rprop-": RPROP_MINUS}
 cdef dict RULES = {"sgd": SGD, "momentum": MOMENTUM, "adagrad": ADAGRAD, "rmsprop": RMSPROP, "adadelta": ADADELTA,
-                   "adam": ADAM, "adamax": ADAMAX, "nadam": NADAM, "radam": RADAM, "lion": LION, "rprop": RPROP,
-                   "supersab": SUPERSAB}
-
-# What a loop reads: the constants of one step of one array.
-cdef struct Step:
-    double lr               # the step size, bias corrections included
-    double decay            # 1 - lr*weight_decay, or 1
-    double b1, c1, b2, c2   # the decay constants b and c = 1 - b
-    double v_scale, e_in, e_out  # the denominator sqrt(v*v_scale + e_in) + e_out
-    double mu, mu_next, product, g_scale  # momentum; NAdam's schedule
-    double up, down, lo, hi  # Rprop's and SuperSAB's rates
-    bint first              # whether this is the first step of the array, which has no state yet
-    bint rectified          # whether this step divides by the root; only RAdam has steps that do not
+                   "adam": ADAM, "adamax": ADAMAX, "nadam": NADAM, "radam": RADAM, "yogi": YOGI,
+                   "adabelief": ADABELIEF, "lion": LION, "rprop": RPROP, "supersab": SUPERSAB}
 
 
 cdef inline signed char stored_sign(floating s) noexcept nogil:
@@ -203,7 +172,7 @@ cdef void adadelta(Py_ssize_t n, floating* p, const floating* g, void** s, const
 # Adam -- Kingma & Ba 2015, Algorithm 1.  AdamW -- Loshchilov & Hutter 2019.  AMSGrad -- Reddi, Kale & Kumar 2018.
 #   m <- b1 m + (1 - b1) g                v <- b2 v + (1 - b2) g^2            amsgrad: v^ <- max(v^, v)
 #   p <- decay p - lr/(1 - b1^t) m / (sqrt(v/(1 - b2^t) + e_in) + e_out)      with v^ for v
-cdef void moments_step(const Options* o, long long t, Step* k) noexcept nogil:  # what Adam, NAdam and RAdam share
+cdef void moments_step(const Options* o, long long t, Step* k) noexcept nogil:  # what the rules with two moments share
     k.b1, k.c1, k.b2, k.c2 = o.beta1, 1 - o.beta1, o.beta2, 1 - o.beta2
     k.decay = 1 - o.lr * o.weight_decay if o.decoupled else 1
     k.lr = o.lr / (1 - power(o.beta1, t))
@@ -324,6 +293,50 @@ cdef void radam_step(const Options* o, long long t, Step* k) noexcept nogil:
         k.lr = k.lr * sqrt((rho - 4) * (rho - 2) * rho_inf / ((rho_inf - 4) * (rho_inf - 2) * rho))
 
 
+# Yogi -- Zaheer, Reddi, Sachan, Kale & Kumar 2018.  The constants are Adam's.
+#   m as in Adam                          v <- v - (1 - b2) sign(v - g^2) g^2
+#   p <- decay p - lr/(1 - b1^t) m / (sqrt(v/(1 - b2^t) + e_in) + e_out)
+# v stays at 0 or above: it falls only where it is larger than g^2, and then by at most g^2, in rounded numbers too.
+cdef void yogi(Py_ssize_t n, floating* p, const floating* g, void** s, const Options* o, const Step* k) noexcept nogil:
+    cdef Py_ssize_t i
+    cdef floating* m = <floating*> s[0]
+    cdef floating* v = <floating*> s[1]
+    cdef floating mi, vi, q, lr = <floating> k.lr, decay = <floating> k.decay
+    cdef floating b1 = <floating> k.b1, c1 = <floating> k.c1, c2 = <floating> k.c2
+    cdef floating v_scale = <floating> k.v_scale, e_in = <floating> k.e_in, e_out = <floating> k.e_out
+    for i in range(n):
+        mi = b1 * m[i] + c1 * g[i]
+        q = g[i] * g[i]
+        vi = v[i] - c2 * sign(v[i] - q) * q
+        p[i] = p[i] * decay - lr * mi / (root(vi * v_scale + e_in) + e_out)
+        m[i] = mi
+        v[i] = vi
+
+
+# AdaBelief -- Zhuang et al. 2020, Algorithm 2.  The constants are Adam's, but for eps, which stands in two places.
+#   m as in Adam                          v <- b2 v + (1 - b2) (g - m)^2 + eps
+#   p <- decay p - lr/(1 - b1^t) m / (sqrt(v/(1 - b2^t)) + eps)
+cdef void adabelief_step(const Options* o, long long t, Step* k) noexcept nogil:
+    moments_step(o, t, k)
+    k.e_in = k.e_out = o.eps
+
+cdef void adabelief(Py_ssize_t n, floating* p, const floating* g, void** s, const Options* o,
+                    const Step* k) noexcept nogil:
+    cdef Py_ssize_t i
+    cdef floating* m = <floating*> s[0]
+    cdef floating* v = <floating*> s[1]
+    cdef floating mi, vi, d, lr = <floating> k.lr, decay = <floating> k.decay, v_scale = <floating> k.v_scale
+    cdef floating b1 = <floating> k.b1, c1 = <floating> k.c1, b2 = <floating> k.b2, c2 = <floating> k.c2
+    cdef floating e_in = <floating> k.e_in, e_out = <floating> k.e_out
+    for i in range(n):
+        mi = b1 * m[i] + c1 * g[i]
+        d = g[i] - mi
+        vi = b2 * v[i] + c2 * d * d + e_in
+        p[i] = p[i] * decay - lr * mi / (root(vi * v_scale) + e_out)
+        m[i] = mi
+        v[i] = vi
+
+
 # Lion -- Chen et al. 2023, Algorithm 2.
 #   p <- decay p - lr sign(b1 m + (1 - b1) g)                     m <- b2 m + (1 - b2) g
 cdef void lion_step(const Options* o, Step* k) noexcept nogil:
@@ -426,7 +439,7 @@ cdef void form_step(Rule rule, const Options* o, long long t, bint first, double
         rmsprop_step(o, k)
     elif rule == ADADELTA:
         adadelta_step(o, k)
-    elif rule == ADAM:
+    elif rule == ADAM or rule == YOGI:
         moments_step(o, t, k)
     elif rule == ADAMAX:
         adamax_step(o, t, k)
@@ -434,9 +447,11 @@ cdef void form_step(Rule rule, const Options* o, long long t, bint first, double
         nadam_step(o, t, product, k)
     elif rule == RADAM:
         radam_step(o, t, k)
+    elif rule == ADABELIEF:
+        adabelief_step(o, t, k)
     elif rule == LION:
         lion_step(o, k)
-    else:
+    elif rule == RPROP or rule == SUPERSAB:
         rates_step(o, k)
 
 
@@ -458,11 +473,15 @@ cdef void apply_rule(Rule rule, Py_ssize_t n, floating* p, const floating* g, vo
         adamax(n, p, g, s, o, k)
     elif rule == NADAM:
         nadam(n, p, g, s, o, k)
+    elif rule == YOGI:
+        yogi(n, p, g, s, o, k)
+    elif rule == ADABELIEF:
+        adabelief(n, p, g, s, o, k)
     elif rule == LION:
         lion(n, p, g, s, o, k)
     elif rule == RPROP:
         rprop(n, p, g, s, o, k)
-    else:
+    elif rule == SUPERSAB:
         supersab(n, p, g, s, o, k)
 
 

@@ -1,6 +1,7 @@
 """What the tests share: optimizers, numbers to give them, and comparisons to the last bit."""
 
 import copy
+import inspect
 import os
 import subprocess
 import sys
@@ -42,6 +43,12 @@ def slots(name):
     return tuple(getattr(ac, name)._state)
 
 
+def starts(name, options):
+    """What the numbers of each state array of a class are before the first step."""
+    defaults = {key: parameter.default for key, parameter in inspect.signature(getattr(ac, name)).parameters.items()}
+    return {slot: {**defaults, **options}.get(about.start, 0.0) for slot, about in getattr(ac, name)._state.items()}
+
+
 def step_range(opt, grads, group=-1, lo=0, hi=-1, count=True):
     """Step only the elements lo to hi (-1: the last) of one group (-1: the only one), and count the step or not.
 
@@ -67,13 +74,14 @@ def random_state(opt, rng, t=10):
         if name == "mu_product":
             state[name] = float(live)
             continue
-        if name == "prev":
+        coding = opt._state[name].coding
+        if coding == "sign":
             live[...] = rng.integers(-1, 2, live.shape)
-        elif name in ("exp_avg", "grad_avg", "momentum_buffer"):
+        elif coding == "signed":
             live[...] = rng.normal(size=live.shape)
         else:  # a mean of squares, a rate
             live[...] = rng.uniform(0.05, 1.0, live.shape)
-        state[name] = live.astype(live.dtype if name != "prev" else opt.param_groups[0]["params"].dtype)
+        state[name] = live.astype(live.dtype if coding != "sign" else opt.param_groups[0]["params"].dtype)
     return state
 
 

@@ -10,16 +10,17 @@ import pytest
 from cases import IDS, PAIRS
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import CHUNK, assert_same_bits, build, gradients, slots, spec, step_range
+from support import CHUNK, assert_same_bits, build, gradients, slots, spec, starts, step_range
 from test_stages import norm, to_bfloat16
 
 import adaptive_c as ac
-from adaptive_c import _native
+from adaptive_c import _native, optimizers
 from adaptive_c import reference as ref
 
 NARROW = [(i, *pair) for i, pair in zip(IDS, PAIRS, strict=True)
           if pair[0] not in ("Rprop", "SuperSAB") and not pair[1].get("centered")]  # fmt: skip
-UNSIGNED = {"exp_avg_sq", "exp_inf", "sum", "square_avg", "acc_delta", "max_exp_avg_sq"}
+UNSIGNED = {slot for name in optimizers.__all__ for slot, about in getattr(ac, name)._state.items()
+            if about.coding in ("unsigned", "maximum")}  # fmt: skip
 FORMATS = [
     {"state_dtype": "bfloat16"},
     {"state_dtype": "uint8"},
@@ -65,8 +66,9 @@ class Composition:
         self.p = p.view("uint16") if self.kind != "float32" else p.copy()
         self.master = wide(self.p, self.kind).copy() if "master" in formats else None
         self.state, self.slots = {}, slots(name)
-        if options.get("initial_accumulator_value"):
-            self.put("sum", np.full(p.size, options["initial_accumulator_value"], "float32"), ref.NEAREST)
+        for slot, value in starts(name, options).items():
+            if value:
+                self.put(slot, np.full(p.size, value, "float32"), ref.NEAREST)
 
     def put(self, name, x, words):
         kind = self.formats.get("state_dtype", "float32")
@@ -370,10 +372,56 @@ def test_a_constant_gradient_fills_the_second_moment_and_its_absence_empties_it(
             assert (opt.decoded_state(slot) / g**2).mean() == pytest.approx(start.mean() * beta2**k, rel=0.05)
 
 
+@pytest.mark.parametrize("state_dtype", ["bfloat16", "uint8"])
+def test_a_constant_gradient_fills_yogis_second_moment_and_its_absence_leaves_it(state_dtype):
+    rng = np.random.default_rng(3)
+    g = (rng.choice([-1, 1], 4096) * np.exp(rng.normal(size=4096))).astype("float32")
+    p = np.zeros(4096, "float32")
+    opt = ac.Yogi(p, betas=(0.9, 0.99), state_dtype=state_dtype)
+    first = opt.decoded_state("exp_avg_sq")
+    np.testing.assert_allclose(first, 1e-6, rtol=0.06)
+    assert (opt.decoded_state("exp_avg") == first).all()
+    for _ in range(1000):
+        opt.step(g)
+    v = opt.decoded_state("exp_avg_sq")
+    assert (v / g**2).mean() == pytest.approx(1, rel=0.03)
+    for _ in range(1000):
+        opt.step(np.zeros_like(g))
+    assert (opt.decoded_state("exp_avg_sq") == v).all()
+
+
+@pytest.mark.parametrize(("state_dtype", "mean", "bound"), [
+    ("bfloat16", 2, 0.001), ("bfloat16", 10, 0.004), ("uint8", 2, 0.04), ("uint8", 10, 0.35),
+])  # fmt: skip
+def test_adabeliefs_second_moment_has_the_rounding_of_the_first_in_it(state_dtype, mean, bound):
+    """Its square is added, so steps are shorter and never longer: docs/narrow_numbers.md, when not to."""
+    rng = np.random.default_rng(4)
+    p = np.zeros((2, 4096), "float32")
+    opt, full = ac.AdaBelief(p[0], state_dtype=state_dtype), ac.AdaBelief(p[1])
+    for _ in range(1000):
+        g = (rng.normal(size=4096) + mean).astype("float32")
+        opt.step(g)
+        full.step(g)
+    v = opt.decoded_state("exp_avg_sq").mean(dtype="float64") / full.state["exp_avg_sq"].mean(dtype="float64")
+    assert 1 < v < 1 + bound
+
+
+@pytest.mark.parametrize(("state_dtype", "longest"), [("bfloat16", 520), ("uint8", 33)])
+def test_adabeliefs_steps_under_a_constant_gradient_are_bounded_by_the_rounding(state_dtype, longest):
+    g = np.exp(np.random.default_rng(3).normal(size=4096)).astype("float32")
+    p = np.zeros_like(g)
+    opt = ac.AdaBelief(p, lr=1.0, betas=(0.9, 0.99), state_dtype=state_dtype)
+    for _ in range(2000):
+        before = p.copy()
+        opt.step(g)
+    step = np.median(before - p)
+    assert longest / 1.3 < step < longest
+
+
 @pytest.mark.parametrize("formats", [f for f in FORMATS if "master" not in f], ids=lambda f: " ".join(f.values()))
 @pytest.mark.parametrize(("name", "options"), [
-    ("AdamW", {}), ("Adagrad", {}), ("SGD", {"momentum": 0.9}), ("Lion", {}), ("Adamax", {}), ("NAdam", {}), ("RAdam", {}),
-    ("RMSprop", {"momentum": 0.9}), ("Adadelta", {}), ("Momentum", {}), ("Adam", {"amsgrad": True}),
+    (name, {"SGD": {"momentum": 0.9}, "RMSprop": {"momentum": 0.9}, "Adam": {"amsgrad": True}}.get(name, {}))
+    for name in optimizers.__all__ if any(name == narrow[1] for narrow in NARROW)
 ])  # fmt: skip
 def test_moments_and_path_stay_near_those_of_float32(name, options, formats):
     n = 4096

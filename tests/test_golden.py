@@ -48,6 +48,19 @@ def test_golden_values(cls, options, trace):
         np.testing.assert_allclose(p, want, rtol=0, atol=1e-12)
 
 
+OPTAX = json.loads((Path(__file__).parent / "data" / "optax.json").read_text())  # says how it was made
+
+
+@pytest.mark.parametrize("case", OPTAX["cases"].values(), ids=list(OPTAX["cases"]))
+def test_optaxs_values(case):
+    """Rules that PyTorch does not have."""
+    p = np.array(GOLDEN["w0"])
+    opt = getattr(ac, case["class"])(p, **case["options"])
+    for g, want in zip(GOLDEN["grads"], case["trace"], strict=True):
+        opt.step(np.array(g))
+        np.testing.assert_allclose(p, want, rtol=0, atol=1e-12)
+
+
 # --- the quadratic 3 w1^2 + 10 w2^2 from (-15, 20): N1 to N6 ---------------------------------------------------------
 
 
@@ -256,7 +269,8 @@ def test_amsgrad_finds_the_optimum_of_reddi_et_al_where_adam_does_not():
 @pytest.mark.parametrize(
     ("cls", "options", "size"),
     [("Adagrad", {"lr": 0.1, "eps": 0.0}, 0.1), ("RMSprop", {"lr": 0.1, "alpha": 0.9, "eps": 0.0}, 0.1 / math.sqrt(0.1)),
-     ("Adam", {"lr": 0.1, "eps": 0.0}, 0.1), ("Lion", {"lr": 0.1}, 0.1), ("Rprop", {"lr": 0.1}, 0.1)],
+     ("Adam", {"lr": 0.1, "eps": 0.0}, 0.1), ("Lion", {"lr": 0.1}, 0.1), ("Rprop", {"lr": 0.1}, 0.1),
+     ("Yogi", {"lr": 0.1, "eps": 0.0, "initial_accumulator_value": 0.0}, 0.1)],
 )  # fmt: skip
 def test_the_first_step_has_the_size_of_the_rule(cls, options, size):
     g = np.array([3.0, -1e-3, 400.0])
@@ -302,6 +316,58 @@ def test_centered_rmsprop_never_takes_the_root_of_a_negative_number():
         opt.step(g)
         v, a = opt.state["square_avg"], opt.state["grad_avg"]
     assert (v - a * a < 0).any()  # or this test shows nothing
+    assert np.isfinite(p).all()
+
+
+def test_yogi_by_hand():
+    p = np.zeros(1)
+    ac.Yogi(p).step(np.array([2.0]))  # m = 0.2000009, v = 0.004001: -0.01 * 2.000009 / (sqrt(4.001) + 0.001)
+    assert p[0] == pytest.approx(-0.00999379895372072, rel=1e-12)
+    p = np.zeros(1)
+    opt = ac.Yogi(p, lr=1.0, betas=(0.5, 0.75), eps=0.0, initial_accumulator_value=0.25)
+    moments = []
+    for g in (0.5, 1.0, 0.1):  # v - g^2 is 0, then below 0, then above
+        opt.step(np.array([g]))
+        moments.append((opt.state["exp_avg"][0], opt.state["exp_avg_sq"][0]))
+    np.testing.assert_allclose(moments, [(0.375, 0.25), (0.6875, 0.5), (0.39375, 0.4975)], rtol=1e-14)
+    # steps of 0.75, 0.6875/0.75 / sqrt(0.5/0.4375) and 0.39375/0.875 / sqrt(0.4975/0.578125)
+    assert p[0] == pytest.approx(-0.75 - 0.8574631511356948 - 0.4850950536289526, rel=1e-12)
+
+
+def test_adabelief_by_hand():
+    p = np.zeros(1)
+    opt = ac.AdaBelief(p, lr=1.0, betas=(0.5, 0.75), eps=0.125)
+    moments = []
+    for g in (2.0, 4.0):  # g - m is 1, then 1.5
+        opt.step(np.array([g]))
+        moments.append((opt.state["exp_avg"][0], opt.state["exp_avg_sq"][0]))
+    np.testing.assert_allclose(moments, [(1.0, 0.375), (2.5, 0.96875)], rtol=1e-14)
+    # m/(1 - 0.5^t) / (sqrt(v/(1 - 0.75^t)) + eps)
+    want = -2 / (math.sqrt(1.5) + 0.125) - (2.5 / 0.75) / (math.sqrt(0.96875 / 0.4375) + 0.125)
+    assert p[0] == pytest.approx(want, rel=1e-14)
+    assert want == pytest.approx(-1.4817615109276148 - 2.0664816683316043, rel=1e-12)
+
+
+@pytest.mark.parametrize("beta1", [0.5, 0.9])
+def test_adabeliefs_first_step_is_longer_than_adams_by_beta1(beta1):
+    p = np.zeros(3)
+    ac.AdaBelief(p, lr=0.1, betas=(beta1, 0.999), eps=0.0).step(np.array([3.0, -1e-3, 400.0]))
+    np.testing.assert_allclose(p, np.array([-0.1, 0.1, -0.1]) / beta1, rtol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("beta2", [0.0, 0.5, 0.999])
+def test_yogis_second_moment_is_never_negative(beta2, dtype):
+    rng = np.random.default_rng(0)
+    p = np.zeros(10_000, dtype)
+    opt = ac.Yogi(p, betas=(0.9, beta2), initial_accumulator_value=0.0)
+    for k in range(200):
+        g = rng.normal(size=p.size) * 10.0 ** rng.integers(-25, 15, p.size)
+        v = opt.state["exp_avg_sq"]
+        if k % 2:  # just below and at the root of v, where a rounding could take v past 0
+            g = np.sqrt(v) * rng.choice([1, 1 - 1e-7, 1 - 1e-3], p.size)
+        opt.step(g.astype(dtype))
+        assert (v >= 0).all()
     assert np.isfinite(p).all()
 
 

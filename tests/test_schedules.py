@@ -1,6 +1,7 @@
 """Schedules: their values against PyTorch's, and hyperparameters, groups and metrics that follow them."""
 
 import gc
+import inspect
 import json
 import pickle
 import re
@@ -28,6 +29,7 @@ from support import (
 )
 
 import adaptive_c as ac
+from adaptive_c import optimizers
 from adaptive_c import schedules as s
 
 STEPS = 1000
@@ -366,8 +368,22 @@ def test_plot_without_matplotlib(monkeypatch):
 
 # --- options that follow schedules -----------------------------------------------------------------------------------
 
-# (id, class, fixed options, options that move): every number of every rule that can
+
+def movable(name):
+    """The numbers of a rule that can follow a schedule, with their defaults: all but those that are read once."""
+    once = {"initial_accumulator_value", *(["lr"] if name in ("Rprop", "SuperSAB") else [])}
+    defaults = {key: parameter.default for key, parameter in inspect.signature(getattr(ac, name)).parameters.items()}
+    return {key: x for key, x in defaults.items() if isinstance(x, (tuple, float)) and key not in once}
+
+
+def falling(x):
+    """A schedule, or a pair of them, that falls a little from a default."""
+    return tuple(map(falling, x)) if isinstance(x, tuple) else s.linear(x or 0.1, 9, end=0.99 * (x or 0.1))
+
+
+# (class, fixed options, options that move): all numbers of every rule at once, then some with their own schedules
 MOVING = [
+    *((name, {}, {key: falling(x) for key, x in movable(name).items()}) for name in optimizers.__all__),
     ("SGD", {"nesterov": True}, {"lr": s.cosine(0.1, 9), "momentum": s.linear(0.9, 9, end=0.5), "weight_decay": s.step(0.1, 3)}),
     ("SGD", {}, {"momentum": s.chain([0.0, 0.9], [4]), "dampening": s.linear(-0.1, 9, end=0.3)}),
     ("Momentum", {}, {"lr": s.one_cycle(0.1, 12), "momentum": lambda t: 0.5 + 0.01 * t}),
@@ -416,19 +432,16 @@ def test_a_scheduled_run_is_the_run_with_numbers_assigned_by_hand(name, fixed, m
 def test_every_number_of_every_rule_can_follow_a_schedule():
     moved = {(name, key) for name, _, moving in MOVING for key in moving}
     told = set()  # what the message says that can
-    for name in {case[0] for case in MOVING}:
+    for name in optimizers.__all__:
         with pytest.raises(TypeError, match="maximize can't follow a schedule") as caught:
             build(name, np.ones(3), {"maximize": s.constant(1.0)})
         told |= set(str(caught.value).partition("what can: ")[2].split(", "))
+        for key, value in {**movable(name), "ema_decay": 0.5}.items():
+            moves = (s.constant(value[0]), value[1]) if isinstance(value, tuple) else s.constant(value)
+            group = build(name, np.ones(3), {key: moves}).param_groups[0]
+            assert group[key] == value
+            assert group.schedules == {key: moves}
     assert {key for _, key in moved} == told
-    for name in {case[0] for case in MOVING}:
-        for key, value in build(name, np.ones(3), {"ema_decay": 0.5}).param_groups[0].items():
-            read_once = key == "initial_accumulator_value" or (key == "lr" and name in ("Rprop", "SuperSAB"))
-            if isinstance(value, (tuple, float)) and not read_once:
-                moves = (s.constant(value[0]), value[1]) if isinstance(value, tuple) else s.constant(value)
-                group = build(name, np.ones(3), {key: moves}).param_groups[0]
-                assert group[key] == value
-                assert group.schedules == {key: moves}
 
 
 def test_groups_have_schedules_of_their_own():

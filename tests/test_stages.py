@@ -419,6 +419,18 @@ def test_nothing_is_written_when_a_later_group_is_refused():
         assert (copy == 7).all()
 
 
+@pytest.mark.parametrize(("name", "options"), PAIRS, ids=IDS)
+def test_what_would_make_a_moment_infinite_is_skipped(name, options):
+    """A rule that squares the gradient must say so: its class has _squares."""
+    g = np.full(3, 1e25, "float32")
+    opt = build(name, np.ones(3, "float32"), options)
+    opt.step(g)
+    infinite = any(not np.isfinite(x).all() for x in opt.state.values())
+    opt = build(name, np.ones(3, "float32"), options, on_nonfinite="skip")
+    opt.step(g)
+    assert opt.skipped_steps == infinite
+
+
 def test_the_square_is_checked_as_the_sweep_forms_it():
     """fl32(fl32(1/7) g)^2 overflows where (g/7)^2 in double does not."""
     g = np.array([1.291272e20], "float32")
