@@ -19,8 +19,8 @@ def encoded(key: Any, where: str) -> Any:
         return int(number) if number == int(number) else number
     raise ValueError(
         f"{where} has the key {key!r}, which a file can't store so that another process knows it again; name the "
-        "arrays by strings, numbers or tuples of them, or give a list of arrays instead of a dict: a checkpoint of a list of "
-        "arrays loads into any structure"
+        "arrays by strings, numbers or tuples of them, or give a list of arrays instead of a dict: a checkpoint of a "
+        "list of arrays loads into any structure"
     )
 
 
