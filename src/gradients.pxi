@@ -4,38 +4,38 @@
 cdef Py_ssize_t acquire(Plan plan, grads) except -2:
     """Bind the gradients; returns the number of their elements, -1 where every one is None."""
     cdef Group* group
-    cdef Py_ssize_t i, work = -1, n = plan.space.n_groups
-    for i in range(n):
+    cdef Py_ssize_t i, work = -1, count = plan.space.n_groups
+    for i in range(count):
         group = plan.space.groups[i]
         group.narrow_grads = False
         group.only_bfloat16 = group.format == BFLOAT16 and group.state_format == BFLOAT16 and group.master == NULL
     if not plan.structured:
         return acquire_group(plan, <BoundGroup> plan.groups[0], grads, work)
     items = tuple(grads) if isinstance(grads, (list, tuple)) else None  # so that what is counted is what is used
-    if items is None or len(items) != n:
-        raise ValueError(f"grads must be a list with one entry for each of the {n} parameter groups, "
+    if items is None or len(items) != count:
+        raise ValueError(f"grads must be a list with one entry for each of the {count} parameter groups, "
                          f"got {describe(grads, items)}")
-    for i in range(n):
+    for i in range(count):
         work = acquire_group(plan, <BoundGroup> plan.groups[i], items[i], work)
     return work
 
 
 cdef Py_ssize_t acquire_group(Plan plan, BoundGroup group, grads, Py_ssize_t work) except -2:
-    cdef Py_ssize_t i, n = group.group.n_arrays
+    cdef Py_ssize_t i, count = group.group.n_arrays
     cdef object keys = group.keys
     if group.bare:
         return acquire_array(plan, group, 0, grads, work)
     if keys is None:
         items = tuple(grads) if isinstance(grads, (list, tuple)) else None
-        if items is None or len(items) != n:
-            raise ValueError(f"{group.where_grads} must be a list of {n} arrays, as the parameters are (None leaves "
+        if items is None or len(items) != count:
+            raise ValueError(f"{group.where_grads} must be a list of {count} arrays, as the parameters are (None leaves "
                              f"one alone); got {describe(grads, items)}")
     else:
         if not isinstance(grads, dict) or grads.keys() != keys.keys():
             raise ValueError(f"{group.where_grads} must be a dict with the keys {', '.join(map(repr, keys))} of the "
                              f"parameters (None leaves one alone); got {describe(grads)}")
         items = tuple([grads[key] for key in keys])
-    for i in range(n):
+    for i in range(count):
         work = acquire_array(plan, group, i, items[i], work)
     return work
 

@@ -6,7 +6,7 @@ cdef void add_segment(const Space* space, const Group* group, const Piece* piece
     """Add one piece's gradient to its sums s, or write it there if it is the first."""
     cdef floating widened[CHUNK]
     cdef const Array* a = piece.array
-    cdef Py_ssize_t n = piece.stop - piece.start, itemsize = gradient_itemsize(group, a)
+    cdef Py_ssize_t n = piece.stop - piece.start
     cdef const floating* g = <const floating*> a.g + piece.at
     if a.g_format != NATIVE:
         if first:
@@ -19,7 +19,7 @@ cdef void add_segment(const Space* space, const Group* group, const Piece* piece
     else:
         add(n, s, g)
     if space.zero_grad:
-        memset(<char*> a.g + piece.at * itemsize, 0, n * itemsize)
+        zero_piece(group, piece)
 
 
 cdef void add_gradients(const Space* space, const Group* group, Py_ssize_t start, Py_ssize_t end) noexcept nogil:

@@ -138,6 +138,12 @@ cdef inline Py_ssize_t n_chunks(const Group* group) noexcept nogil:
     return (group.size + CHUNK - 1) // CHUNK
 
 
+cdef void zero_piece(const Group* group, const Piece* piece) noexcept nogil:
+    """Zero the gradient of a piece."""
+    cdef Py_ssize_t itemsize = gradient_itemsize(group, piece.array)
+    memset(<char*> piece.array.g + piece.at * itemsize, 0, (piece.stop - piece.start) * itemsize)
+
+
 cdef void widen(Format kind, Py_ssize_t n, floating* out, const char* x, Py_ssize_t at) noexcept nogil:
     """Elements at .. at+n-1 of a narrow array."""
     if floating is float:  # float64 parameters take no narrow gradients

@@ -27,12 +27,11 @@ cdef void run_segment(const Space* space, const Group* group, const Piece* piece
     """All stages over one piece.  p, s: its parameters and its state as the rule takes them."""
     cdef floating spare[2][TILE]  # a stage reads one and writes the other
     cdef int turn = 0
-    cdef const Array* a = piece.array
-    cdef Py_ssize_t n = piece.stop - piece.start, start = piece.start
-    cdef const floating* g = <const floating*> a.g + piece.at
+    cdef Py_ssize_t n = piece.stop - piece.start
+    cdef const floating* g = <const floating*> piece.array.g + piece.at
     cdef const Options* o = &group.options
-    if a.g_format != NATIVE:
-        widen(a.g_format, n, spare[turn], a.g, piece.at)
+    if piece.array.g_format != NATIVE:
+        widen(piece.array.g_format, n, spare[turn], piece.array.g, piece.at)
         g = spare[turn]
         turn = 1 - turn
     if group.factor != 1:
@@ -46,19 +45,19 @@ cdef void run_segment(const Space* space, const Group* group, const Piece* piece
     if o.weight_decay != 0 and not o.decoupled:
         decay_gradient(n, spare[turn], g, p, o.weight_decay)
         g = spare[turn]
-    apply_rule(group.rule, n, p, g, s, o, space.steps + a.step)
+    apply_rule(group.rule, n, p, g, s, o, space.steps + piece.array.step)
     if group.bounds == SAME_BOUNDS:
         bound(n, p, group.low, group.high)
     elif group.bounds == OWN_BOUNDS:
-        bound_each(n, p, <const floating*> group.lows + start, <const floating*> group.highs + start)
+        bound_each(n, p, <const floating*> group.lows + piece.start, <const floating*> group.highs + piece.start)
     if group.format != NATIVE:
         store_parameters(group, piece, p)
     if group.ema != NULL:
-        average(n, <floating*> group.ema + start, p, o.ema_decay)
+        average(n, <floating*> group.ema + piece.start, p, o.ema_decay)
     if group.copy_format != NATIVE:
-        narrow(group.copy_format, n, a.copy, piece.at, p)
+        narrow(group.copy_format, n, piece.array.copy, piece.at, p)
     if space.zero_grad:
-        memset(<char*> a.g + piece.at * gradient_itemsize(group, a), 0, n * gradient_itemsize(group, a))
+        zero_piece(group, piece)
 
 
 cdef extern from *:
@@ -83,50 +82,46 @@ cdef void prefetch(const void* p, Py_ssize_t at, Py_ssize_t itemsize) noexcept n
         PREFETCH(<const void*> (start + 64 * i))
 
 
-cdef void run_pieces(const Space* space, const Group* group, Piece* piece, Py_ssize_t end,
-                     float** decoded) noexcept nogil:
-    """The pieces up to `end`.  decoded: their state from here on, or NULL where the rule takes it as it is stored."""
-    cdef float widened[BLOCK]
+cdef void run_pieces(const Space* space, const Group* group, Piece* piece, Py_ssize_t end) noexcept nogil:
+    """The pieces up to `end` of a group whose parameters and state are as the rule computes."""
     cdef void* s[SLOTS]
-    cdef Py_ssize_t start = piece.stop
     cdef int j
     while next_piece(piece, end):
         if piece.array.g == NULL:
             continue
         for j in range(SLOTS):
-            if decoded == NULL:
-                s[j] = group.state[j] + piece.start * group.state_itemsize[j]
-            else:
-                s[j] = decoded[j] + (piece.start - start)
+            s[j] = group.state[j] + piece.start * group.state_itemsize[j]
         if group.wide:
             run_segment(space, group, piece, <double*> piece.array.p + piece.at, s)
-        elif group.format == NATIVE:
-            run_segment(space, group, piece, <float*> piece.array.p + piece.at, s)
-        elif group.master != NULL:
-            run_segment(space, group, piece, group.master + piece.start, s)
         else:
-            widen(group.format, piece.stop - piece.start, widened, piece.array.p, piece.at)
-            run_segment(space, group, piece, widened, s)
+            run_segment(space, group, piece, <float*> piece.array.p + piece.at, s)
 
 
 cdef extern from *:
     """
     #if defined(__AVX512F__) && defined(__GNUC__) && !defined(__clang__)
-    #define WIDE __attribute__((flatten, target("prefer-vector-width=512"))) void
+    #define WIDE __attribute__((noinline, flatten, target("prefer-vector-width=512"))) void
     #else
     #define WIDE void
     #endif
     """
     # Return type of functions that are compiled, together with everything they inline, for 512-bit vectors in the v4
     # build: conversions gain from them, while a rule by itself is faster with the 256 of setup.py, and a wide load
-    # would have to wait for two narrow stores.
+    # would have to wait for two narrow stores.  They are not inlined into each other, so that a rule's loop has the
+    # registers for itself.
     ctypedef void WIDE
+
+
+cdef WIDE run_narrow(const Space* space, const Group* group, const Piece* piece, float* p, void** s) noexcept nogil:
+    """All stages over a piece of a block whose state or parameters are narrow."""
+    run_segment(space, group, piece, p, s)
 
 
 cdef WIDE run_block(const Space* space, const Group* group, Piece* piece, Py_ssize_t end) noexcept nogil:
     """The pieces up to `end` of (a part of) a block whose state or parameters are narrow."""
     cdef float buffer[SLOTS][BLOCK]
-    cdef float* decoded[SLOTS]
+    cdef float widened[BLOCK]
+    cdef void* s[SLOTS]
     cdef Py_ssize_t start = piece.stop
     cdef Piece first = piece[0]
     cdef int j
@@ -139,10 +134,22 @@ cdef WIDE run_block(const Space* space, const Group* group, Piece* piece, Py_ssi
     else:
         prefetch(first.array.p, start + AHEAD - first.array.start, parameter_itemsize(group))
     for j in range(SLOTS):
-        decoded[j] = buffer[j]
         if group.state[j] != NULL and group.state_format != NATIVE:
             decode_block(group, j, start, end - start, buffer[j])
-    run_pieces(space, group, piece, end, NULL if group.state_format == NATIVE else decoded)
+    while next_piece(piece, end):
+        if piece.array.g == NULL:
+            continue
+        for j in range(SLOTS):
+            s[j] = buffer[j] + (piece.start - start)
+            if group.state_format == NATIVE:
+                s[j] = group.state[j] + piece.start * group.state_itemsize[j]
+        if group.format == NATIVE:
+            run_narrow(space, group, piece, <float*> piece.array.p + piece.at, s)
+        elif group.master != NULL:
+            run_narrow(space, group, piece, group.master + piece.start, s)
+        else:
+            widen(group.format, piece.stop - piece.start, widened, piece.array.p, piece.at)
+            run_narrow(space, group, piece, widened, s)
     prefetch(first.array.g, start + AHEAD - first.array.start, gradient_itemsize(group, first.array))
     for j in range(SLOTS):
         if group.state[j] != NULL:
@@ -159,9 +166,9 @@ cdef void run_group(const Space* space, const Group* group, Py_ssize_t start, Py
             run_block(space, group, &piece, min(piece.stop + BLOCK, end))
     elif staged(space, group):
         while piece.stop < end:
-            run_pieces(space, group, &piece, min(piece.stop + TILE, end), NULL)
+            run_pieces(space, group, &piece, min(piece.stop + TILE, end))
     else:
-        run_pieces(space, group, &piece, end, NULL)
+        run_pieces(space, group, &piece, end)
 
 
 cdef void run_chunks(const Space* space, Work work, Py_ssize_t first, Py_ssize_t last) noexcept nogil:

@@ -205,8 +205,8 @@ def _restore(run: Run, d: Any, where: str, parameters: bool) -> None:
     version = _get(d, "version", int, where)
     if _get(d, "format", str, where) != "adaptive_c" or not 1 <= version <= VERSION:
         raise ValueError(
-            f"{where} was written as {d['format']!r}, version {version}; this adaptive_c reads 'adaptive_c', versions 1 to "
-            f"{VERSION}: use the one that wrote it, or a later one"
+            f"{where} was written as {d['format']!r}, version {version}; this adaptive_c reads 'adaptive_c', versions "
+            f"1 to {VERSION}: use the one that wrote it, or a later one"
         )
     if _get(d, "class", str, where) != run.rule.__name__:
         raise ValueError(f"{where} is of {d['class']}, this optimizer is {run.rule.__name__}")
