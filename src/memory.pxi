@@ -21,7 +21,13 @@ cdef dict FORMATS = {"float32": FLOAT32, "bfloat16": BFLOAT16, "float16": FLOAT1
 
 
 cdef uintptr_t address(array) except? 0:
-    return array.__array_interface__["data"][0]
+    cdef Py_buffer view
+    try:
+        PyObject_GetBuffer(array, &view, PyBUF_FULL_RO)
+    except (ValueError, BufferError):  # bfloat16 of ml_dtypes
+        return array.__array_interface__["data"][0]
+    PyBuffer_Release(&view)
+    return <uintptr_t> view.buf
 
 
 cdef str describe(x, tuple items=None):

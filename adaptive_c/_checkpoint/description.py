@@ -38,7 +38,7 @@ def _live(group: ParamGroup, parameters: bool, pending: int) -> dict[str, Entry]
         if name != "sums":
             found[name] = Entry(group.store.kind_of(name), [array])
         elif pending:
-            found[name] = Entry(array.dtype.name, _pending_sums(group))
+            found[name] = Entry(group.store.kind_of(name), _pending_sums(group))
     return found
 
 
@@ -67,18 +67,26 @@ def _bounds(bounds: Any) -> Any:
     return [None if side is None or math.isinf(side) else side for side in sides]
 
 
+def _form(group: ParamGroup) -> dict[str, Any]:
+    """What can't change in a group: its formats and its cut."""
+    return {
+        "dtype": group.bound.dtype,
+        "state_dtype": "float64" if group.computed == "float64" else group.options["state_dtype"] or "float32",
+        "master": group.options["master"],
+        "rounding": group.options["rounding"],
+        "sizes": group.layout.sizes,
+        "names": list(group.layout.keys) if group.layout.keys else None,
+    }
+
+
 def _group(group: ParamGroup) -> dict[str, Any]:
     """A group without its arrays."""
     followed = group.schedules
-    options = {name: value for name, value in group.options.items() if not OPTIONS[name].fixed and name not in followed}
+    options = {name: x for name, x in group.options.items() if name not in followed and not OPTIONS[name].fixed}
+    options["bounds"] = _bounds(options["bounds"])
     return {
-        "dtype": group.bound.dtype,
-        "state_dtype": "float64" if group.computed == "float64" else group["state_dtype"] or "float32",
-        "master": group["master"],
-        "rounding": group["rounding"],
-        "sizes": group.layout.sizes,
-        "names": list(group.layout.keys) if group.layout.keys else None,
-        "options": {**options, "bounds": _bounds(options["bounds"])},
+        **_form(group),
+        "options": options,
         "schedules": {name: schedules.plain(x) for name, x in followed.items()},
     }
 
@@ -116,12 +124,14 @@ def save(run: Run, path: Any, parameters: bool) -> None:
     with run.guard:
         about, pending = _describe(run), run.plan.pending
         arrays: dict[str, Entry] = {}
+        counts: dict[str, list[Array]] = {}  # of all groups, one after the other
         for i, group in enumerate(run.groups):
             if (names := about["groups"][i]["names"]) is not None:
                 about["groups"][i]["names"] = [encoded(key, f"params of group {i}") for key in names]
-            counts = {name: Entry(_COUNTS[name], [array]) for name, array in _counts(group, pending).items()}
-            live = _live(group, parameters, pending)
-            arrays |= {f"{i}.{name}": entry for name, entry in {**live, **counts}.items()}
+            for name, array in _counts(group, pending).items():
+                counts.setdefault(name, []).append(array)
+            arrays |= {f"{i}.{name}": entry for name, entry in _live(group, parameters, pending).items()}
+        arrays |= {name: Entry(_COUNTS[name], pieces) for name, pieces in counts.items()}
         file.write(path, about, arrays)
 
 
@@ -162,11 +172,23 @@ def load(run: Run, path: Any, parameters: bool) -> None:
             index, _, name = label.partition(".")
             if index.isdecimal() and int(index) < len(groups):
                 by_group[int(index)][name] = array
+            elif index in _COUNTS:
+                _share_out(index, array, groups, by_group)
         for group, found in zip(groups, by_group, strict=True):
             group["arrays"] = found
             if head.get("version") != 1 and isinstance(group.get("names"), list):
                 group["names"] = [decoded(name) for name in group["names"]]
         _restore(run, head, where, parameters=parameters)
+
+
+def _share_out(name: str, stored: Any, groups: list[Any], by_group: list[dict[str, Any]]) -> None:
+    """Give each group its part of the counts of all of them."""
+    counts, at = np.empty(stored.size, stored.dtype), 0
+    stored.read(0, counts)
+    for group, found in zip(groups, by_group, strict=True):
+        n = len(group["sizes"]) if isinstance(group.get("sizes"), list) else 0
+        found[name] = _Given(counts[at : at + n])
+        at += n
 
 
 def _get(d: Any, key: str, kind: Any, where: str) -> Any:
@@ -266,7 +288,7 @@ def _read_scaler(run: Run, scaler: Any, settings: Mapping[str, Any], where: str)
 
 def _check_group(group: ParamGroup, d: Any, where: str, version: int, parameters: bool, t: int, pending: int) -> _Plan:
     """Compare a description with a group."""
-    ours = _group(group)
+    ours = _form(group)
     for key in ("dtype", "state_dtype", "master", "rounding"):
         what = "parameters are" if key == "dtype" else f"{key} is"
         if _get(d, key, (str, type(None)), where) != ours[key]:
@@ -342,7 +364,7 @@ def _read_count(arrays: Any, name: str, n: int, where: str) -> Array:
         raise ValueError(f"{where} must have {name!r}, {n} numbers of {_COUNTS[name]}, one for each array")
     out = np.empty(n, _COUNTS[name])
     arrays[name].read(0, out)
-    if not ((out >= 0) & (out < 1 << 62)).all():
+    if _COUNTS[name] != "uint8" and not 0 <= out.min(initial=0) <= out.max(initial=0) < 1 << 62:
         raise ValueError(f"{where}: {name} must not be negative, NaN or 2**62 and more, got {out.min()} .. {out.max()}")
     return out
 
@@ -367,7 +389,12 @@ def _read_options(group: ParamGroup, d: Any, where: str) -> dict[str, Any]:
     if bounds not in ("arrays", now):
         given["bounds"] = None if bounds is None else tuple(bounds)
     own = group.options
+    given = {name: value for name, value in given.items() if _plain(value) != own[name]}
     return {**given, **{name: _revived(x, own.get(name), f"{where}: {name}") for name, x in followed.items()}}
+
+
+def _plain(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _revived(given: Any, own: Any, where: str) -> Any:

@@ -135,18 +135,18 @@ def _alignment(item: tuple[str, Entry]) -> int:
 
 def _parts(head: str, arrays: Mapping[str, Entry]) -> list[list[Any]]:
     """The bytes of the file up to the line _END, in parts of _PIECE to twice as many bytes, each a list of arrays."""
-    header: dict[str, Any] = {"__metadata__": {"adaptive_c": head}}
+    # The header is JSON, put together as text: a dict for each of many arrays would keep the garbage collector busy.
+    header = [f'"__metadata__":{json.dumps({"adaptive_c": head})}']
     raw: list[Array] = []
     at = 0
     for name, (kind, pieces) in sorted(arrays.items(), key=_alignment):
-        flat = [piece.view(np.uint8) for piece in pieces]
-        size = sum([piece.size for piece in flat])
-        itemsize = _DTYPES[_CODES[kind]].itemsize
-        header[name] = {"dtype": _CODES[kind], "shape": [size // itemsize], "data_offsets": [at, at + size]}
-        at += size
-        raw += flat
-    header["end"] = {"dtype": "U8", "shape": [_END_SIZE], "data_offsets": [at, at + _END_SIZE]}
-    text = json.dumps(header, separators=(",", ":")).encode()
+        code, start = _CODES[kind], at
+        for piece in pieces:
+            raw.append(piece.view(np.uint8))
+            at += piece.nbytes
+        header.append(_entry(name, code, (at - start) // _DTYPES[code].itemsize, start, at))
+    header.append(_entry("end", "U8", _END_SIZE, at, at + _END_SIZE))
+    text = f"{{{','.join(header)}}}".encode()
     text += b" " * (-len(text) % 8)
     parts: list[list[Any]] = [[struct.pack("<Q", len(text)) + text]]
     room = _PIECE
@@ -158,6 +158,10 @@ def _parts(head: str, arrays: Mapping[str, Entry]) -> list[list[Any]]:
             parts[-1].append(piece[i : i + _PIECE])
             room -= len(parts[-1][-1])
     return parts
+
+
+def _entry(name: str, code: str, size: int, start: int, end: int) -> str:
+    return f'{json.dumps(name)}:{{"dtype":"{code}","shape":[{size}],"data_offsets":[{start},{end}]}}'
 
 
 def _fill(file: Any, parts: list[list[Any]]) -> None:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from types import MappingProxyType
+from types import MappingProxyType, NoneType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -187,6 +187,9 @@ _NORMAL = {dtype: float(np.finfo(dtype).smallest_normal) for dtype in ("float32"
 _SMALLEST = {dtype: float(np.finfo(dtype).smallest_subnormal) for dtype in ("float32", "float64")}
 
 
+_PLAIN = {float, bool, str, NoneType}
+
+
 def moves(value: Any) -> bool:
     """Is this a schedule?  A type is not: number formats are given as types, and float(t) is no useful schedule."""
     return callable(value) and not isinstance(value, type)
@@ -194,6 +197,8 @@ def moves(value: Any) -> bool:
 
 def follows(value: Any) -> bool:
     """Is an option's value a schedule, or a pair with a schedule in it?"""
+    if type(value) in _PLAIN:  # nearly always
+        return False
     return moves(value) or (isinstance(value, tuple) and any(map(moves, value)))
 
 

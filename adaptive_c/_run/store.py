@@ -39,9 +39,10 @@ def zeros(n: int, dtype: Any, turn: int = 0) -> Array:
     address has the same low 12 bits (4K aliasing): 1.7 times as long for a step of 2**17 elements.
     """
     nbytes = n * np.dtype(dtype).itemsize
-    page = 4096 if nbytes >= 4096 else 64
-    raw = np.zeros(nbytes + page, np.uint8)
-    start = (704 * turn - raw.ctypes.data) % page
+    if nbytes < 4096:  # in the first-level cache, it makes no difference
+        return np.zeros(n, dtype)
+    raw = np.zeros(nbytes + 4096, np.uint8)
+    start = (704 * turn - raw.ctypes.data) % 4096
     return raw[start : start + nbytes].view(dtype)
 
 
@@ -93,8 +94,12 @@ class Store:
         return [name for name in self.slots if name in self.arrays]
 
     def kind_of(self, name: str) -> str:
-        """What the elements of an array are, "bfloat16" included."""
-        return "bfloat16" if self.kind == "bfloat16" and name in self.slots else self.arrays[name].dtype.name
+        """What the elements of an array are: the name of their dtype, or "bfloat16"."""
+        if name in self.slots:
+            return (
+                "int8" if self.slots[name].coding == "sign" else self.computed if self.kind == "native" else self.kind
+            )
+        return self.computed if name in ("ema", "sums") else "float32"
 
     def decoded(self, name: str, bound: Any) -> Array:
         """A copy of a state array as the rule computes, widened from whatever it is stored in."""
