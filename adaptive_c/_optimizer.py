@@ -204,12 +204,12 @@ class Optimizer:
         self._step = run.plan.step  # bound once: a small step is mostly looking things up
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group to those that are stepped, as torch has it.
+        """Add a group, as in torch.
 
-        Its arrays begin like those of a new optimizer, each with a count of steps of its own, from 0; `t`, and with it
-        the schedules, goes on, and state, options and counts of the other groups stay as they are.  Options that the
-        dict does not have are those of the constructor, but for copy_to.  From now on gradients are a list with one
-        entry for each group, and so is what ``state`` and ``ema`` give, if they were not before.
+        Its arrays start like those of a new optimizer, each with its own count of steps, from 0.  `t` goes on, and with
+        it the schedules; state, options and counts of the other groups stay as they are.  Options that the dict does
+        not have are those of the constructor, except copy_to.  From now on, gradients are a list with one entry for
+        each group, and so are ``state[name]`` and ``ema``.
 
         Parameters
         ----------
@@ -219,20 +219,20 @@ class Optimizer:
         Raises
         ------
         TypeError, ValueError
-            As at construction; also for arrays that share memory with others of this optimizer, and while accumulated
+            As at construction; also if arrays share memory with others of this optimizer, and while accumulated
             gradients are pending.  Nothing has changed then.
         RuntimeError
-            Inside ``averaged_parameters``, or where another thread is inside a step.
+            Inside ``averaged_parameters``, and while the optimizer is in use elsewhere.
         """
         self._run.add(param_group)
 
     def decoded_state(self, name: str) -> Any:
-        """Copies of a state by its name, decoded: in the type that the rule computes in, in the structure of params.
+        """Decoded copies of a state array, in the type that the rule computes in and in the structure of params.
 
         Raises
         ------
         KeyError
-            For a name that ``state`` does not have, or that is no such array: a scale, a count.
+            If ``state`` does not have the name, or it is not such an array but a scale or a count.
         """
         run = self._run
         names = [name for name in self._state if any(name in group.store.arrays for group in run.groups)]
@@ -250,23 +250,24 @@ class Optimizer:
         grads : the structure of params
             For each array its gradient, of the same shape and C-contiguous, or None to leave the array and its state
             alone.  float64 for float64 parameters; for all others float32, float16 or bfloat16 (ml_dtypes, or uint16
-            under uint16_as="bfloat16"), widened as they are read.  For a list of group dicts, a list with one such
-            entry per group.  Read only, but for zero_grad.  Without grads: the mean of what was accumulated.
+            with uint16_as="bfloat16"), widened as they are read.  For a list of group dicts, a list with one such entry
+            per group.  Gradients are only read, unless zero_grad is set.  Without grads: the mean of what was
+            accumulated.
         metric : float, optional
-            What the plateau schedules read, such as a loss: with every step, or with one in a while.  It sets the
+            A number for the plateau schedules, such as the loss: with every step, or once in a while.  It sets the
             numbers of the steps after this one; if this one is skipped, it is not taken.
         loss_scale : float, optional
-            By what the gradients are divided in this step, in the place of the optimizer's own loss_scale.  Refused
-            where that is "dynamic".
+            The divisor of the gradients in this step, instead of the optimizer's own loss_scale.  Refused if that is
+            "dynamic".
 
         Raises
         ------
         TypeError, ValueError
-            For gradients that don't fit, with the name of the first, or given while accumulated ones are pending, or
-            missing while there are none; for a number of a schedule that is out of its range, and for a metric that
-            nobody reads; nothing has changed then.
+            If gradients don't fit (the message names the first), are given while accumulated ones are pending, or are
+            missing while there are none; if a schedule's number is out of its range, and if no schedule reads the
+            metric; if a count in ``state["step"]`` is not in [0, 2**62).  Nothing has changed then.
         RuntimeError
-            Where another thread is inside a step of this optimizer.
+            While the optimizer is in use elsewhere, also from inside a schedule or a signal handler.
         Exception
             Whatever a schedule raises, such as OverflowError; nothing has changed then.
         """
@@ -298,22 +299,22 @@ class Optimizer:
             s <- s + g                                        s <- g at an array's first gradient
             k = (-1 if maximize) * clip coefficient / (loss_scale * calls),  g' = k s             at the step
 
-        Sums are float32, float64 for float64 parameters: float16 and bfloat16 gradients neither overflow nor stagnate
-        in them.  They are allocated by the first call.  Norm, clipping and on_nonfinite are those of the mean, at the
-        step.  One that is skipped drops the sums; one that raises leaves them, and `discard` drops them.
+        Sums are float32 (float64 for float64 parameters), so that float16 and bfloat16 gradients neither overflow nor
+        stagnate in them.  The first call allocates them.  Norm, clipping and on_nonfinite apply to the mean, at the
+        step.  A step that is skipped drops the sums; a step that raises leaves them, and `discard` drops them.
 
         Parameters
         ----------
         grads : the structure of params
-            As for `step`.  None adds nothing: the array's gradient was 0 in this call.  An array that had None in every
-            call is left alone by the step.  zero_grad zeroes the gradients behind this call.
+            As for `step`.  None adds nothing: the array's gradient was 0 in this call.  The step leaves an array alone
+            that had None in every call.  zero_grad zeroes the gradients after this call.
 
         Raises
         ------
         TypeError, ValueError
-            For gradients that don't fit, with the name of the first; nothing was added then.
+            If gradients don't fit; the message names the first.  Nothing was added then.
         RuntimeError
-            Where another thread is inside a step of this optimizer.
+            While the optimizer is in use elsewhere.
 
         Differs from: torch, which sums in the gradient's own type, and whose sum is not divided.
         """
@@ -326,19 +327,19 @@ class Optimizer:
     def rollback(self) -> None:
         """Undo the last call of `step`, once.  Needs ``keep_undo=True`` in the constructor.
 
-        Parameters, state, averages, copies, counts, t, grad_norm, skipped_steps, a dynamic loss scale and what plateau
-        schedules made of a metric are to the bit what they were before that step; whatever was written into those
-        arrays since is lost.  A step that was skipped is undone too: its count, and what it did to the loss scale.  A
-        step that raised was none.  Options keep what was assigned meanwhile; gradients that zero_grad zeroed and sums
-        that the step used do not come back.
+        Parameters, state, averages, copies, counts, t, grad_norm, skipped_steps, a dynamic loss scale and the plateau
+        schedules that read a metric become, to the bit, what they were before that step.  Whatever was written into
+        those arrays since is lost.  A step that was skipped is undone too: its count, and its effect on the loss scale.
+        A step that raised does not count as one.  Options that were assigned meanwhile stay.  Gradients that zero_grad
+        zeroed and sums that the step used do not come back.
 
         Raises
         ------
         ValueError
-            Without keep_undo, where there is no step to undo or it is undone already, and where gradients were
-            accumulated since (`discard` them).
+            Without keep_undo, if there is no step to undo or it is undone already, and if gradients were accumulated
+            since (`discard` them).
         RuntimeError
-            Inside averaged_parameters, and where another thread is inside a step of this optimizer.
+            Inside averaged_parameters, and while the optimizer is in use elsewhere.
         """
         self._run.plan.rollback()
 
@@ -350,44 +351,45 @@ class Optimizer:
     # --- checkpoints --------------------------------------------------------------------------------------------------
 
     def state_dict(self, *, format: str | None = None) -> dict[str, Any]:  # noqa: A002
-        """What a run depends on, but for the parameters, as a dict of arrays, numbers and strings.
+        """Everything a run depends on, except the parameters, as a dict of arrays, numbers and strings.
 
-        The arrays are views, flat, one for each group and state: the next step changes them.  ``copy.deepcopy`` keeps
-        them, `save` writes them.
+        The arrays are flat views, one for each group and state, and the next step changes them.  ``copy.deepcopy``
+        keeps them, `save` writes them.
 
         Parameters
         ----------
         format : "torch", optional
-            Make the dict that ``load_state_dict`` of the PyTorch optimizer of this name takes, over the same arrays:
-            of tensors that are copies, narrow state decoded.
+            Make the dict that ``load_state_dict`` of the PyTorch optimizer of this name takes.  Its tensors are copies,
+            with narrow state decoded.
 
         Raises
         ------
         ValueError
-            For another format, or where PyTorch has no such rule, or not with these options.
+            For another format, or if PyTorch has no such rule, or not with these options.
         RuntimeError
-            Inside averaged_parameters(), and while another thread steps.
+            Inside averaged_parameters(), and while the optimizer is in use elsewhere.
         """
         if format not in (None, "torch"):
             raise ValueError(f"format must be 'torch' or None, got {format!r}")
         return description.state_dict(self._run) if format is None else torch.state_dict(self._run)
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Take over a state, in place: what `state_dict` gave, or the state_dict of PyTorch's optimizer of this name.
+        """Load a state in place: one that `state_dict` gave, or the state_dict of PyTorch's optimizer of this name.
 
-        Options, schedules, counts and accumulated gradients are the dict's (PyTorch's has no schedules, so that ours
-        go on, and no gradients, so that pending ones are dropped); n_threads, copy_to, uint16_as and the structure
-        stay.  The parameters may be cut differently, but for PyTorch's.  Put the parameters into place first: copy_to
-        is written anew.  There is nothing to `rollback` then.
+        Options, schedules, counts and accumulated gradients become those of the dict.  (PyTorch's dict has no
+        schedules, so those of this optimizer go on, and no accumulated gradients, so pending ones are dropped.)
+        n_threads, copy_to, uint16_as and the structure stay.  The parameters may be cut differently, except for
+        PyTorch's dict.  Put the parameters into place first, because copy_to is written anew.  After a load there is
+        nothing to `rollback`.
 
         Raises
         ------
         TypeError, ValueError
-            For what doesn't fit: class, formats, sizes, names of a dict, a cut that merges arrays with different
-            counts; for a number of a schedule that is out of its range; for a function of your own that options
-            followed, where this optimizer has none in its place.  Nothing has changed then.
+            If something doesn't fit: class, formats, sizes, names of a dict, a cut that joins arrays with different
+            counts; if a schedule's number is out of its range; if options followed a function of your own and this
+            optimizer has none in its place.  Nothing has changed then.
         RuntimeError
-            Inside averaged_parameters(), and while another thread steps.
+            Inside averaged_parameters(), and while the optimizer is in use elsewhere.
         """
         if isinstance(state_dict, Mapping) and "param_groups" in state_dict:
             torch.load_state_dict(self._run, state_dict)
@@ -395,10 +397,10 @@ class Optimizer:
             description.load_state_dict(self._run, state_dict)
 
     def save(self, path: Any, *, parameters: bool = True) -> None:
-        """Write parameters, state, options and counts into one file, so that `load` goes on as if nothing had been.
+        """Write parameters, state, options and counts into one safetensors file, from which `load` continues the run.
 
-        The file is written under another name in the same folder, synced and renamed: at every moment `path` is the
-        old checkpoint or the new one.  Beside what is saved it takes a few MiB of memory.
+        The file is written under another name in the same folder, synced and renamed, so that at every moment `path` is
+        the old checkpoint or the new one.  Saving takes hardly any memory.
 
         Parameters
         ----------
@@ -410,38 +412,40 @@ class Optimizer:
         Raises
         ------
         OSError
-            Where the file can't be written: what was there before still is.  Where at the end the folder can't be
-            synced: the new one is there, but may not survive a power cut.
+            If the file can't be written; then the old one is still there.  If at the end the folder can't be synced;
+            then the new one is there, but may not survive a power cut.
         ValueError
-            For a path that is a folder or a device, or ends in .npz; for names that another process can't tell again.
+            If the path is a folder or a device, or ends in .npz; if the parameters are in a dict with keys that another
+            process can't recognise.
         RuntimeError
-            Inside averaged_parameters(), and while another thread steps.
+            Inside averaged_parameters(), and while the optimizer is in use elsewhere.
         """
         description.save(self._run, path, parameters)
 
     def load(self, path: Any, *, parameters: bool = True) -> None:
-        """Take over a checkpoint that `save` wrote, in place.
+        """Load a checkpoint that `save` wrote, in place.
 
-        The file is verified whole before anything is read from it.  Options, schedules, counts and accumulated
-        gradients are the file's; n_threads, copy_to, uint16_as and the structure stay, and copy_to is written anew.
-        The parameters may be cut differently: each group needs the same number of elements.  There is nothing to
-        `rollback` then.
+        The whole file is verified before anything is taken from it.  Options, schedules, counts and accumulated
+        gradients become those of the file; n_threads, copy_to, uint16_as and the structure stay, and copy_to is written
+        anew.  The parameters may be cut differently, but each group needs the same number of elements.  After a load
+        there is nothing to `rollback`.  If a Ctrl-C or a reading error interrupts it, load again before the next step.
 
         Parameters
         ----------
         path : str or path-like
-            A file of either format.
+            A file that `save` wrote, or an .npz file of version 0.1.
         parameters : bool
             Load them too.
 
         Raises
         ------
         OSError
-            Where the file can't be read.
+            If the file can't be read.
         TypeError, ValueError
-            For a damaged or foreign file and for what doesn't fit, as in `load_state_dict`.  Nothing has changed then.
+            If the file is damaged or foreign, or something doesn't fit, as in `load_state_dict`.  Nothing has changed
+            then.
         RuntimeError
-            Inside averaged_parameters(), and while another thread steps.
+            Inside averaged_parameters(), and while the optimizer is in use elsewhere.
         """
         description.load(self._run, path, parameters)
 
@@ -454,9 +458,9 @@ class Optimizer:
         return found if self._run.plan.structured else found[0]
 
     def averaged_parameters(self) -> AbstractContextManager[None]:
-        """Put the averages into the parameters, and the parameters back at the end, whatever happens between.
+        """A ``with`` block inside which the parameters are their averages; a step in it is refused.
 
-        A step inside is refused.
+        The parameters are put back at its end, whatever happens.
         """
         if not any("ema" in group.store.arrays for group in self._run.groups):
             raise ValueError("there is no average: construct the optimizer with ema_decay")
@@ -526,7 +530,7 @@ class Optimizer:
 
     def __reduce_ex__(self, protocol: Any) -> Never:
         raise TypeError(
-            f"{type(self).__name__} can't be pickled or copied: the copy would update arrays that nobody else holds; "
+            f"{type(self).__name__} can't be pickled or copied: the copy would update arrays that nothing else holds; "
             "opt.save(path) keeps parameters and state: build a new optimizer over arrays of your own and load(path) "
             "there (in memory: copy the parameters, and new.load_state_dict(opt.state_dict()))"
         )

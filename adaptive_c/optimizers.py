@@ -229,7 +229,7 @@ class AdamW(Adam):
 
 
 class Adamax(Optimizer):
-    """Adam with the running maximum of the gradient in the place of its second moment.
+    """Adam with the running maximum of the gradient instead of its second moment.
 
     ::
 

@@ -1,4 +1,4 @@
-# The averages in the place of the parameters, and back.
+# Exchanging parameters and their averages.
 
 from cpython.bytearray cimport PyByteArray_AS_STRING
 

@@ -28,8 +28,8 @@ cdef Py_ssize_t acquire_group(Plan plan, BoundGroup group, grads, Py_ssize_t wor
     if keys is None:
         items = tuple(grads) if isinstance(grads, (list, tuple)) else None
         if items is None or len(items) != count:
-            raise ValueError(f"{group.where_grads} must be a list of {count} arrays, as the parameters are (None leaves "
-                             f"one alone); got {describe(grads, items)}")
+            raise ValueError(f"{group.where_grads} must be a list of {count} arrays, as the parameters are (None "
+                             f"leaves one alone); got {describe(grads, items)}")
     else:
         if not isinstance(grads, dict) or grads.keys() != keys.keys():
             raise ValueError(f"{group.where_grads} must be a dict with the keys {', '.join(map(repr, keys))} of the "

@@ -251,8 +251,8 @@ cdef class BoundGroup:
     def commit(self, dict changes, tuple bounds=None):
         """Take over options, already checked: numbers, pairs, switches, and schedules where numbers may be.
 
-        For whoever holds the guard.  What follows a schedule keeps its last number until a step.  bounds: None leaves
-        them as they are; two numbers of the group's dtype, two flat arrays, or None and None.
+        The caller holds the guard.  An option that follows a schedule keeps its last number until a step.  bounds: None
+        leaves them as they are; two numbers of the group's dtype, two flat arrays, or None and None.
         """
         cdef double* numbers = &self.group.options.lr
         cdef int* switches = &self.group.options.eps_mode
@@ -341,6 +341,6 @@ cdef class BoundGroup:
         return 0
 
     cdef replace(self, dict old, dict new):
-        """Put new schedules in the place of old ones, except where another one was assigned meanwhile."""
+        """Replace old schedules by new ones, unless another one was assigned meanwhile."""
         self.options.update({name: x for name, x in new.items() if self.options[name] is old[name]})
         self.find_followers()

@@ -1,7 +1,8 @@
 # The guard: who may touch a run now?  It is taken first, before a schedule or anything else of the caller's is called.
 #
 # All of it runs under the GIL, and each change of the holder is made in one call of C, between whose lines Python runs
-# neither signal handlers nor other threads.  Whoever holds the guard computes in the default floating-point mode.
+# neither signal handlers nor other threads.  While it is held, its thread computes in the default
+# floating-point mode.
 
 cdef enum Holder:
     FREE        # nothing is going on

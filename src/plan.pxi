@@ -71,7 +71,7 @@ cdef class Plan:
     def undo_nbytes(self):
         return sum([group.undo_nbytes for group in self.groups])
 
-    # --- groups and options, by whoever holds the guard ----------------------------------------------------------
+    # --- groups and options, while the caller holds the guard ----------------------------------------------------
 
     def link(self, list new, bint structured, bint keeps_undo, run, tuple groups_shown):
         """Add groups, complete but for the first write, which is made here: all of them, or none if memory overlaps.

@@ -172,7 +172,7 @@ class Part:
         return pick(rng, [(n,), (n // 2, 2), (2, 1, n // 2)]) if n % 2 == 0 else (n,)
 
     def place(self, rng, values):
-        """Arrays within one block of memory, with elements between them that nobody may touch."""
+        """Arrays within one block of memory, with elements between them that nothing may touch."""
         gaps = rng.integers(0, 4, len(self.pieces)).cumsum() + MARGIN
         dtype = values.dtype
         memory = np.full((values.size + gaps[-1] + MARGIN) * dtype.itemsize, CANARY, np.uint8)

@@ -40,7 +40,7 @@ GRID = [
 
 
 def cut(flat, pieces, rng):
-    """One flat array, or a list or dict of pieces of an array that stays whole behind them."""
+    """One flat array, or a list or dict of pieces of one array."""
     if pieces == 1:
         return flat
     ends = [0, *sorted(int(x) for x in rng.integers(0, flat.size, pieces - 1)), flat.size]
@@ -126,7 +126,7 @@ class Run:
         return {key: value for key, value in found.items() if value is not None}
 
     def go(self, apply=True):
-        """A micro-batch, and behind a step's last one the step."""
+        """A micro-batch, and the step after the last one."""
         t, call = divmod(self.tick, self.calls)
         self.tick += 1
         g = self.gradients.normal(size=SIZE).astype(self.grad_dtype)

@@ -43,7 +43,7 @@ def test_a_step_takes_the_mean_with_the_bits_of_the_composition_by_hand(name, op
             grads = split(g, CUTS)
             opt.accumulate(grads)
             assert opt.pending == n
-            assert not any(x.any() for x in grads)  # zero_grad, behind the call that read them
+            assert not any(x.any() for x in grads)  # zero_grad, after the call that read them
         opt.step()
         assert opt.pending == 0
         s = total(micro)
@@ -259,7 +259,7 @@ def test_another_thread_is_refused():
     assert all("this optimizer is in use" in message for message in refused)
 
 
-# --- what is not finite ------------------------------------------------------------------------------------------------
+# --- non-finite values -------------------------------------------------------------------------------------------------
 
 
 def test_a_skipped_step_drops_the_sums():

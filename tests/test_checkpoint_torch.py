@@ -192,7 +192,7 @@ def test_master_copies_and_averages_begin_anew(kind):
     other.step()
     p, copies = np.zeros(4, dtype), np.zeros(4, "f4")
     opt = ac.AdamW([p], ema_decay=0.5, copy_to=[copies], master=None if kind == "float32" else "float32")
-    p[:] = q.detach().float().numpy().astype(dtype)  # placed behind the construction
+    p[:] = q.detach().float().numpy().astype(dtype)  # written after construction
     opt.load_state_dict(other.state_dict())
     wide = p.astype("f4")
     for held in (opt.ema[0], copies, *([] if kind == "float32" else [opt.state["master"][0]])):

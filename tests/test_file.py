@@ -530,7 +530,7 @@ NO_MEMORY = """
 import resource, sys, numpy as np, adaptive_c as ac
 
 def late(*_):
-    raise TimeoutError("it waits for ever")
+    raise TimeoutError("it waits forever")
 
 p = np.ones(1 << 20, "f4")
 opt, other = ac.AdamW(p, n_threads=1), ac.AdamW(np.zeros(1 << 20, "f4"), n_threads=1)

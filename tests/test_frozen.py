@@ -66,7 +66,7 @@ def accumulate(opt, t, half):
 
 
 def begin():
-    """Up to the first micro-batch of the step behind t = 4."""
+    """Up to the first micro-batch of the step after t = 4."""
     opt = build(1.0)
     s = ac.schedules
     opt.param_groups[0]["lr"] = s.chain([s.plateau(0.125, factor=0.5, patience=0), s.warmup(0.25, 2)], [4])

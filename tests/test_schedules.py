@@ -533,7 +533,7 @@ def test_an_optimizer_with_schedules_is_freed_at_once():
         group = opt.param_groups[1]
         del p
         del opt
-        group["lr"] = s.linear(0.1, 3)  # whoever kept a group can still use it
+        group["lr"] = s.linear(0.1, 3)  # a group that the user has kept can still be used
         assert group["lr"] == 0.1
         del group
         assert gone() is None  # and with the parameters all that held them

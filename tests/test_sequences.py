@@ -1,6 +1,6 @@
 """Lists, tuples and dicts may be subclasses that iterate over more or less than their len() says.
 
-Every sequence is made a tuple once, and that is what is counted: nothing is written behind what was allocated, and
+Every sequence is made a tuple once, and that is what is counted: nothing is written beyond what was allocated, and
 nothing is left out silently.
 """
 

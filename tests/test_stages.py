@@ -110,7 +110,7 @@ def test_clipping_is_pytorchs():
         assert opt.grad_norm == pytest.approx(float(total), rel=1e-12)
 
 
-# --- what is not finite ----------------------------------------------------------------------------------------------
+# --- non-finite values -----------------------------------------------------------------------------------------------
 
 BAD = [("nan", np.nan), ("inf", np.inf), ("-inf", -np.inf), ("square overflows", 1e20)]
 

@@ -15,7 +15,7 @@ from .._run.options import SHARED
 from .._run.run import Run
 
 _CLASSES = ("SGD", "Adagrad", "RMSprop", "Adadelta", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "Rprop")
-# How PyTorch computes, what its schedulers leave behind, names that nothing reads, and the numbers of the tensors.
+# How PyTorch computes, keys that its schedulers add, names that nothing reads, and the numbers of the tensors.
 _DROPPED = {"foreach", "fused", "capturable", "differentiable", "initial_lr", "param_names", "params"}
 _ONLY = {"eps_mode": "outside", "variant": "irprop-"}  # the one value that PyTorch has of options that it lacks
 

@@ -20,7 +20,7 @@ def check_scale(name: str, value: Any) -> float:
 
 
 class Run:
-    """What stands behind every face: made once, and extended by groups.
+    """What every face works on: made once, and extended by groups.
 
     rule: a class with the rule's data, which `Optimizer` lists.  defaults: the options of a group that does not have
     its own.  allocate: makes the arrays of the state.
