@@ -127,7 +127,8 @@ class Optimizer:
         own count, for its bias correction (``state["step"]``).  Assigning t sets them all, and t > 0 says that the
         state is to be used.  Schedules follow t.
     ema : structure of arrays
-        The averages; None for a group without.  float32 for narrower parameters.
+        The averages; None for a group without.  float32 for narrower parameters.  Inside `averaged_parameters` it holds
+        the weights that were exchanged for them, for float32 and float64 parameters.
     grad_norm : float
         The norm of the last step, unscaled and unclipped; NaN before the first step and without max_grad_norm.
     skipped_steps : int
@@ -195,7 +196,11 @@ class Optimizer:
                             + ("; drop it: there is one implementation, always fused" if name in _TORCH_ONLY else
                                f"; it has params, {', '.join(defaults)}, n_threads, uint16_as, keep_undo, "
                                  f"{', '.join(SETTINGS)}"))  # fmt: skip
-        if isinstance(params, dict) and "params" in params and not hasattr(params["params"], "__array_interface__"):
+        if (
+            isinstance(params, dict)
+            and "params" in params
+            and (not hasattr(params["params"], "__array_interface__") or any(name in defaults for name in params))
+        ):
             raise ValueError("params looks like one group dict; groups come in a list: [{'params': ...}]")
         run = Run(type(self), defaults, uint16_as)
         run.plan.n_threads = checked_threads(n_threads)

@@ -23,6 +23,6 @@ include "undo.pxi"       # what a step overwrites, kept
 include "sweep.pxi"      # the parallel loop, and a step's stages
 include "gradients.pxi"  # the gradients of one call
 include "usable.pxi"     # norm, finite check, factor, dynamic loss scale
-include "averages.pxi"   # averages in the parameters' place
+include "averages.pxi"   # parameters and averages exchanged
 include "plan.pxi"       # steps
 include "ceiling.pxi"    # the machine's limit, for benchmarks

@@ -56,9 +56,8 @@ cdef class BoundGroup:
         self.group.rule = <Rule> <int> RULES[rule]
         self.group.squares = squares
         self.group.arrays = <Array*> calloc(n + 1, sizeof(Array))
-        self.shapes = <Py_ssize_t*> calloc(sum([getattr(x, "ndim", 0) for x in arrays]) + 1, sizeof(Py_ssize_t))
         self.grads = <Py_buffer*> calloc(n + 1, sizeof(Py_buffer))
-        if self.group.arrays == NULL or self.shapes == NULL or self.grads == NULL:
+        if self.group.arrays == NULL or self.grads == NULL:
             raise MemoryError()
         self.bind()
 
@@ -69,27 +68,33 @@ cdef class BoundGroup:
         free(self.grads)
 
     cdef bind(self):
-        cdef Group* group = &self.group
-        cdef Py_ssize_t* shape = self.shapes
-        cdef Py_buffer view
+        """Look at each array as a buffer: what Python says of an array's size may be a subclass's own idea of it."""
+        cdef Py_buffer* view
+        cdef Py_ssize_t* shape
+        cdef Py_ssize_t i, n_views = 0, dimensions = 0
         cdef Array* a
-        cdef Py_ssize_t i
-        for i, param in enumerate(self.arrays):
-            bfloat16 = self.view(param, &view, i, False)
-            try:
-                kind = format_of(&view, bfloat16 or self.uint16_is_bfloat16)
-                self.check(&view, kind, param, i)
-                a = group.arrays + i
+        try:
+            for i, param in enumerate(self.arrays):
+                bfloat16 = self.view(param, self.grads + i, i, False)
+                n_views += 1
+                self.check(self.grads + i, format_of(self.grads + i, bfloat16 or self.uint16_is_bfloat16), param, i)
+                dimensions += self.grads[i].ndim
+            self.shapes = shape = <Py_ssize_t*> calloc(dimensions + 1, sizeof(Py_ssize_t))
+            if shape == NULL:
+                raise MemoryError()
+            for i in range(n_views):
+                view, a = self.grads + i, self.group.arrays + i
                 a.p, a.ndim, a.shape = <char*> view.buf, view.ndim, shape
                 memcpy(shape, view.shape, view.ndim * sizeof(Py_ssize_t))
                 shape += view.ndim
-                a.start = group.size
-                a.stop = group.size = a.start + view.len // view.itemsize
-                group.n_arrays = i + 1
+                a.start = self.group.size
+                a.stop = self.group.size = a.start + view.len // view.itemsize
                 if view.len:
                     self.spans.append((<uintptr_t> a.p, <uintptr_t> a.p + view.len, i))
-            finally:
-                PyBuffer_Release(&view)  # the tuple of arrays keeps the memory, and the garbage collector sees it
+            self.group.n_arrays = n_views
+        finally:  # the tuple of arrays keeps the memory, and the garbage collector sees it
+            for i in range(n_views):
+                PyBuffer_Release(self.grads + i)
 
     cdef check(self, const Py_buffer* view, str kind, param, Py_ssize_t i):
         if kind == "":
@@ -149,6 +154,11 @@ cdef class BoundGroup:
                                                 "['copy_to']" if structured else "copy_to", 1)
 
     @property
+    def sizes(self):
+        """The number of elements of each array."""
+        return [self.group.arrays[i].stop - self.group.arrays[i].start for i in range(self.group.n_arrays)]
+
+    @property
     def size(self):
         """Elements of its parameter space."""
         return self.group.size
@@ -156,13 +166,7 @@ cdef class BoundGroup:
     # --- what it holds -------------------------------------------------------------------------------------------
 
     def attach(self, object store, str kind):
-        """Take the state that a store has allocated.
-
-        store: has for each slot an array (or None), in `slots`, its `scales`, how it is rounded in `codings`, "signed",
-        "unsigned", "maximum" or "sign", and in `starts` where it starts; the counts of each array: `step`, `started`,
-        `summed` and perhaps `mu_product`; `master` and `ema`, or None; `copies`, and their format in `copy_format`.
-        kind: "native", "bfloat16" or "uint8", the format of the state.
-        """
+        """Take the arrays of a store, and its counts.  kind: of the state, "native", "bfloat16" or "uint8"."""
         cdef Group* group = &self.group
         cdef Py_ssize_t i
         counts = store.counts
@@ -221,13 +225,13 @@ cdef class BoundGroup:
             decode_block(&self.group, slot, i * BLOCK, min(n - i * BLOCK, BLOCK), x + i * BLOCK)
         leave_mode(mode, False)
 
-    def encode(self, int slot, values, Py_ssize_t start=0):
-        """The inverse, rounded to nearest, from element `start` on, in whole blocks of 256 or up to the end."""
+    def encode(self, int slot, values):
+        """The inverse, rounded to nearest."""
         cdef Py_ssize_t i, n = values.size
         cdef float* x = <float*> address(values)
         self.group.only_bfloat16 = False
         for i in range((n + BLOCK - 1) // BLOCK):
-            encode_block(&self.group, slot, start + i * BLOCK, min(n - i * BLOCK, BLOCK), x + i * BLOCK, True)
+            encode_block(&self.group, slot, i * BLOCK, min(n - i * BLOCK, BLOCK), x + i * BLOCK, True)
 
     # --- the numbers that are in force ---------------------------------------------------------------------------
 
@@ -242,11 +246,13 @@ cdef class BoundGroup:
         So nothing holds the guard while Python checks them, and no step is refused because another thread assigns.
         """
         self.guard.take(HELD, True)
-        current = version == self.version
-        if current:
+        try:
+            if version != self.version:
+                return False
             self.commit(changes, bounds)
-        self.guard.release()
-        return current
+            return True
+        finally:
+            self.guard.release()
 
     def commit(self, dict changes, tuple bounds=None):
         """Take over options, already checked: numbers, pairs, switches, and schedules where numbers may be.
@@ -256,6 +262,8 @@ cdef class BoundGroup:
         """
         cdef double* numbers = &self.group.options.lr
         cdef int* switches = &self.group.options.eps_mode
+        if self.guard.holder != HELD:
+            raise RuntimeError("options are assigned to a parameter group: group[name] = value")
         for name, value in changes.items():
             if name in SWITCHES:
                 switches[<int> SWITCHES[name]] = WORDS[value] if isinstance(value, str) else value
@@ -284,10 +292,12 @@ cdef class BoundGroup:
         if not low < x < high:
             return False
         self.guard.take(HELD, True)
-        (&self.group.options.lr)[<int> FIELDS[name]] = x
-        self.options[name] = x
-        self.version += 1
-        self.guard.release()
+        try:
+            self.options[name] = x
+            (&self.group.options.lr)[<int> FIELDS[name]] = x
+            self.version += 1
+        finally:
+            self.guard.release()
         return True
 
     cdef set_bounds(self, tuple bounds):
@@ -343,4 +353,5 @@ cdef class BoundGroup:
     cdef replace(self, dict old, dict new):
         """Replace old schedules by new ones, unless another one was assigned meanwhile."""
         self.options.update({name: x for name, x in new.items() if self.options[name] is old[name]})
+        self.version += 1
         self.find_followers()

@@ -73,6 +73,8 @@ cdef str remedy(x, bint grad):
     if module == "torch" and str(getattr(x, "dtype", "")) == "torch.bfloat16":
         return ("pass x.detach().view(torch.uint16).numpy(), which shares a CPU tensor's memory, and construct the "
                 "optimizer with uint16_as='bfloat16'")
+    if module == "torch" and hasattr(x, "parameters"):
+        return "pass [p.detach().numpy() for p in model.parameters()], which share the model's memory"
     if module == "torch":
         return "pass x.detach().numpy(), which shares a CPU tensor's memory"
     if module == "scipy" and hasattr(x, "toarray"):

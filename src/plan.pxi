@@ -8,6 +8,14 @@ cdef struct Counts:  # all that a step counts, beside the counts of each array
     double loss_scale, grad_norm
 
 
+cdef place_all(list groups, bint structured):
+    """Tell groups what messages call them."""
+    cdef BoundGroup group
+    cdef Py_ssize_t i
+    for i, group in enumerate(groups):
+        group.place(i, structured)
+
+
 @no_gc_clear  # as the groups are, into which it points
 cdef class Plan:
     """Plan(guard): no groups yet.
@@ -83,9 +91,6 @@ cdef class Plan:
         cdef Py_ssize_t i, work = 0, first = space.n_chunks
         cdef Spans memory
         cdef list groups = self.groups + new, spans = []
-        for i, group in enumerate(groups):
-            if structured != self.structured or i >= space.n_groups:
-                group.place(i, structured)
         for i, group in enumerate(new):
             group.group.index, group.group.chunk = space.n_groups + i, space.n_chunks
             space.n_chunks += n_chunks(&group.group)
@@ -98,9 +103,9 @@ cdef class Plan:
         memory = self.memory.joined(spans)
         i = memory.overlap()
         if i >= 0:
+            place_all(groups, structured)
             names = [(<BoundGroup> groups[memory.spans[j].group]).owner(memory.spans[j].item) for j in (i, i + 1)]
-            for i, group in enumerate(self.groups):
-                group.place(i, self.structured)
+            place_all(self.groups, self.structured)
             raise ValueError(f"{names[0]} and {names[1]} share memory; pass each element once, or copy one of the "
                              "arrays")
         space.groups = <Group**> calloc(space.n_groups + 1, sizeof(Group*))
@@ -113,6 +118,10 @@ cdef class Plan:
             raise MemoryError()
         for i, group in enumerate(groups):
             space.groups[i] = &group.group
+        if structured != self.structured:
+            place_all(self.groups, structured)
+        for i, group in enumerate(new):
+            group.place(self.space.n_groups + i, structured)
         self.space, space = space, self.space
         free(space.groups)
         free(space.steps)
@@ -138,22 +147,26 @@ cdef class Plan:
 
     def set_counts(self, long long t, long long skipped_steps, double grad_norm, long long pending, double loss_scale,
                    long long growth_tracker):
-        """Take over what another run has counted.  The last step can't be undone any more."""
+        """Take over what another run has counted."""
         self.counts = Counts(t, skipped_steps, pending, growth_tracker, loss_scale, grad_norm)
-        self.undoable = False
 
     def need_sums(self):
         """Allocate the sums of the groups that have none yet."""
         cdef BoundGroup group
         cdef list spans = []
         for group in self.groups:
-            if group.group.sums == NULL and group.group.size:
+            if group.group.sums == NULL:
                 group.attach_sums()
                 spans += group.new_spans()
         if spans:
             self.memory = self.memory.joined(spans)
 
-    def drop_sums(self):
+    def forget(self):
+        """Before a load: drop the sums, and the step that could be undone."""
+        self.drop_sums()
+        self.undoable = False
+
+    cdef drop_sums(self):
         cdef Group* group
         cdef Py_ssize_t i
         self.counts.pending = 0
@@ -203,11 +216,13 @@ cdef class Plan:
     def configure_if(self, dict read, dict settings):
         """Take over settings that were made from others and checked; False if there are other ones by now."""
         self.guard.take(STEPPING, True)
-        current = read is self.settings
-        if current:
+        try:
+            if read is not self.settings:
+                return False
             self.configure(settings)
-        self.guard.release()
-        return current
+            return True
+        finally:
+            self.guard.release()
 
     def discard(self):
         """Forget the sums."""

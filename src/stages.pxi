@@ -26,7 +26,7 @@ cdef void clamp_gradient(Py_ssize_t n, floating* out, const floating* g, double 
 
 cdef void decay_gradient(Py_ssize_t n, floating* out, const floating* g, const floating* p,
                          double weight_decay) noexcept nogil:
-    """out <- g + weight_decay p: the coupled decay (L2), which every rule has but AdamW and Lion."""
+    """out <- g + weight_decay p: the coupled decay (L2), which every rule has but AdamW, Lion, Rprop and SuperSAB."""
     cdef Py_ssize_t i
     cdef floating k = <floating> weight_decay
     for i in range(n):

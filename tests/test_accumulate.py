@@ -534,3 +534,19 @@ def test_the_first_step_from_sums_has_the_first_numbers():
         opt.accumulate(np.ones(2))
         opt.step()
         np.testing.assert_array_equal(p, want)
+
+
+def test_a_group_of_empty_arrays_has_sums_like_any_other(tmp_path):
+    def build():
+        return ac.Adam([{"params": np.ones(3)}, {"params": [np.ones(0), np.ones((2, 0))]}])
+
+    opt, grads = build(), [np.ones(3), [np.ones(0), np.ones((2, 0))]]
+    opt.accumulate(grads)
+    opt.save(tmp_path / "a")
+    for again in (build(), build()):
+        again.load(tmp_path / "a")
+        assert again.pending == 1
+        again.step()
+        assert [int(x) for x in (again.state["step"][0], *again.state["step"][1])] == [1, 1, 1]
+    opt.step()
+    assert [int(x) for x in (opt.state["step"][0], *opt.state["step"][1])] == [1, 1, 1]

@@ -225,3 +225,14 @@ def test_a_resumed_run_with_changed_array_bounds_has_the_bits_of_the_first(dtype
     again.load(tmp_path / "a")
     assert_same_bits(in_force(again, q), in_force(opt, p))
     assert_same_bits(q, hi)
+
+
+def test_the_options_that_a_group_shows_are_assigned_only_by_the_group():
+    opt = ac.SGD(np.zeros(3), lr=0.5)
+    with pytest.raises(TypeError):
+        opt.param_groups[0].options["lr"] = 5.0
+    with pytest.raises(RuntimeError, match=r"group\[name\] = value"):
+        opt.param_groups[0].bound.commit({"lr": 5.0})
+    opt.param_groups[0]["lr"] = 5.0
+    opt.step(np.ones(3))
+    assert opt.param_groups[0]["params"][0] == -5.0

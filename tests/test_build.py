@@ -225,7 +225,7 @@ def in_record(name):
             re.fullmatch(rf"{loop(name)}(_loop\(.*\))? {dtype}", recorded) for recorded in record[level]
         )
         for level in record
-        for dtype in ("float32", "float64")
+        for dtype in (("float32",) if level == "v4 wide" else ("float32", "float64"))  # float64 has no narrow numbers
     }
 
 

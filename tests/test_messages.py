@@ -464,3 +464,27 @@ def test_zero_grad_is_an_option():
     g = np.ones(3)
     opt.step(g)
     assert not g.any()
+
+
+@pytest.mark.parametrize("lr", [1.0, 1.5])
+def test_an_equal_value_of_another_kind_is_refused_as_ever(lr):
+    opt = ac.SGD(np.ones(2), lr=lr)
+    d = copy.deepcopy(opt.state_dict())
+    for name, value in (("lr", True), ("lr", np.array([1.0, 2.0])), ("maximize", 0)):
+        wrong = copy.deepcopy(d)
+        wrong["groups"][0]["options"][name] = value
+        with pytest.raises((TypeError, ValueError), match=f"^state_dict: group 0: {name} must be"):
+            opt.load_state_dict(wrong)
+
+
+def test_bounds_of_numbers_replace_bounds_of_arrays():
+    opt = ac.SGD(np.zeros(2), bounds=(np.zeros(2), np.ones(2)))
+    opt.load_state_dict(ac.SGD(np.zeros(2), bounds=(0.25, 0.5)).state_dict())
+    assert opt.param_groups[0]["bounds"] == (0.25, 0.5)
+    opt.step(np.zeros(2))
+    assert opt.param_groups[0]["params"][0] == 0.25
+
+
+def test_a_group_dict_that_is_not_in_a_list():
+    with pytest.raises(ValueError, match=r"looks like one group dict; groups come in a list"):
+        ac.SGD({"params": np.ones(2), "lr": 0.1})

@@ -1,5 +1,7 @@
 """A step undone is a step never made: everything is to the bit as before, and the same step again gives the same bits."""
 
+import copy
+
 import numpy as np
 import pytest
 from cases import IDS, PAIRS
@@ -325,3 +327,18 @@ def test_options_that_follow_a_schedule_go_back_with_the_count():
         opt.step(np.ones(2))
         np.testing.assert_array_equal(opt.param_groups[0]["params"], seen[-1])
     assert [float(x[0]) for x in seen] == [-1, -1.5, -1.75]
+
+
+def test_nothing_is_undone_after_a_load_that_broke_off():
+    class Broken(np.ndarray):
+        def __getitem__(self, key):
+            raise OSError("no more")
+
+    opt = ac.Adam(np.zeros(3), keep_undo=True)
+    opt.step(np.ones(3))
+    state = copy.deepcopy(opt.state_dict())
+    state["groups"][0]["arrays"]["exp_avg_sq"] = state["groups"][0]["arrays"]["exp_avg_sq"].view(Broken)
+    with pytest.raises(OSError, match="no more"):
+        opt.load_state_dict(state)
+    with pytest.raises(ValueError, match="there is no step to undo"):
+        opt.rollback()

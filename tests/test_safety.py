@@ -92,9 +92,7 @@ def test_the_gil_is_released_while_much_is_done(work):
     thread = threading.Thread(target=lambda: (go.wait(), came.set()))
     thread.start()
     interval = sys.getswitchinterval()
-    sys.setswitchinterval(
-        1000
-    )  # Python does not take the GIL away: the other thread has it only if it is released
+    sys.setswitchinterval(1000)  # Python does not take the GIL away: the other thread has it only if it is released
     try:
         go.set()
         for _ in range(100):  # on a busy machine it may have to wait for a processor

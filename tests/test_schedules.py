@@ -1047,3 +1047,20 @@ def test_the_page_has_every_schedule_and_its_examples_run():
         assert [x[0] for x in shown] == [f.name for f in given]
         assert [eval(x[2]) if x[1] else MISSING for x in shown] == [f.default for f in given]
     assert (ROOT / "docs" / "schedules.png").stat().st_size < 150_000
+
+
+def test_what_a_plateau_of_your_own_makes_of_a_metric_must_be_a_schedule():
+    class Own:
+        reads_metric = True
+
+        def __call__(self, t):
+            return 0.5
+
+        def observe(self, t, metric):
+            return "garbage"
+
+    w = np.zeros(2)
+    opt = ac.SGD(w, lr=Own())
+    with pytest.raises(TypeError, match="must give a schedule, got 'garbage'"):
+        opt.step(np.ones(2), metric=1.0)
+    assert (opt.t, w[0]) == (0, 0.0)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support import assert_same_bits
 
 import adaptive_c as ac
 
@@ -324,3 +325,25 @@ def test_nothing_is_written_behind_what_was_allocated():
     code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import test_sequences as t; t.too_many()"
     done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "refused\n"), done.stderr
+
+
+class Lying(np.ndarray):
+    """What such an array says of itself is not what its memory is."""
+
+    ndim = property(lambda self: 0)
+    size = property(lambda self: 1)
+
+
+def test_the_memory_of_an_array_counts_and_not_what_it_says_of_itself():
+    rng = np.random.default_rng(0)
+    params = [rng.normal(size=(5, 4, 3, 2, 1, 2, 1, 2)) for _ in range(50)]
+    grads = [rng.normal(size=p.shape) for p in params]
+    plain = ac.AdamW([p.copy() for p in params], keep_undo=True)
+    lying = ac.AdamW([p.copy().view(Lying) for p in params], keep_undo=True)
+    for opt in (plain, lying):
+        opt.accumulate(grads)
+        opt.step()
+        opt.step(grads)
+    assert lying.nbytes == plain.nbytes
+    for a, b in zip(plain.param_groups[0]["params"], lying.param_groups[0]["params"], strict=True):
+        assert_same_bits(a, b.view(np.ndarray))

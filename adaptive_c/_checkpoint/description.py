@@ -210,7 +210,7 @@ def _count(d: Any, key: str, where: str) -> int:
     return int(n)
 
 
-class _Plan(NamedTuple):
+class _Work(NamedTuple):
     """What is to be written into a group, all of it checked."""
 
     group: ParamGroup
@@ -251,7 +251,7 @@ def _restore(run: Run, d: Any, where: str, parameters: bool) -> None:
     ]
     if pending:
         plan.need_sums()
-    plan.drop_sums()  # from here on nothing is refused
+    plan.forget()  # from here on nothing is refused
     plan.configure(settings)
     for part in work:
         part.group.bound.commit(part.changes, part.bounds)
@@ -286,7 +286,7 @@ def _read_scaler(run: Run, scaler: Any, settings: Mapping[str, Any], where: str)
     return check_scale(f"{where}: loss_scale", scaler["scale"]), tracker
 
 
-def _check_group(group: ParamGroup, d: Any, where: str, version: int, parameters: bool, t: int, pending: int) -> _Plan:
+def _check_group(group: ParamGroup, d: Any, where: str, version: int, parameters: bool, t: int, pending: int) -> _Work:
     """Compare a description with a group."""
     ours = _form(group)
     for key in ("dtype", "state_dtype", "master", "rounding"):
@@ -305,7 +305,7 @@ def _check_group(group: ParamGroup, d: Any, where: str, version: int, parameters
     counts = {name: _read_count(arrays, name, len(sizes), where) for name in _counts(group, pending)}
     counts = recut(sizes, ours["sizes"], counts, where)
     changes, bounds = group.checked(_read_options(group, d, where), t, f"{where}: ")
-    return _Plan(group, changes, bounds, arrays, live, counts)
+    return _Work(group, changes, bounds, arrays, live, counts)
 
 
 def _size(size: Any, where: str) -> int:
@@ -386,15 +386,18 @@ def _read_options(group: ParamGroup, d: Any, where: str) -> dict[str, Any]:
         raise ValueError(
             f"{where} had arrays as bounds, which are not stored: construct the optimizer with the same bounds"
         )
+    own = group.options
+    given = {name: value for name, value in given.items() if not _in_force(value, own[name])}
     if bounds not in ("arrays", now):
         given["bounds"] = None if bounds is None else tuple(bounds)
-    own = group.options
-    given = {name: value for name, value in given.items() if _plain(value) != own[name]}
     return {**given, **{name: _revived(x, own.get(name), f"{where}: {name}") for name, x in followed.items()}}
 
 
-def _plain(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
+def _in_force(value: Any, own: Any) -> bool:
+    """Is this plain value what is in force already?  Then there is nothing to check, which counts for many groups."""
+    if isinstance(own, tuple) and isinstance(value, (list, tuple)) and len(value) == len(own):
+        return all(map(_in_force, value, own))
+    return type(value) is type(own) and type(own) in (float, bool, str, type(None)) and value == own
 
 
 def _revived(given: Any, own: Any, where: str) -> Any:

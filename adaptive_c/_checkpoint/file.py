@@ -96,7 +96,7 @@ def write(path: Any, head: Mapping[str, Any], arrays: Mapping[str, Entry]) -> No
     folder = os.path.dirname(path)
     if name.endswith(".npz") or path.endswith(".npz"):
         raise ValueError(f"{name} can't be written: checkpoints are safetensors files now, no .npz archives; give a "
-                         "path that ends in .safetensors (load still reads the .npz files of version 0.1)")  # fmt: skip
+                         "path that ends in .safetensors (load still reads those of earlier builds)")  # fmt: skip
     if not os.path.isdir(folder):
         raise FileNotFoundError(f"there is no folder {folder} to save in; make it first")
     if os.path.exists(path) and not stat.S_ISREG(os.stat(path).st_mode):

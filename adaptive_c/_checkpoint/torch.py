@@ -93,7 +93,7 @@ def _restore(run: Run, d: Mapping[str, Any]) -> None:
         group.checked({**options, **group.schedules}, t, f"state_dict['param_groups'][{group.index}]: ")
         for group, (options, _, _) in zip(run.groups, work, strict=True)
     ]
-    plan.drop_sums()  # from here on nothing is refused
+    plan.forget()  # from here on nothing is refused
     plan.start()  # master copies and averages, which the dict does not have, begin as the parameters
     for group, changes, (_, write, _) in zip(run.groups, checked, work, strict=True):
         group.bound.commit(*changes)

@@ -178,7 +178,7 @@ class ParamGroup(MutableMapping[str, Any]):
     @property
     def options(self) -> Mapping[str, Any]:
         """The options as they were assigned, schedules included."""
-        return self._options
+        return MappingProxyType(self._options)
 
     @property
     def rule(self) -> Any:

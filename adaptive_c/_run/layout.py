@@ -25,10 +25,7 @@ class Layout:
         else:
             self.keys, self.arrays = (), (params,)
         self._uint16_as = uint16_as
-
-    @property
-    def sizes(self) -> list[int]:
-        return [array.size for array in self.arrays]
+        self.sizes: list[int] = []  # of the arrays, once they are bound
 
     def arrange(self, items: list[Any]) -> Any:
         """One item for each array, in the structure of the parameters; it can't be assigned to by mistake."""
@@ -41,9 +38,9 @@ class Layout:
         if self.keys == ():
             return flat.reshape(self.arrays[0].shape)
         found, at = [], 0
-        for array in self.arrays:
-            found.append(flat[at : at + array.size].reshape(array.shape))
-            at += array.size
+        for array, size in zip(self.arrays, self.sizes, strict=True):
+            found.append(flat[at : at + size].reshape(array.shape))
+            at += size
         return self.arrange(found)
 
     def match(self, arrays: Any, name: str) -> list[tuple[Array, Array, str]]:

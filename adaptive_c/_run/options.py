@@ -303,7 +303,14 @@ def observed(options: Mapping[str, Any], t: int, metric: float) -> dict[str, Any
         return any(map(reads, x)) if isinstance(x, tuple) else bool(getattr(x, "reads_metric", False))
 
     def seen(x: Any) -> Any:
-        return tuple(map(seen, x)) if isinstance(x, tuple) else x.observe(t, metric) if reads(x) else x
+        if isinstance(x, tuple):
+            return tuple(map(seen, x))
+        if not reads(x):
+            return x
+        after = x.observe(t, metric)
+        if not moves(after):
+            raise TypeError(f"observe() of {x!r} must give a schedule, got {after!r}")
+        return after
 
     return {name: seen(value) for name, value in options.items() if reads(value)}
 

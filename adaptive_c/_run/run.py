@@ -101,6 +101,7 @@ class Run:
             self.guard, self.rule._rule, self.rule._squares, layout.keys, layout.arrays, name,
             self._uint16_as == "bfloat16",
         )  # fmt: skip
+        layout.sizes = bound.sizes
         return given, layout, bound
 
     def _complete(self, index: int, given: dict[str, Any], layout: Layout, bound: Any, where: str) -> ParamGroup:

@@ -32,7 +32,7 @@ class Slot(NamedTuple):
 
 
 def zeros(n: int, dtype: Any, turn: int = 0) -> Array:
-    """A flat array whose first element lies on a cache line, its pages not yet touched.
+    """A flat array of zeros.  That of a large one starts on a cache line, and its pages are not yet touched.
 
     turn: the arrays of a group that are swept together start at different places of a page (large parameters and
     gradients start at its beginning).  Without that, a load from one array waits for a recent store to another whose
