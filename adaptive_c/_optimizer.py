@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from types import MappingProxyType
 from typing import Any, ClassVar, Never
 
 import numpy as np
@@ -12,8 +11,9 @@ from ._native import checked_threads
 from ._run.group import ParamGroup
 from ._run.options import SETTINGS, SHARED, Schedulable, flag, observed, real
 from ._run.options import loss_scale as checked_scale
+from ._run.rule import Rule
 from ._run.run import Run, check_scale
-from ._run.store import Slot, State
+from ._run.store import State
 
 _TORCH_ONLY = {"foreach", "fused", "capturable", "differentiable"}
 
@@ -144,15 +144,7 @@ class Optimizer:
         If something can't be done in place or is out of range, before the first write.
     """
 
-    _rule: ClassVar[str]  # its name in the core and in reference.py
-    _state: ClassVar[Mapping[str, Slot]] = MappingProxyType({})  # its state arrays by name
-    _per_array: ClassVar[Mapping[str, float]] = MappingProxyType(
-        {}
-    )  # numbers kept for each array, and their first value
-    _squares: ClassVar[bool] = False  # it squares the gradient, which may overflow
-    _read_once: ClassVar[tuple[str, ...]] = ()  # options that only an array's first step reads
-    _fixed: ClassVar[Mapping[str, Any]] = MappingProxyType({})  # options that the class settles
-    _narrow_refused: ClassVar[str] = ""  # why its state can't be narrow
+    rule: ClassVar[Rule]
 
     max_grad_norm = _Setting()
     max_grad_value = _Setting()
@@ -202,7 +194,7 @@ class Optimizer:
             and (not hasattr(params["params"], "__array_interface__") or any(name in defaults for name in params))
         ):
             raise ValueError("params looks like one group dict; groups come in a list: [{'params': ...}]")
-        run = Run(type(self), defaults, uint16_as)
+        run = Run(self.rule._replace(label=type(self).__name__), defaults, uint16_as)
         run.plan.n_threads = checked_threads(n_threads)
         run.start(params, settings, flag("keep_undo", keep_undo))
         self._run, self._state_view = run, State(run)
@@ -240,7 +232,7 @@ class Optimizer:
             If ``state`` does not have the name, or it is not such an array but a scale or a count.
         """
         run = self._run
-        names = [name for name in self._state if any(name in group.store.arrays for group in run.groups)]
+        names = [name for name in self.rule.state if any(name in group.store.arrays for group in run.groups)]
         if name not in names:
             raise KeyError(f"{name!r} is no state that could be decoded; there is {', '.join(names) or 'none'}")
         found = [group.layout.views(group.store.decoded(name, group.bound)) if name in group.store.arrays else None

@@ -4,13 +4,12 @@ The formulas are in the symbols of reference.py, which is the specification: p p
 What all of them share, `params` and `n_threads` among it, is described in `Optimizer`.
 """
 
-from types import MappingProxyType
 from typing import Any
 
 from ._optimizer import Optimizer
 from ._run.options import Schedulable as Number
 from ._run.options import SchedulablePair as Pair
-from ._run.store import Slot
+from ._run.rule import Rule, Slot
 
 __all__ = [  # noqa: RUF022  in order of increasing complexity, as everywhere
     "SGD", "Momentum", "Adagrad", "RMSprop", "Adadelta", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "Yogi",
@@ -46,8 +45,7 @@ class SGD(Optimizer):
     no dampening; its trace starts at 0, which is the same.
     """
 
-    _rule = "sgd"
-    _state = MappingProxyType({"momentum_buffer": Slot("signed", when="momentum")})
+    rule = Rule("sgd", {"momentum_buffer": Slot("signed", when="momentum")})
 
     def __init__(self, params: Any, lr: Number = 1e-3, momentum: Number = 0.0, dampening: Number = 0.0,
                  weight_decay: Number = 0.0, nesterov: bool = False, *, maximize: bool = False, **shared: Any) -> None:
@@ -73,8 +71,7 @@ class Momentum(Optimizer):
     (lr 0.01, momentum 0).  optax has no such rule.
     """
 
-    _rule = "momentum"
-    _state = MappingProxyType({"momentum_buffer": _SIGNED})
+    rule = Rule("momentum", {"momentum_buffer": _SIGNED})
 
     def __init__(self, params: Any, lr: Number = 1e-3, momentum: Number = 0.9, nesterov: bool = False,
                  weight_decay: Number = 0.0, maximize: bool = False, **shared: Any) -> None:
@@ -100,9 +97,7 @@ class Adagrad(Optimizer):
     accumulator 0.1.
     """
 
-    _rule = "adagrad"
-    _state = MappingProxyType({"sum": Slot("unsigned", start="initial_accumulator_value")})
-    _squares = True
+    rule = Rule("adagrad", {"sum": Slot("unsigned", start="initial_accumulator_value")}, squares=True)
 
     def __init__(self, params: Any, lr: Number = 1e-2, lr_decay: Number = 0.0, weight_decay: Number = 0.0,
                  initial_accumulator_value: float = 0.0, eps: Number = 1e-10, *, maximize: bool = False,
@@ -132,10 +127,8 @@ class RMSprop(Optimizer):
     number.  Keras: rho 0.9, eps 1e-7 inside, lr 1e-3 inside the momentum.  optax: decay 0.9, inside, lr inside.
     """
 
-    _rule = "rmsprop"
-    _state = MappingProxyType({"square_avg": _UNSIGNED, "momentum_buffer": Slot("signed", when="momentum"),
-                               "grad_avg": Slot("signed", when="centered")})
-    _squares = True
+    rule = Rule("rmsprop", {"square_avg": _UNSIGNED, "momentum_buffer": Slot("signed", when="momentum"),
+                       "grad_avg": Slot("signed", when="centered")}, squares=True)
 
     def __init__(self, params: Any, lr: Number = 1e-2, alpha: Number = 0.99, eps: Number = 1e-8,
                  weight_decay: Number = 0.0, momentum: Number = 0.0, centered: bool = False, *, maximize: bool = False,
@@ -162,9 +155,7 @@ class Adadelta(Optimizer):
     Differs from: torch and optax, nothing.  Keras: lr 1e-3, rho 0.95, eps 1e-7.
     """
 
-    _rule = "adadelta"
-    _state = MappingProxyType({"square_avg": _UNSIGNED, "acc_delta": _UNSIGNED})
-    _squares = True
+    rule = Rule("adadelta", {"square_avg": _UNSIGNED, "acc_delta": _UNSIGNED}, squares=True)
 
     def __init__(self, params: Any, lr: Number = 1.0, rho: Number = 0.9, eps: Number = 1e-6,
                  weight_decay: Number = 0.0, *, maximize: bool = False, **shared: Any) -> None:
@@ -193,10 +184,8 @@ class Adam(Optimizer):
     its amsgrad takes the maximum of the corrected v.
     """
 
-    _rule = "adam"
-    _state = MappingProxyType({"exp_avg": _SIGNED, "exp_avg_sq": _UNSIGNED,
-                               "max_exp_avg_sq": Slot("maximum", when="amsgrad")})
-    _squares = True
+    rule = Rule("adam", {"exp_avg": _SIGNED, "exp_avg_sq": _UNSIGNED,
+                       "max_exp_avg_sq": Slot("maximum", when="amsgrad")}, squares=True)
 
     def __init__(self, params: Any, lr: Number = 1e-3, betas: Pair = (0.9, 0.999), eps: Number = 1e-8,
                  weight_decay: Number = 0.0, amsgrad: bool = False, *, maximize: bool = False,
@@ -220,7 +209,7 @@ class AdamW(Adam):
     Differs from: torch, nothing.  Keras: weight_decay 4e-3, eps 1e-7, "hat".  optax: weight_decay 1e-4.
     """
 
-    _fixed = MappingProxyType({"decoupled_weight_decay": True})
+    rule = Adam.rule._replace(fixed={"decoupled_weight_decay": True})
 
     def __init__(self, params: Any, lr: Number = 1e-3, betas: Pair = (0.9, 0.999), eps: Number = 1e-8,
                  weight_decay: Number = 1e-2, amsgrad: bool = False, *, maximize: bool = False,
@@ -246,8 +235,7 @@ class Adamax(Optimizer):
     Differs from: torch and optax, nothing.  Keras: eps 1e-7, added to u instead; lr 1e-3.
     """
 
-    _rule = "adamax"
-    _state = MappingProxyType({"exp_avg": _SIGNED, "exp_inf": _UNSIGNED})
+    rule = Rule("adamax", {"exp_avg": _SIGNED, "exp_inf": _UNSIGNED})
 
     def __init__(self, params: Any, lr: Number = 2e-3, betas: Pair = (0.9, 0.999), eps: Number = 1e-8,
                  weight_decay: Number = 0.0, *, maximize: bool = False, **shared: Any) -> None:
@@ -274,10 +262,7 @@ class NAdam(Optimizer):
     momentum_decay=1, eps 1e-7, "hat".  optax.nadam has no schedule of the momentum.
     """
 
-    _rule = "nadam"
-    _state = MappingProxyType({"exp_avg": _SIGNED, "exp_avg_sq": _UNSIGNED})
-    _per_array = MappingProxyType({"mu_product": 1.0})
-    _squares = True
+    rule = Rule("nadam", {"exp_avg": _SIGNED, "exp_avg_sq": _UNSIGNED}, per_array={"mu_product": 1.0}, squares=True)
 
     def __init__(self, params: Any, lr: Number = 2e-3, betas: Pair = (0.9, 0.999), eps: Number = 1e-8,
                  weight_decay: Number = 0.0, momentum_decay: Number = 4e-3, decoupled_weight_decay: bool = False, *,
@@ -306,9 +291,7 @@ class RAdam(Optimizer):
     Keras has no RAdam.
     """
 
-    _rule = "radam"
-    _state = MappingProxyType({"exp_avg": _SIGNED, "exp_avg_sq": _UNSIGNED})
-    _squares = True
+    rule = Rule("radam", {"exp_avg": _SIGNED, "exp_avg_sq": _UNSIGNED}, squares=True)
 
     def __init__(self, params: Any, lr: Number = 1e-3, betas: Pair = (0.9, 0.999), eps: Number = 1e-8,
                  weight_decay: Number = 0.0, decoupled_weight_decay: bool = False, *, maximize: bool = False,
@@ -334,10 +317,8 @@ class Yogi(Optimizer):
     Differs from: torch and Keras have no Yogi.  optax: nothing; its eps_root is eps_mode "inside".
     """
 
-    _rule = "yogi"
-    _state = MappingProxyType({"exp_avg": Slot("signed", start="initial_accumulator_value"),
-                               "exp_avg_sq": Slot("unsigned", start="initial_accumulator_value")})
-    _squares = True
+    rule = Rule("yogi", {"exp_avg": Slot("signed", start="initial_accumulator_value"),
+                       "exp_avg_sq": Slot("unsigned", start="initial_accumulator_value")}, squares=True)
 
     def __init__(self, params: Any, lr: Number = 1e-2, betas: Pair = (0.9, 0.999), eps: Number = 1e-3,
                  weight_decay: Number = 0.0, initial_accumulator_value: float = 1e-6, *, maximize: bool = False,
@@ -366,9 +347,7 @@ class AdaBelief(Optimizer):
     amsgrad is offered here.
     """
 
-    _rule = "adabelief"
-    _state = MappingProxyType({"exp_avg": _SIGNED, "exp_avg_sq": _UNSIGNED})
-    _squares = True
+    rule = Rule("adabelief", {"exp_avg": _SIGNED, "exp_avg_sq": _UNSIGNED}, squares=True)
 
     def __init__(self, params: Any, lr: Number = 1e-3, betas: Pair = (0.9, 0.999), eps: Number = 1e-16,
                  weight_decay: Number = 0.0, *, maximize: bool = False, decoupled_weight_decay: bool = False,
@@ -393,9 +372,7 @@ class Lion(Optimizer):
     Differs from: torch has no Lion.  Keras: lr 1e-3.  optax: weight_decay 1e-3.  DeepSpeed: betas (0.9, 0.999).
     """
 
-    _rule = "lion"
-    _state = MappingProxyType({"exp_avg": _SIGNED})
-    _fixed = MappingProxyType({"decoupled_weight_decay": True})
+    rule = Rule("lion", {"exp_avg": _SIGNED}, fixed={"decoupled_weight_decay": True})
 
     def __init__(self, params: Any, lr: Number = 1e-4, betas: Pair = (0.9, 0.99),
                  weight_decay: Number = 0.0, maximize: bool = False, **shared: Any) -> None:
@@ -426,10 +403,7 @@ class Rprop(Optimizer):
     has no Rprop.
     """
 
-    _rule = "rprop"
-    _state = MappingProxyType({"step_size": _UNSIGNED, "prev": _SIGN})
-    _read_once = ("lr",)
-    _narrow_refused = _RATES
+    rule = Rule("rprop", {"step_size": _UNSIGNED, "prev": _SIGN}, read_once=("lr",), narrow_refused=_RATES)
 
     def __init__(self, params: Any, lr: Number = 1e-2, etas: Pair = (0.5, 1.2),
                  step_sizes: Pair = (1e-6, 50.0), *, maximize: bool = False, variant: str = "irprop-",
@@ -457,10 +431,8 @@ class SuperSAB(Optimizer):
     Differs from: torch, optax and Keras have no SuperSAB.
     """
 
-    _rule = "supersab"
-    _state = MappingProxyType({"step_size": _UNSIGNED, "prev": _SIGN, "momentum_buffer": _SIGNED})
-    _read_once = ("lr",)
-    _narrow_refused = _RATES
+    rule = Rule("supersab", {"step_size": _UNSIGNED, "prev": _SIGN, "momentum_buffer": _SIGNED}, read_once=("lr",),
+                narrow_refused=_RATES)
 
     def __init__(self, params: Any, lr: Number = 0.1, eta_plus: Number = 1.05, eta_minus: Number = 0.5,
                  max_rate: Number = 30.0, momentum: Number = 0.9, maximize: bool = False, **shared: Any) -> None:

@@ -40,13 +40,13 @@ def spec(name):
 
 def slots(name):
     """The state arrays of a class in the order in which the rounding noise numbers them; not all of them are in use."""
-    return tuple(getattr(ac, name)._state)
+    return tuple(getattr(ac, name).rule.state)
 
 
 def starts(name, options):
     """What the numbers of each state array of a class are before the first step."""
     defaults = {key: parameter.default for key, parameter in inspect.signature(getattr(ac, name)).parameters.items()}
-    return {slot: {**defaults, **options}.get(about.start, 0.0) for slot, about in getattr(ac, name)._state.items()}
+    return {slot: {**defaults, **options}.get(about.start, 0.0) for slot, about in getattr(ac, name).rule.state.items()}
 
 
 def step_range(opt, grads, group=-1, lo=0, hi=-1, count=True):
@@ -74,7 +74,7 @@ def random_state(opt, rng, t=10):
         if name == "mu_product":
             state[name] = float(live)
             continue
-        coding = opt._state[name].coding
+        coding = opt.rule.state[name].coding
         if coding == "sign":
             live[...] = rng.integers(-1, 2, live.shape)
         elif coding == "signed":

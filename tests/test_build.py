@@ -160,7 +160,7 @@ def text(place):
 
 def kernel(name):
     """The name that a class gives its kernel; some share one."""
-    return getattr(getattr(optimizers, name, None), "_rule", name.lower())
+    return getattr(getattr(getattr(optimizers, name, None), "rule", None), "name", name.lower())
 
 
 def body(function):

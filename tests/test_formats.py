@@ -19,7 +19,7 @@ from adaptive_c import reference as ref
 
 NARROW = [(i, *pair) for i, pair in zip(IDS, PAIRS, strict=True)
           if pair[0] not in ("Rprop", "SuperSAB") and not pair[1].get("centered")]  # fmt: skip
-UNSIGNED = {slot for name in optimizers.__all__ for slot, about in getattr(ac, name)._state.items()
+UNSIGNED = {slot for name in optimizers.__all__ for slot, about in getattr(ac, name).rule.state.items()
             if about.coding in ("unsigned", "maximum")}  # fmt: skip
 FORMATS = [
     {"state_dtype": "bfloat16"},

@@ -421,7 +421,7 @@ def test_nothing_is_written_when_a_later_group_is_refused():
 
 @pytest.mark.parametrize(("name", "options"), PAIRS, ids=IDS)
 def test_what_would_make_a_moment_infinite_is_skipped(name, options):
-    """A rule that squares the gradient must say so: its class has _squares."""
+    """A rule that squares the gradient must say so: its class says squares=True."""
     g = np.full(3, 1e25, "float32")
     opt = build(name, np.ones(3, "float32"), options)
     opt.step(g)

@@ -97,7 +97,7 @@ def _describe(run: Run) -> dict[str, Any]:
     return {
         "format": "adaptive_c",
         "version": VERSION,
-        "class": run.rule.__name__,
+        "class": run.rule.label,
         "t": plan.t,
         "skipped_steps": plan.skipped_steps,
         "grad_norm": plan.grad_norm if math.isfinite(plan.grad_norm) else str(plan.grad_norm),  # as JSON can hold it
@@ -173,7 +173,7 @@ def load(run: Run, path: Any, parameters: bool) -> None:
             if index.isdecimal() and int(index) < len(groups):
                 by_group[int(index)][name] = array
             elif index in _COUNTS:
-                _share_out(index, array, groups, by_group)
+                _share_out(index, array, groups, by_group, where)
         for group, found in zip(groups, by_group, strict=True):
             group["arrays"] = found
             if head.get("version") != 1 and isinstance(group.get("names"), list):
@@ -181,7 +181,7 @@ def load(run: Run, path: Any, parameters: bool) -> None:
         _restore(run, head, where, parameters=parameters)
 
 
-def _share_out(name: str, stored: Any, groups: list[Any], by_group: list[dict[str, Any]]) -> None:
+def _share_out(name: str, stored: Any, groups: list[Any], by_group: list[dict[str, Any]], where: str) -> None:
     """Give each group its part of the counts of all of them."""
     counts, at = np.empty(stored.size, stored.dtype), 0
     stored.read(0, counts)
@@ -189,6 +189,8 @@ def _share_out(name: str, stored: Any, groups: list[Any], by_group: list[dict[st
         n = len(group["sizes"]) if isinstance(group.get("sizes"), list) else 0
         found[name] = _Given(counts[at : at + n])
         at += n
+    if at != stored.size:
+        raise ValueError(f"{where} has {stored.size} numbers in {name!r} for {at} arrays")
 
 
 def _get(d: Any, key: str, kind: Any, where: str) -> Any:
@@ -230,8 +232,8 @@ def _restore(run: Run, d: Any, where: str, parameters: bool) -> None:
             f"{where} was written as {d['format']!r}, version {version}; this adaptive_c reads 'adaptive_c', versions "
             f"1 to {VERSION}: use the one that wrote it, or a later one"
         )
-    if _get(d, "class", str, where) != run.rule.__name__:
-        raise ValueError(f"{where} is of {d['class']}, this optimizer is {run.rule.__name__}")
+    if _get(d, "class", str, where) != run.rule.label:
+        raise ValueError(f"{where} is of {d['class']}, this optimizer is {run.rule.label}")
     groups = _get(d, "groups", (list, tuple), where)
     if len(groups) != len(run.groups):
         raise ValueError(f"{where} has {len(groups)} parameter groups, this optimizer {len(run.groups)}")

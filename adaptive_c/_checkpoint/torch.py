@@ -21,7 +21,7 @@ _ONLY = {"eps_mode": "outside", "variant": "irprop-"}  # the one value that PyTo
 
 
 def _check_class(run: Run) -> None:
-    name = run.rule.__name__
+    name = run.rule.label
     if name not in _CLASSES:
         raise ValueError(f"PyTorch has no {name}; it has {', '.join(_CLASSES)}")
     for group in run.groups:
@@ -44,20 +44,20 @@ def state_dict(run: Run) -> dict[str, Any]:
 
 def _state_dict(run: Run, torch: Any) -> dict[str, Any]:
     # what this version of PyTorch wants to find in a group
-    defaults = getattr(torch.optim, run.rule.__name__)([torch.zeros(1, requires_grad=True)]).param_groups[0]
+    defaults = getattr(torch.optim, run.rule.label)([torch.zeros(1, requires_grad=True)]).param_groups[0]
     states: dict[int, dict[str, Any]] = {}
     groups: list[dict[str, Any]] = []
     for group in run.groups:
         first = sum(len(other["params"]) for other in groups)
         numbers = list(range(first, first + len(group.layout.arrays)))
-        ours = {**run.rule._fixed, **group}
+        ours = {**run.rule.fixed, **group}
         groups.append({**{name: ours.get(name, value) for name, value in defaults.items()}, "params": numbers})
-        counts = {name: group.store.counts[name] for name in ("step", *run.rule._per_array)}
+        counts = {name: group.store.counts[name] for name in ("step", *run.rule.per_array)}
         started, steps = group.store.counts["started"], counts["step"]
         for j, number in enumerate(numbers):
-            if (started[j] and steps[j]) or run.rule._rule == "adagrad":  # PyTorch makes the others' at the first step
+            if (started[j] and steps[j]) or run.rule.name == "adagrad":  # PyTorch makes the others' at the first step
                 own = {name: torch.tensor(float(x[j])) for name, x in counts.items()}
-                states[number] = {} if run.rule._rule == "sgd" else own
+                states[number] = {} if run.rule.name == "sgd" else own
         for name in group.store.state:
             decoded = group.layout.views(group.store.decoded(name, group.bound))
             for number, (_, array, _) in zip(numbers, group.layout.match(decoded, name), strict=True):
@@ -88,7 +88,7 @@ def _restore(run: Run, d: Mapping[str, Any]) -> None:
     ]
     most = max(t for _, _, t in work)
     plan = run.plan
-    t = max(plan.t, most) if run.rule._rule == "sgd" else most
+    t = max(plan.t, most) if run.rule.name == "sgd" else most
     checked = [
         group.checked({**options, **group.schedules}, t, f"state_dict['param_groups'][{group.index}]: ")
         for group, (options, _, _) in zip(run.groups, work, strict=True)
@@ -112,8 +112,8 @@ def _check_group(
         raise ValueError(f"{where} has {len(numbers)} tensors, this optimizer's group {len(group.layout.arrays)} "
                          "arrays; PyTorch's state needs the same cut")  # fmt: skip
     options = _read_options(group, about, where)
-    store, is_sgd = group.store, run.rule._rule == "sgd"
-    names, per_array = store.state, run.rule._per_array
+    store, is_sgd = group.store, run.rule.name == "sgd"
+    names, per_array = store.state, run.rule.per_array
     counts = {"step": store.counts["step"].copy(), **{name: np.full(len(numbers), x) for name, x in per_array.items()}}
     steps, started = counts["step"], np.zeros(len(numbers), "uint8")
     flats = {name: np.full(group.bound.size, store.starts[name], group.computed) for name in names}
@@ -172,13 +172,13 @@ def _read_options(group: ParamGroup, about: Mapping[Any, Any], where: str) -> di
     for name, value in about.items():
         if name in _DROPPED or name in group.schedules:  # a schedule of ours goes on
             continue
-        if name in rule._fixed:
-            if value != rule._fixed[name]:
+        if name in rule.fixed:
+            if value != rule.fixed[name]:
                 raise ValueError(
-                    f"{where} has {name}={value!r}, which {rule.__name__} does not have: is it of another class?"
+                    f"{where} has {name}={value!r}, which {rule.label} does not have: is it of another class?"
                 )
         elif name in SHARED or name not in group.options:
-            raise ValueError(f"{where} has {name!r}, which is no option of {rule.__name__}: is it of another class?  "
+            raise ValueError(f"{where} has {name!r}, which is no option of {rule.label}: is it of another class?  "
                              "If not, take it out of the dict")  # fmt: skip
         elif isinstance(value, (tuple, list)):
             options[name] = tuple(_number(x, f"{where}[{name!r}]") for x in value)

@@ -20,11 +20,12 @@ from .options import (
     follows,
     number_at,
 )
+from .rule import Rule
 from .store import Allocate, Store
 
 
 def check_options(
-    rule: Any, changes: Mapping[str, Any], known: Iterable[str], dtype: str, where: str, t: int
+    rule: Rule, changes: Mapping[str, Any], known: Iterable[str], dtype: str, where: str, t: int
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Options of a group, each checked by itself and normalised: as they are, and with the numbers of schedules.
 
@@ -46,7 +47,7 @@ def check_options(
     return found, numbers
 
 
-def check_formats(rule: Any, options: Mapping[str, Any], dtype: str, where: str) -> None:
+def check_formats(rule: Rule, options: Mapping[str, Any], dtype: str, where: str) -> None:
     """Refuse number formats that don't go together.  dtype: of the parameters."""
     master, rounding, state = options["master"], options["rounding"], options["state_dtype"]
     if dtype in ("float16", "bfloat16"):
@@ -67,8 +68,8 @@ def check_formats(rule: Any, options: Mapping[str, Any], dtype: str, where: str)
     if state and dtype == "float64":
         raise ValueError(f"{where}state_dtype={state!r} is refused for float64 parameters, which would be no more "
                          "exact than their state; drop it, or give their group state_dtype=None")  # fmt: skip
-    if state in ("bfloat16", "uint8") and rule._narrow_refused:
-        raise ValueError(f"{where}state_dtype={state!r} is refused for {rule.__name__}: {rule._narrow_refused}; "
+    if state in ("bfloat16", "uint8") and rule.narrow_refused:
+        raise ValueError(f"{where}state_dtype={state!r} is refused for {rule.label}: {rule.narrow_refused}; "
                          "drop it")  # fmt: skip
     if state in ("bfloat16", "uint8") and options.get("centered"):
         raise ValueError(f"{where}state_dtype={state!r} is refused with centered=True: rounding noise would drive "
@@ -83,7 +84,7 @@ class ParamGroup(MutableMapping[str, Any]):
 
     def __init__(
         self,
-        rule: Any,
+        rule: Rule,
         plan: Any,
         bound: Any,
         layout: Layout,
@@ -94,16 +95,16 @@ class ParamGroup(MutableMapping[str, Any]):
     ) -> None:
         """options: checked, all but the bounds.  bound: the core's part, which has the arrays already."""
         self.layout, self.bound, self.index = layout, bound, index
-        self._rule, self._plan = rule, plan
+        self.rule, self._plan = rule, plan
         self.computed = "float64" if bound.dtype == "float64" else "float32"
-        self.store = Store(layout, rule._state, rule._per_array, options, self.computed, allocate)
+        self.store = Store(layout, rule, options, self.computed, allocate)
         where = f"param_groups[{index}]: "
         bound.follow_by(RANGES[self.computed], partial(check_followed, dtype=self.computed, where=where))
         bound.attach(self.store, self.store.kind)
         shown, in_force = bounds
-        bound.commit({**rule._fixed, **options, "bounds": shown}, in_force)
+        bound.commit({**rule.fixed, **options, "bounds": shown}, in_force)
         self._options: dict[str, Any] = bound.options  # as they were assigned
-        for name in rule._fixed:
+        for name in rule.fixed:
             del self._options[name]
 
     # --- a dict of options --------------------------------------------------------------------------------------------
@@ -122,7 +123,7 @@ class ParamGroup(MutableMapping[str, Any]):
         if name == "params":
             raise TypeError("params is read-only: an optimizer is bound to its arrays; construct a new one")
         if name not in self._options:
-            raise KeyError(f"{name!r} is not an option of {self._rule.__name__}; it has {', '.join(self._options)}")
+            raise KeyError(f"{name!r} is not an option of {self.rule.label}; it has {', '.join(self._options)}")
         where = f"param_groups[{self.index}]: "
         while not self.bound.commit_if(self.bound.version, *self.checked({name: value}, self._plan.t, where)):
             pass  # another thread has assigned an option meanwhile
@@ -132,9 +133,9 @@ class ParamGroup(MutableMapping[str, Any]):
         bounds, changes = None, dict(changes)
         if "bounds" in changes:
             shown, bounds = check_bounds(changes.pop("bounds"), self.bound.dtype, where, self.layout.flat)
-        found, numbers = check_options(self._rule, changes, self._options, self.computed, where, t)
+        found, numbers = check_options(self.rule, changes, self._options, self.computed, where, t)
         check_together({**self._options, **numbers}, where)
-        for name, slot in self._rule._state.items():
+        for name, slot in self.rule.state.items():
             if slot.when in found and slot.needed(found) and name not in self.store.arrays:
                 raise ValueError(f"{where}{slot.when}={found[slot.when]!r} would need new state ({name}) in the middle "
                                  "of a run; construct a new optimizer with it")  # fmt: skip
@@ -179,11 +180,6 @@ class ParamGroup(MutableMapping[str, Any]):
     def options(self) -> Mapping[str, Any]:
         """The options as they were assigned, schedules included."""
         return MappingProxyType(self._options)
-
-    @property
-    def rule(self) -> Any:
-        """The class whose rule this is."""
-        return self._rule
 
     @property
     def schedules(self) -> Mapping[str, Any]:

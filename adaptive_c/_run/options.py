@@ -244,8 +244,8 @@ def check_schedule(name: str, value: Any, rule: Any, known: Iterable[str], where
     if not option.movable:
         names = ", ".join(name for name in known if OPTIONS[name].movable)
         raise TypeError(f"{where}{name} can't follow a schedule, got {value!r}; what can: {names}")
-    if name in rule._read_once:
-        raise ValueError(f"{where}{name} of {rule.__name__} is read at an array's first step only and can't follow a "
+    if name in rule.read_once:
+        raise ValueError(f"{where}{name} of {rule.label} is read at an array's first step only and can't follow a "
                          f"schedule, got {value!r}; give a number")  # fmt: skip
     if moves(value):
         return value

@@ -9,6 +9,7 @@ from .._native import core
 from .group import ParamGroup, check_formats, check_options
 from .layout import Layout
 from .options import Number, check_bounds, check_settings, check_together, copied_bounds
+from .rule import Rule
 from .store import Allocate, zeros
 
 _SMALLEST_SCALE, _LARGEST_SCALE, GROWTH_INTERVAL = core.SCALE_LIMITS
@@ -22,22 +23,19 @@ def check_scale(name: str, value: Any) -> float:
 class Run:
     """What every face works on: made once, and extended by groups.
 
-    rule: a class with the rule's data, which `Optimizer` lists.  defaults: the options of a group that does not have
-    its own.  allocate: makes the arrays of the state.
+    defaults: the options of a group that does not have its own.  allocate: makes the arrays of the state.
     """
 
+    groups: tuple[ParamGroup, ...]
+
     def __init__(
-        self, rule: Any, defaults: Mapping[str, Any], uint16_as: str | None = None, allocate: Allocate = zeros
+        self, rule: Rule, defaults: Mapping[str, Any], uint16_as: str | None = None, allocate: Allocate = zeros
     ) -> None:
         self.rule, self.groups = rule, ()
         self.defaults = {**defaults, "bounds": copied_bounds(defaults["bounds"])}  # for groups that come later, too
         self.plan = core.Plan(core.Guard())
         self._uint16_as, self._allocate = uint16_as, allocate
-        self._checked: dict[
-            str, tuple[dict[str, Any], dict[str, Any]]
-        ] = {}  # the defaults, by the type that a rule computes in
-
-    groups: tuple[ParamGroup, ...]
+        self._checked: dict[str, Any] = {}  # the defaults, by the type that the rule computes in
 
     @property
     def guard(self) -> Any:
@@ -91,14 +89,14 @@ class Run:
         given = {**defaults, **{name: value for name, value in spec.items() if name != "params"}}
         if unknown := [name for name in given if name not in self.defaults]:
             raise TypeError(
-                f"{place} has the unknown option {unknown[0]!r}; {self.rule.__name__} has {', '.join(self.defaults)}"
+                f"{place} has the unknown option {unknown[0]!r}; {self.rule.label} has {', '.join(self.defaults)}"
             )
         layout = Layout(spec["params"], self._uint16_as)
         if not layout.arrays:
             raise ValueError(f"{place} is empty: there is nothing to optimize")
         name = f"{where}['params']" if where else "params"
         bound = core.BoundGroup(
-            self.guard, self.rule._rule, self.rule._squares, layout.keys, layout.arrays, name,
+            self.guard, self.rule.name, self.rule.squares, layout.keys, layout.arrays, name,
             self._uint16_as == "bfloat16",
         )  # fmt: skip
         layout.sizes = bound.sizes

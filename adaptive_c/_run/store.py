@@ -1,34 +1,17 @@
 """All that a group holds, flat, in the order of its parameter space, by name."""
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .layout import Array, Layout
-from .options import follows
+from .rule import Rule
 
 if TYPE_CHECKING:
     from .run import Run
 
 BLOCK = 256  # elements of 8-bit state that share a scale
-
-
-class Slot(NamedTuple):
-    """A state array of a rule: how narrow state is rounded, and when there is one at all.
-
-    coding: "signed", "unsigned", "maximum" (of numbers that never fall: they are rounded to nearest, since noise would
-    push them up) or "sign" (-1, 0 or 1, in int8).  when: the option that switches it on.  start: the option that says
-    at which number it starts; 0 otherwise.
-    """
-
-    coding: str
-    when: str = ""
-    start: str = ""
-
-    def needed(self, options: Mapping[str, Any]) -> bool:
-        """With these options?  What a schedule moves may be 0 now and on later."""
-        return not self.when or bool(options[self.when]) or follows(options[self.when])
 
 
 def zeros(n: int, dtype: Any, turn: int = 0) -> Array:
@@ -58,13 +41,13 @@ class Store:
     def __init__(
         self,
         layout: Layout,
-        slots: Mapping[str, Slot],
-        per_array: Mapping[str, float],
+        rule: Rule,
         options: Mapping[str, Any],
         computed: str,
         allocate: Allocate = zeros,
     ) -> None:
         n = sum(layout.sizes)
+        slots = rule.state
         self.slots, self.computed, self._size, self._allocate = slots, computed, n, allocate
         self.kind = options["state_dtype"] if options["state_dtype"] in ("bfloat16", "uint8") else "native"
         self.arrays: dict[str, Array] = {}
@@ -80,7 +63,7 @@ class Store:
             self.arrays["ema"] = allocate(n, computed, 5)
         m = len(layout.arrays)
         self.starts = {name: float(options[slot.start]) if slot.start else 0.0 for name, slot in slots.items()}
-        self.counts = {"step": np.zeros(m, "int64"), **{name: np.full(m, x) for name, x in per_array.items()},
+        self.counts = {"step": np.zeros(m, "int64"), **{name: np.full(m, x) for name, x in rule.per_array.items()},
                        "started": np.zeros(m, "uint8"), "summed": np.zeros(m, "uint8")}  # fmt: skip
 
     def add_sums(self) -> Array:
