@@ -208,6 +208,18 @@ def test_assigning_t_says_that_state_is_there():
     np.testing.assert_array_equal(p, [-2, -2])
 
 
+def test_t_0_says_that_no_step_has_written_the_state():
+    p = np.zeros(2)
+    opt = ac.SGD(p, lr=1.0, momentum=0.5)
+    opt.step(np.ones(2))
+    opt.t = 0
+    opt.param_groups[0]["momentum"] = 0.0
+    opt.step(np.zeros(2))  # writes none
+    opt.param_groups[0]["momentum"] = 0.5
+    opt.step(np.zeros(2))  # so that this one begins it, at the gradient
+    np.testing.assert_array_equal(p, -1)
+
+
 def test_mistakes_that_would_do_nothing_are_refused():
     opt = ac.Adam([W.copy(), B.copy()])
     with pytest.raises(

@@ -135,6 +135,15 @@ def test_a_gradient_that_shares_memory_with_state_or_another_parameter():
         grouped.step([{"a": None}, p[0][95:]])
 
 
+def test_a_refused_group_leaves_the_names_that_messages_use():
+    p = ones(8)
+    opt = ac.SGD(p)
+    with pytest.raises(ValueError, match=r"^params\[0\]\['params'\] and params\[1\]\['params'\] share memory"):
+        opt.add_param_group({"params": p[2:4]})
+    with pytest.raises(ValueError, match="^grads shares memory with params; pass a copy"):
+        opt.step(p)
+
+
 @given(cuts=st.lists(st.integers(0, 60), min_size=2, max_size=8), start=st.integers(0, 60), size=st.integers(0, 60))
 def test_overlap_is_found_exactly(cuts, start, size):
     memory = ones(60)

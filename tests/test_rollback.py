@@ -284,6 +284,17 @@ def test_a_group_that_is_refused_leaves_what_was_kept():
     assert_same(everything(opt), before)
 
 
+def test_a_step_before_a_load_is_not_undone():
+    p = np.zeros(3)
+    opt = ac.SGD(p, lr=1.0, keep_undo=True)
+    saved = opt.state_dict()
+    opt.step(np.ones(3))
+    opt.load_state_dict(saved)
+    with pytest.raises(ValueError, match="there is no step to undo"):
+        opt.rollback()
+    np.testing.assert_array_equal(p, -1)
+
+
 def test_what_a_plateau_made_of_a_metric_is_undone_too():
     def make(**more):
         plateau = ac.schedules.plateau(0.5, factor=0.5, patience=0)
