@@ -85,7 +85,8 @@ cdef class BoundGroup:
             for i in range(n_views):
                 view, a = self.grads + i, self.group.arrays + i
                 a.p, a.ndim, a.shape = <char*> view.buf, view.ndim, shape
-                memcpy(shape, view.shape, view.ndim * sizeof(Py_ssize_t))
+                if view.ndim:  # without dimensions there is no shape
+                    memcpy(shape, view.shape, view.ndim * sizeof(Py_ssize_t))
                 shape += view.ndim
                 a.start = self.group.size
                 a.stop = self.group.size = a.start + view.len // view.itemsize
