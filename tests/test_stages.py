@@ -371,6 +371,11 @@ def test_zero_grad():
             opt.step([shared[:3], shared[2:5]])
     opt.step([shared[:3], shared[3:]])
     assert not shared.any()
+    opt = ac.SGD([np.zeros(4, "float32"), np.zeros(8, "float32"), np.zeros(4, "float32")], zero_grad=True)
+    shared = np.ones(8, "float32")
+    opt.step([shared[:4], None, shared[4:]])
+    with pytest.raises(ValueError, match="two gradients share memory"):
+        opt.step([None, shared, shared[4:]])  # they begin where the others did
 
 
 def test_flush_denormals_is_scoped():
