@@ -11,6 +11,7 @@ import os
 import sys
 import threading
 from contextlib import suppress
+from functools import partial
 from itertools import count
 
 import numpy as np
@@ -354,7 +355,7 @@ def test_an_assignment_at_any_place_of_another_one_counts():
 
         reached = True
         with suppress(ValueError):
-            reached = at(n, lambda: group.update(momentum=0.0), lambda: in_another_thread(assign))
+            reached = at(n, partial(group.update, momentum=0.0), partial(in_another_thread, assign))
         assert group["momentum"] > 0 or not group["nesterov"]
         if not reached:
             break
@@ -363,9 +364,8 @@ def test_an_assignment_at_any_place_of_another_one_counts():
 def test_a_setting_at_any_place_of_another_one_is_not_lost():
     for n in count(1):
         opt = make()
-        reached = at(
-            n, lambda: setattr(opt, "max_grad_norm", 3.0), lambda: in_another_thread(lambda: setattr(opt, "seed", 7))
-        )
+        seed = partial(in_another_thread, partial(setattr, opt, "seed", 7))
+        reached = at(n, partial(setattr, opt, "max_grad_norm", 3.0), seed)
         assert (opt.max_grad_norm, opt.seed) == (3.0, 7 if reached else 0)
         if not reached:
             break
