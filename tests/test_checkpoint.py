@@ -181,6 +181,24 @@ def test_the_first_step_of_a_momentum_buffer_is_still_to_come(tmp_path):
     assert results[0][0] == 1 - 0.1 - 0.1
 
 
+def test_the_first_count_that_is_too_large():
+    opt = ac.Adam(np.ones(2))
+    saved = opt.state_dict()
+    with pytest.raises(ValueError, match=r"\['t'\] must be in \[0, 2\*\*62\)"):
+        opt.load_state_dict({**saved, "t": 2**62})
+    saved["groups"][0]["arrays"]["step"] = np.array([2**62])
+    with pytest.raises(ValueError, match=r"step must not be negative, NaN or 2\*\*62 and more"):
+        opt.load_state_dict(saved)
+
+
+def test_the_count_of_an_empty_array_does_not_matter_under_another_cut():
+    opt = ac.Adam([np.ones(2), np.ones(0), np.ones(2)])
+    opt.step([np.ones(2), None, np.ones(2)])
+    whole = ac.Adam(np.ones(4))
+    whole.load_state_dict(opt.state_dict())
+    assert whole.state["step"] == 1
+
+
 @pytest.mark.parametrize("cls", [ac.AdamW, ac.NAdam])
 def test_counts_under_another_cut(cls, tmp_path):
     sizes = (4, 0, 6, 5)

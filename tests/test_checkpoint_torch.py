@@ -201,6 +201,26 @@ def test_master_copies_and_averages_begin_anew(kind):
     assert abs(p.astype("f4") - wide).max() < 0.02  # the run goes on from there
 
 
+def test_sgd_goes_on_with_our_counts_which_pytorch_does_not_have():
+    opt = ac.SGD([np.ones(2), np.ones(2)], lr=1.0, momentum=0.5)
+    for grads in ([np.ones(2), None], [np.ones(2), None], [None, np.ones(2)]):
+        opt.step(grads)
+    opt.load_state_dict(opt.state_dict(format="torch"))
+    assert opt.t == 3
+    assert [int(n) for n in opt.state["step"]] == [2, 1]
+
+
+def test_sums_do_not_outlive_the_state_that_is_loaded():
+    p = np.zeros(2)
+    opt = ac.SGD(p, lr=1.0)
+    opt.accumulate(np.ones(2))
+    opt.load_state_dict(opt.state_dict(format="torch"))
+    assert opt.pending == 0
+    opt.accumulate(np.ones(2))
+    opt.step()
+    np.testing.assert_array_equal(p, -1)
+
+
 def test_torchs_bfloat16_and_arrays_instead_of_tensors():
     q = [torch.ones(5, dtype=torch.bfloat16, requires_grad=True)]
     other = torch.optim.Adam(q, lr=torch.tensor(0.1))

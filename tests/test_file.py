@@ -231,6 +231,7 @@ NONSENSE = {
     '{"__metadata__":{"adaptive_c":"[]"},"end":0}': "must be a dict",
     '{"__metadata__":{"adaptive_c":"{}"},"end":0,"a":{"dtype":"F3","data_offsets":[0,4]}}': "can read: KeyError",
     '{"__metadata__":{"adaptive_c":"{}"},"end":0,"a":{"dtype":"F32","data_offsets":[0,4000]}}': "names data outside of it",
+    '{"__metadata__":{"adaptive_c":"{}"},"end":0,"a":{"dtype":"F32","data_offsets":[0,200]}}': "names data outside of it",
     '{"__metadata__":{"adaptive_c":"{}"},"end":0,"a":{"dtype":"F32","data_offsets":[-900,0]}}': "names data outside of it",
 }
 

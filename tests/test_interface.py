@@ -125,6 +125,20 @@ def test_options_are_checked_when_assigned_and_nothing_changes_on_refusal():
     assert "lr': 0.5" in repr(group)
 
 
+@pytest.mark.parametrize("name", ["eta_minus", "eta_plus"])
+def test_the_end_of_an_open_interval_is_outside(name):
+    opt = ac.SuperSAB(W.copy())
+    group = opt.param_groups[0]
+    before = group[name]
+    with pytest.raises(ValueError, match=rf"{name} must be in \("):
+        group[name] = 1.0
+    assert group[name] == before
+    group[name] = lambda t: before if t == 0 else 1.0
+    opt.step(W)
+    with pytest.raises(ValueError, match=rf"at t=1 {name} must be in \("):
+        opt.step(W)
+
+
 def test_group_params_are_read_only():
     opt = ac.SGD([{"params": [W.copy()]}, {"params": {"b": B.copy()}}])
     assert isinstance(opt.param_groups[0]["params"], tuple)
@@ -218,6 +232,17 @@ def test_t_0_says_that_no_step_has_written_the_state():
     opt.param_groups[0]["momentum"] = 0.5
     opt.step(np.zeros(2))  # so that this one begins it, at the gradient
     np.testing.assert_array_equal(p, -1)
+
+
+def test_arrays_of_equal_counts_whose_state_differs_are_told_apart():
+    p = [np.zeros(2), np.zeros(2)]
+    opt = ac.SGD(p, lr=1.0, momentum=0.5, dampening=0.5)
+    opt.step([np.ones(2), None])
+    opt.param_groups[0]["momentum"] = 0.0
+    opt.step([None, np.ones(2)])  # writes no state
+    opt.param_groups[0]["momentum"] = 0.5
+    opt.step([np.ones(2), np.full(2, 3.0)])  # the buffers: 0.5 + 0.5 * 1, and 3 as at the first step
+    np.testing.assert_array_equal(p, [[-2, -2], [-4, -4]])
 
 
 def test_mistakes_that_would_do_nothing_are_refused():

@@ -10,6 +10,8 @@ import gc
 import os
 import sys
 import threading
+from contextlib import suppress
+from functools import partial
 from itertools import count
 
 import numpy as np
@@ -340,6 +342,33 @@ def test_two_assignments_at_once():
     group["lr"] = schedule
     assert "lr" in group.schedules
     assert group["eps"] == 0.5
+
+
+def test_an_assignment_at_any_place_of_another_one_counts():
+    """What was checked against an option that is not in force any more is checked again."""
+    for n in count(1):
+        group = make(cls=ac.SGD, lr=0.1, momentum=0.5).param_groups[0]
+
+        def assign(group=group):
+            with suppress(ValueError):  # whichever of the two comes second is refused
+                group["nesterov"] = True
+
+        reached = True
+        with suppress(ValueError):
+            reached = at(n, partial(group.update, momentum=0.0), partial(in_another_thread, assign))
+        assert group["momentum"] > 0 or not group["nesterov"]
+        if not reached:
+            break
+
+
+def test_a_setting_at_any_place_of_another_one_is_not_lost():
+    for n in count(1):
+        opt = make()
+        seed = partial(in_another_thread, partial(setattr, opt, "seed", 7))
+        reached = at(n, partial(setattr, opt, "max_grad_norm", 3.0), seed)
+        assert (opt.max_grad_norm, opt.seed) == (3.0, 7 if reached else 0)
+        if not reached:
+            break
 
 
 def test_a_step_while_an_assignment_asks_a_schedule():

@@ -144,6 +144,26 @@ def test_a_refused_group_leaves_the_names_that_messages_use():
         opt.step(p)
 
 
+def test_gradients_beside_the_parameters_share_none():
+    memory = ones(30)
+    opt = ac.SGD(memory[10:20], lr=0.0)
+    for start in (0, 20):
+        opt.step(memory[start : start + 10])
+    for start in (1, 19):
+        with pytest.raises(ValueError, match="grads shares memory with params"):
+            opt.step(memory[start : start + 10])
+
+
+def test_every_dimension_is_compared():
+    opt = ac.SGD(ones(2, 3))
+    with pytest.raises(ValueError, match=r"grads has shape \(2, 4\), its parameter \(2, 3\)"):
+        opt.step(ones(2, 4))
+    with pytest.raises(
+        ValueError, match=r"copy_to must be an array of its parameter's shape, \(2, 3\), got shape \(3, 2\)"
+    ):
+        ac.SGD(ones(2, 3), copy_to=ones(3, 2))
+
+
 @given(cuts=st.lists(st.integers(0, 60), min_size=2, max_size=8), start=st.integers(0, 60), size=st.integers(0, 60))
 def test_overlap_is_found_exactly(cuts, start, size):
     memory = ones(60)

@@ -582,6 +582,16 @@ def test_what_can_not_follow_a_schedule(name, options, error, message):
         build(name, [{"params": p}, {"params": p.copy(), **options}], {})
 
 
+def test_a_schedule_of_pairs_gives_a_pair_at_every_step():
+    p = np.ones(3, "float32")
+    opt = ac.Adam(p, betas=lambda t: (0.9, 0.999) if t == 0 else 0.5)
+    opt.step(np.ones(3, "float32"))
+    before = p.copy()
+    with pytest.raises(TypeError, match=r"at t=1 betas must be a pair of numbers, got 0\.5"):
+        opt.step(np.ones(3, "float32"))
+    assert_same_bits(p, before)
+
+
 def test_a_bad_number_of_a_schedule_is_refused_before_the_step():
     p = [np.ones(3, "float32"), np.ones(3, "float32")]
     grads = [np.ones(3, "float32"), np.ones(3, "float32")]

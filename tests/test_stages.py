@@ -354,6 +354,16 @@ def test_bad_bounds(bounds, message):
     assert opt.param_groups[0]["bounds"] == (0, 1)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_nan_is_seen_before_and_after_numbers(dtype):
+    for at in (0, -1):
+        opt = ac.SGD(np.zeros(3 * CHUNK, dtype), on_nonfinite="skip")
+        g = np.ones(3 * CHUNK, dtype)
+        g[at] = np.nan
+        opt.step(g)
+        assert (opt.t, opt.skipped_steps) == (0, 1)
+
+
 def test_zero_grad():
     p = [np.zeros(3 * CHUNK + 5, "float32"), np.zeros(3, "float32")]
     g = [np.ones_like(x) for x in p]
@@ -371,6 +381,11 @@ def test_zero_grad():
             opt.step([shared[:3], shared[2:5]])
     opt.step([shared[:3], shared[3:]])
     assert not shared.any()
+    opt = ac.SGD([np.zeros(4, "float32"), np.zeros(8, "float32"), np.zeros(4, "float32")], zero_grad=True)
+    shared = np.ones(8, "float32")
+    opt.step([shared[:4], None, shared[4:]])
+    with pytest.raises(ValueError, match="two gradients share memory"):
+        opt.step([None, shared, shared[4:]])  # they begin where the others did
 
 
 def test_flush_denormals_is_scoped():

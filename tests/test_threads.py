@@ -171,6 +171,11 @@ def quota(tmp_path, files, membership):
     return _native._cgroup_quota(tmp_path / "fs", tmp_path / "cgroup")
 
 
+def test_less_than_a_processor_is_a_thread():
+    script = QUOTA.replace("1.5", "0.5")
+    assert child(f"import adaptive_c as ac; {script}; print(ac.get_num_threads())", OMP_NUM_THREADS="") == "1\n"
+
+
 @pytest.mark.parametrize(
     ("files", "membership", "want"),
     [
