@@ -93,8 +93,8 @@ cdef bint fits(Plan plan, const Group* group, double g, double loss_scale) noexc
     cdef float y
     if not (x - x == 0 and (group.wide or not isinf(<float> x))):
         return False
-    if not group.squares or factor != factor:
-        return True  # the factor is NaN where the norm is: another element is to blame
+    if not group.squares:
+        return True
     if group.wide:
         x = factor * g
         x = limit if limit and x > limit else x
