@@ -166,7 +166,7 @@ def _entry(name: str, code: str, size: int, start: int, end: int) -> str:
 
 def _fill(file: Any, parts: list[list[Any]]) -> None:
     """Write the parts and the line _END, and let Linux begin to write them to the disk."""
-    sums: dict[int, int] = {}
+    sums: dict[int, tuple[int, int]] = {}
     _start(_sum_up, enumerate(parts), sums)
     pushed = 0
     for part in parts:
@@ -176,26 +176,32 @@ def _fill(file: Any, parts: list[list[Any]]) -> None:
             os.posix_fadvise(file.fileno(), pushed, size - pushed, os.POSIX_FADV_DONTNEED)
             pushed = size
     _sum_up(reversed(list(enumerate(parts))), sums)
-    crc = 0
-    for i, part in enumerate(parts):
-        crc = _times(crc, _power(sum(map(len, part)))) ^ sums[i]
-    file.write(_END % zlib.crc32(_END % 0, crc))
+    file.write(_END % zlib.crc32(_END % 0, _combined(sums)))
     file.flush()
 
 
-def _sum_up(parts: Iterable[tuple[int, list[Any]]], sums: dict[int, int]) -> None:
-    """Compute the CRC-32 of one part after the other, up to one whose sum is there already.
+def _sum_up(parts: Iterable[tuple[int, Iterable[Any]]], sums: dict[int, tuple[int, int]]) -> None:
+    """Compute CRC-32 and length of one part after the other, up to one that is there already.
 
-    While the file is written, a second thread begins with the first part; after that, the writer begins with the last
-    one.  Where they meet, all is done.  Neither waits for the other: if the second thread has died, the writer goes on.
+    A second thread begins with the first part, and this one, as soon as it has nothing else to do, with the last.
+    Where they meet, all is done.  Neither waits for the other: if the second thread has died, this one goes on.
     """
     for i, part in parts:
         if i in sums:
             break
-        crc = 0
+        crc = n = 0
         for piece in part:
-            crc = zlib.crc32(piece, crc)
-        sums[i] = crc
+            crc, n = zlib.crc32(piece, crc), n + len(piece)
+        sums[i] = crc, n
+
+
+def _combined(sums: dict[int, tuple[int, int]]) -> int:
+    """The CRC-32 of all parts, one after the other."""
+    crc = 0
+    for i in range(len(sums)):
+        of_part, n = sums[i]
+        crc = _times(crc, _power(n)) ^ of_part
+    return crc
 
 
 def _times(a: int, b: int) -> int:
@@ -304,11 +310,31 @@ def reading(path: Any) -> Iterator[tuple[Any, dict[str, Stored]]]:
 
 def _checksum(file: Any, size: int) -> int:
     """CRC-32 of a file as it was before its own CRC was put in."""
-    file.seek(0)
-    crc, left, buffer = 0, size - _END_SIZE, memoryview(bytearray(min(_PIECE, size)))
-    while left and (n := file.readinto(buffer[:left])):
-        crc, left = zlib.crc32(buffer[:n], crc), left - n
-    return zlib.crc32(_END % 0, crc)
+    end, step = size - _END_SIZE, 4 * _PIECE
+    starts = list(range(0, end, step))
+    sums: dict[int, tuple[int, int]] = {}
+
+    def parts(fd: int, starts: Iterable[int]) -> Iterator[tuple[int, Iterator[memoryview]]]:
+        buffer = memoryview(bytearray(_PIECE))
+        for start in starts:
+            yield start // step, _pieces(fd, start, min(start + step, end), buffer)
+
+    def beside() -> None:
+        with suppress(OSError, ValueError):  # the file is closed already: all is done, and the rest is not wanted
+            _sum_up(parts(file.fileno(), starts), sums)
+
+    _start(beside)
+    try:
+        _sum_up(parts(file.fileno(), reversed(starts)), sums)
+    finally:
+        starts.clear()  # which ends the second thread where this one was interrupted
+    return zlib.crc32(_END % 0, _combined(dict(sums)))
+
+
+def _pieces(fd: int, start: int, stop: int, buffer: memoryview) -> Iterator[memoryview]:
+    while start < stop and (n := os.preadv(fd, [buffer[: stop - start]], start)):
+        yield buffer[:n]
+        start += n
 
 
 def _parse_safetensors(file: Any) -> tuple[Any, dict[str, Stored]]:
