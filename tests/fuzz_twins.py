@@ -41,8 +41,6 @@ VALUES = {
     "lr_decay": [0.0, 0.1],
     "momentum_decay": [4e-3, 0.0, 1.0],
     "initial_accumulator_value": [0.0, 0.1],
-    "initial": [1e-6, 0.0, 0.1],
-    "eps_in": [1e-16, 0.0, 1e-8],
     "etas": [(0.5, 1.2), (0.9, S.linear(1.5, 4, end=1.1))],
     "step_sizes": [(1e-6, 50.0), (0.0, 0.1)],
     "eta_plus": [1.05, 2.0],
