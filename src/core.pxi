@@ -24,5 +24,6 @@ include "sweep.pxi"      # the parallel loop, and a step's stages
 include "gradients.pxi"  # the gradients of one call
 include "usable.pxi"     # norm, finite check, factor, dynamic loss scale
 include "averages.pxi"   # parameters and averages exchanged
+include "arraywise.pxi"  # a step array by array, as gradients arrive
 include "plan.pxi"       # steps
 include "ceiling.pxi"    # the machine's limit, for benchmarks

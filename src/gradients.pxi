@@ -3,12 +3,9 @@
 
 cdef Py_ssize_t acquire(Plan plan, grads) except -2:
     """Bind the gradients; returns the number of their elements, -1 where every one is None."""
-    cdef Group* group
     cdef Py_ssize_t i, work = -1, count = plan.space.n_groups
     for i in range(count):
-        group = plan.space.groups[i]
-        group.narrow_grads = False
-        group.only_bfloat16 = group.format == BFLOAT16 and group.state_format == BFLOAT16 and group.master == NULL
+        expect_gradients(plan.space.groups[i])
     if not plan.structured:
         return acquire_group(plan, <BoundGroup> plan.groups[0], grads, work)
     items = tuple(grads) if isinstance(grads, (list, tuple)) else None  # so that what is counted is what is used
@@ -18,6 +15,13 @@ cdef Py_ssize_t acquire(Plan plan, grads) except -2:
     for i in range(count):
         work = acquire_group(plan, <BoundGroup> plan.groups[i], items[i], work)
     return work
+
+
+cdef int expect_gradients(Group* group) noexcept:
+    """Before those of a call are bound: nothing is known of their formats."""
+    group.narrow_grads = False
+    group.only_bfloat16 = group.format == BFLOAT16 and group.state_format == BFLOAT16 and group.master == NULL
+    return 0
 
 
 cdef Py_ssize_t acquire_group(Plan plan, BoundGroup group, grads, Py_ssize_t work) except -2:

@@ -246,7 +246,7 @@ cdef class BoundGroup:
 
         So nothing holds the guard while Python checks them, and no step is refused because another thread assigns.
         """
-        self.guard.take(HELD, True)
+        self.guard.take(HELD, AVERAGED)
         try:
             if version != self.version:
                 return False
@@ -292,7 +292,7 @@ cdef class BoundGroup:
         low, high = ranges[0]
         if not low < x < high:
             return False
-        self.guard.take(HELD, True)
+        self.guard.take(HELD, AVERAGED)
         try:
             self.options[name] = x
             (&self.group.options.lr)[<int> FIELDS[name]] = x

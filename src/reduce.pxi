@@ -95,15 +95,15 @@ cdef void reduce_chunks(const Space* space, const Group* group, Py_ssize_t start
     cdef Py_ssize_t stop
     while start < end:
         stop = min(start + CHUNK, end)
-        space.partial[group.chunk + start // CHUNK] = reduce_chunk(group, start, stop, squares)
+        space.partial[(group.position + start) // CHUNK] = reduce_chunk(group, start, stop, squares)
         start = stop
 
 
 cdef double reduced(const Space* space, const Group* group, bint squares) noexcept nogil:
     """A group's sum of squares, or largest absolute value (NaN if there is one), once its chunks are reduced."""
     cdef double total = 0
-    cdef Py_ssize_t chunk
-    for chunk in range(group.chunk, group.chunk + n_chunks(group)):
+    cdef Py_ssize_t chunk, first = group.position // CHUNK
+    for chunk in range(first, first + chunks_to(group.size)):
         if squares:
             total += space.partial[chunk]
         elif not space.partial[chunk] <= total and total == total:

@@ -1,8 +1,9 @@
 # The parameter space: what a sweep walks over, and the one walker.
 #
 # A group's arrays, concatenated in order, are its parameter space 0 .. n-1.  It is cut into chunks at multiples of
-# CHUNK, never at array starts; each state quantity is one allocation in this order.  The chunks of all groups are
-# numbered consecutively, so that one parallel loop covers a whole step.
+# CHUNK, never at array starts; each state quantity is one allocation in this order.  A sweep walks over the groups one
+# after the other, each from a multiple of CHUNK on: an element's place in it is its position.  So one parallel loop
+# covers a whole step.
 
 from libc.stdint cimport uintptr_t
 from libc.string cimport memcpy, memset
@@ -48,7 +49,7 @@ cdef struct Group:
     Py_ssize_t n_arrays
     Py_ssize_t size          # elements
     Py_ssize_t index         # its number among the groups
-    Py_ssize_t chunk         # the number of its first chunk
+    Py_ssize_t position      # of its first element in the sweep
     char* state[SLOTS]
     Py_ssize_t state_itemsize[SLOTS]
     double state_start[SLOTS]  # the value that each element of a state array starts at
@@ -78,7 +79,8 @@ cdef struct Space:
     Group** groups
     Step* steps
     double* partial          # a reduction's result for each chunk
-    Py_ssize_t n_groups, n_arrays, n_chunks
+    Py_ssize_t n_groups, n_arrays
+    Py_ssize_t end           # of the sweep, a position
     double max_grad_value    # 0: gradients are not clamped
     bint zero_grad, flush_denormals
     uint64_t seed, t         # of the noise
@@ -134,8 +136,9 @@ cdef inline Py_ssize_t copy_itemsize(const Group* group) noexcept nogil:
     return 4 if group.copy_format == FLOAT32 else 2
 
 
-cdef inline Py_ssize_t n_chunks(const Group* group) noexcept nogil:
-    return (group.size + CHUNK - 1) // CHUNK
+cdef inline Py_ssize_t chunks_to(Py_ssize_t end) noexcept nogil:
+    """The number of chunks up to an element's number or a position."""
+    return (end + CHUNK - 1) // CHUNK
 
 
 cdef void zero_piece(const Group* group, const Piece* piece) noexcept nogil:

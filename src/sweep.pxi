@@ -159,7 +159,7 @@ cdef WIDE run_block(const Space* space, const Group* group, Piece* piece, Py_ssi
 
 
 cdef void run_group(const Space* space, const Group* group, Py_ssize_t start, Py_ssize_t end) noexcept nogil:
-    """Step elements start .. end-1 of one group's parameter space, from the start of a chunk."""
+    """Step elements start .. end-1 of one group's parameter space, from the start of a block."""
     cdef Piece piece = pieces_from(group, start)
     if group.format != NATIVE or group.state_format != NATIVE:
         while piece.stop < end:
@@ -171,16 +171,16 @@ cdef void run_group(const Space* space, const Group* group, Py_ssize_t start, Py
         run_pieces(space, group, &piece, end)
 
 
-cdef void run_chunks(const Space* space, Work work, Py_ssize_t first, Py_ssize_t last) noexcept nogil:
-    """One thread's part of a sweep: chunks first .. last-1."""
+cdef void run_part(const Space* space, Work work, Py_ssize_t first, Py_ssize_t last) noexcept nogil:
+    """One thread's part of a sweep: positions first .. last-1."""
     cdef const Group* group
     cdef Py_ssize_t i, start, end
     cdef bint flush = space.flush_denormals and (work == STEP or work == ADD)  # the others compute nothing
     cdef uint64_t mode = enter_mode(flush)
     for i in range(space.n_groups):
         group = space.groups[i]
-        start = max((first - group.chunk) * CHUNK, 0)
-        end = min((last - group.chunk) * CHUNK, group.size)
+        start = max(first - group.position, 0)
+        end = min(last - group.position, group.size)
         if start >= end:
             continue
         if work == STEP:
@@ -200,9 +200,10 @@ cdef void run_chunks(const Space* space, Work work, Py_ssize_t first, Py_ssize_t
 
 cdef void sweep(const Space* space, Work work, Py_ssize_t first, Py_ssize_t last, int n_threads) noexcept nogil:
     """Each thread takes neighbouring chunks.  If the team is smaller than asked for, a thread takes several parts."""
-    cdef Py_ssize_t part, n = last - first
+    cdef Py_ssize_t part, chunk = first // CHUNK, n = chunks_to(last) - chunk
     if n_threads <= 1:
-        run_chunks(space, work, first, last)
+        run_part(space, work, first, last)
     else:
         for part in prange(n_threads, schedule="static", num_threads=n_threads):
-            run_chunks(space, work, first + n * part // n_threads, first + n * (part + 1) // n_threads)
+            run_part(space, work, max(first, (chunk + n * part // n_threads) * CHUNK),
+                     min(last, (chunk + n * (part + 1) // n_threads) * CHUNK))

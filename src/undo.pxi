@@ -117,7 +117,7 @@ cdef int keep(Plan plan, Counts before, bint usable, Py_ssize_t work) except -1:
             group.undo.stepped[j] = usable and group.arrays[j].g != NULL
         move_counts(group, False)
     if usable:
-        plan.run(KEEP, work, 0, plan.space.n_chunks)
+        plan.run(KEEP, work, 0, plan.space.end)
     plan.before = before
     plan.undoable = True
     return 0
@@ -133,7 +133,7 @@ cdef int restore(Plan plan) except -1:
         for j in range(group.n_arrays):
             if group.undo.stepped[j]:
                 work += group.arrays[j].stop - group.arrays[j].start
-    plan.run(RESTORE, work, 0, plan.space.n_chunks)
+    plan.run(RESTORE, work, 0, plan.space.end)
     for i in range(plan.space.n_groups):
         move_counts(plan.space.groups[i], True)
     if not plan.dynamic:  # a number that was assigned since stays
