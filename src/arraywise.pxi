@@ -108,17 +108,20 @@ cdef class Stepping:
         cdef Plan plan = self.plan
         cdef Group* group = &bound.group
         cdef Array* a = group.arrays + i
+        cdef Py_ssize_t work
         cdef Py_ssize_t lo = a.start // BLOCK * BLOCK, hi = min((a.stop + BLOCK - 1) // BLOCK * BLOCK, group.size)
         cdef uint8_t* stepped = <uint8_t*> PyByteArray_AS_STRING(self.stepped[group.index])
         if stepped[i]:
             raise ValueError(f"{bound.name(i)} has had its step in this block; add up its gradients, and pass the sum")
         expect_gradients(group)
         try:
-            acquire_array(plan, bound, i, grad, 0)
+            plan.space.by_rows = False
+            work = acquire_array(plan, bound, i, grad, 0)
             plan.form_step(group, i, 0)
             a.step = 0
-            if group.undo != NULL:
-                self.keep(group, i)
+            if group.undo != NULL:  # chunks that a neighbour has kept excepted
+                plan.run(KEEP, work, group.position + a.start // CHUNK * CHUNK,
+                         group.position + chunks_to(a.stop) * CHUNK)
             if group.state_format == UINT8:  # the blocks that are its own
                 if lo < a.start:
                     lo += BLOCK
@@ -129,10 +132,11 @@ cdef class Stepping:
                 self.share(group, a, a.start, lo)
                 self.share(group, a, hi, a.stop)
             if lo < hi:
-                plan.run(STEP, hi - lo, group.position + lo, group.position + hi)
+                plan.run(STEP, work, group.position + lo, group.position + hi)
+            zero_rows(plan)
             stepped[i] = True
         finally:
-            a.g = NULL
+            a.g, a.touched = NULL, NULL
             if bound.n_grads:
                 PyBuffer_Release(bound.grads)
                 bound.n_grads = 0
@@ -148,18 +152,6 @@ cdef class Stepping:
                         <float*> PyByteArray_AS_STRING(copies) + (start - block * BLOCK), True)
         return 0
 
-    cdef int keep(self, Group* group, Py_ssize_t i) except -1:
-        """Keep what an array's step is about to overwrite, chunks that a neighbour has kept excepted."""
-        cdef Py_ssize_t first = group.arrays[i].start // CHUNK * CHUNK, last = chunks_to(group.arrays[i].stop) * CHUNK
-        if first < last and taking_part(group, first):
-            first += CHUNK
-        if first < last and taking_part(group, last - CHUNK):
-            last -= CHUNK
-        group.undo.stepped[i] = True
-        if first < last:
-            self.plan.run(KEEP, last - first, group.position + first, group.position + last)
-        return 0
-
     cdef int finish(self) except -1:
         """Step the shared blocks, and count."""
         cdef Plan plan = self.plan
@@ -169,9 +161,10 @@ cdef class Stepping:
         cdef Py_ssize_t i, j, start, stop
         cdef const char* stepped
         cdef const char* g
+        plan.space.by_rows = False
         for i in range(plan.space.n_groups):
             group = plan.space.groups[i]
-            group.narrow_grads = group.only_bfloat16 = False
+            group.narrow_grads = group.only_bfloat16 = group.by_rows = False
             stepped = PyByteArray_AS_STRING(self.stepped[i])
             for j in range(group.n_arrays):
                 if stepped[j]:  # any address says that it takes part

@@ -258,6 +258,9 @@ cdef class Plan:
             work = acquire(self, grads)
             if self.space.zero_grad:
                 check_apart(self)
+            if self.space.by_rows:
+                raise ValueError("accumulate takes dense gradients; put the rows of all micro-batches into one Rows: "
+                                 "np.concatenate their indices and their values")
             self.need_sums()
             self.run(ADD, work, 0, self.space.end)
             for i in range(self.space.n_groups):
@@ -313,6 +316,7 @@ cdef class Plan:
                 keep(self, before, usable, work)
             if usable:
                 self.run(STEP, work, first, last)
+                zero_rows(self)
             if usable and count:
                 self.count(moved)
             if self.dynamic and count and work >= 0:
