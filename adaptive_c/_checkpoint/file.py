@@ -53,14 +53,6 @@ class Entry(NamedTuple):
     kind: str
     pieces: Sequence[Array]
 
-    @property
-    def size(self) -> int:
-        return sum(piece.size for piece in self.pieces)
-
-    @property
-    def dtype(self) -> "np.dtype[Any]":
-        return _DTYPES[_CODES[self.kind]]
-
 
 class Stored(NamedTuple):
     """An array in a file."""
@@ -72,12 +64,9 @@ class Stored(NamedTuple):
 
     def read(self, start: int, out: Array) -> None:
         """Read the elements from `start` on into a flat array of the same dtype, which says how many."""
-        view, at = out.view(np.uint8).data, self.offset + start * self.dtype.itemsize
-        while view.nbytes:
-            n = os.preadv(self.file.fileno(), [view], at)
-            if n == 0:
-                raise OSError("the checkpoint was cut short while it was read; load a whole one before the next step")
-            view, at = view[n:], at + n
+        self.file.seek(self.offset + start * self.dtype.itemsize)
+        if self.file.readinto(out) < out.nbytes:
+            raise OSError("the checkpoint was cut short while it was read; load a whole one before the next step")
 
 
 def _little_endian() -> None:
@@ -340,14 +329,17 @@ def _pieces(fd: int, start: int, stop: int, buffer: memoryview) -> Iterator[memo
 def _parse_safetensors(file: Any) -> tuple[Any, dict[str, Stored]]:
     file.seek(0)
     (n,) = struct.unpack("<Q", file.read(8))
-    header = json.loads(file.read(n))
+
+    def stored(d: dict[str, Any]) -> Any:  # at once: a dict for each of many arrays would keep the collector busy
+        if "__metadata__" in d or "adaptive_c" in d:
+            return d
+        dtype, (start, end) = _DTYPES[d["dtype"]], d["data_offsets"]
+        return Stored(file, 8 + n + start, (end - start) // dtype.itemsize, dtype)
+
+    header = json.loads(file.read(n), object_hook=stored)
     head = json.loads(header.pop("__metadata__")["adaptive_c"])
     del header["end"]
-    found = {}
-    for name, about in header.items():
-        dtype, (start, end) = _DTYPES[about["dtype"]], about["data_offsets"]
-        found[name] = Stored(file, 8 + n + start, (end - start) // dtype.itemsize, dtype)
-    return head, found
+    return head, header
 
 
 def _parse_npz(file: Any) -> tuple[Any, dict[str, Stored]]:
