@@ -35,15 +35,8 @@ _PIECE = 1 << 20  # bytes that are written, read or summed up at a time
 _END = b"adaptive_c checkpoint %08x\n"
 _END_SIZE = len(_END % 0)
 _TEMPORARY = re.compile(r"\.adaptive_c-[0-9a-f]{16}\.tmp")
-_CODES = {
-    "float64": "F64",
-    "float32": "F32",
-    "float16": "F16",
-    "bfloat16": "BF16",
-    "int64": "I64",
-    "uint8": "U8",
-    "int8": "I8",
-}  # of safetensors
+_CODES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16",
+          "int64": "I64", "uint8": "U8", "int8": "I8"}  # fmt: skip  # of safetensors
 _DTYPES = {code: np.dtype("uint16" if kind == "bfloat16" else kind) for kind, code in _CODES.items()}
 
 
@@ -118,17 +111,13 @@ def write(path: Any, head: Mapping[str, Any], arrays: Mapping[str, Entry]) -> No
     _sync_folder(folder)
 
 
-def _alignment(item: tuple[str, Entry]) -> int:
-    return -_DTYPES[_CODES[item[1].kind]].itemsize
-
-
 def _parts(head: str, arrays: Mapping[str, Entry]) -> list[list[Any]]:
     """The bytes of the file up to the line _END, in parts of _PIECE to twice as many bytes, each a list of arrays."""
     # The header is JSON, put together as text: a dict for each of many arrays would keep the garbage collector busy.
     header = [f'"__metadata__":{json.dumps({"adaptive_c": head})}']
     raw: list[Array] = []
     at = 0
-    for name, (kind, pieces) in sorted(arrays.items(), key=_alignment):
+    for name, (kind, pieces) in sorted(arrays.items(), key=lambda item: -_DTYPES[_CODES[item[1].kind]].itemsize):
         code, start = _CODES[kind], at
         for piece in pieces:
             raw.append(piece.view(np.uint8))
