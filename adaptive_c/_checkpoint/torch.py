@@ -72,11 +72,11 @@ def _state_dict(run: Run, torch: Any) -> dict[str, Any]:
 def load_state_dict(run: Run, d: Mapping[str, Any]) -> None:
     _check_class(run)
     with run.guard:
-        _restore(run, d)
+        restore(run, d)
 
 
-def _restore(run: Run, d: Mapping[str, Any]) -> None:
-    """Check everything, then write it."""
+def restore(run: Run, d: Mapping[str, Any]) -> None:
+    """Check everything, then write it.  The caller holds the guard."""
     groups, states = d["param_groups"], d.get("state")
     if not isinstance(groups, (list, tuple)) or not isinstance(states, Mapping):
         raise TypeError("state_dict must have a list 'param_groups' and a dict 'state', as PyTorch's optimizers do")

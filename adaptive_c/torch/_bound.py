@@ -1,0 +1,336 @@
+"""The groups of a torch optimizer bound as groups of a run of ours, its state as tensors, until something changes."""
+
+from collections.abc import Mapping
+from operator import is_, itemgetter
+from typing import Any
+
+import numpy as np
+import torch
+
+from .. import reference
+from .._checkpoint.torch import restore
+from .._native import checked_threads
+from .._run.rule import Rule
+from .._run.run import Run
+from .._run.store import BLOCK
+from ._tensors import Array, Tensor, array, check, gradient, laid_out, view
+
+FRESH = {"t": 0, "skipped_steps": 0, "grad_norm": float("nan")}
+
+
+def plain(value: Any) -> Any:
+    """An option as a run takes it: a number where torch may have a tensor of one."""
+    if isinstance(value, torch.Tensor):
+        return value.item()
+    return tuple(map(plain, value)) if isinstance(value, (tuple, list)) else value
+
+
+def moves(value: Any) -> bool:
+    """May an option change without being replaced?"""
+    return isinstance(value, (torch.Tensor, list)) or (isinstance(value, tuple) and any(map(moves, value)))
+
+
+class Form:
+    """What a run is made of besides its tensors: the rule, the names of its options, the settings."""
+
+    def __init__(self, rule: Rule, defaults: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+        self.rule, self.defaults, self.settings = rule, {**defaults, "copy_to": None}, settings
+        self.names = tuple(defaults)
+        self.values = itemgetter(*self.names)
+
+    def options(self, group: Mapping[str, Any]) -> dict[str, Any]:
+        """The options of one of torch's groups."""
+        for name, only in self.rule.fixed.items():
+            if group.get(name, only) != only:
+                raise ValueError(f"{name}={group[name]!r} is no choice of {self.rule.label}, which has {name}={only!r}")
+        return {name: plain(value) for name, value in zip(self.names, self.values(group), strict=True)}
+
+    def kept(self, options: Mapping[str, Any]) -> tuple[Any, ...]:
+        """What decides which arrays a group of the run has."""
+        formats = tuple(options[name] for name in ("state_dtype", "master", "rounding"))
+        return (*formats, options["ema_decay"] is None, *(slot.needed(options) for slot in self.rule.state.values()))
+
+    def run(self, groups: list[dict[str, Any]]) -> Run:
+        """A run over groups of arrays."""
+        run = Run(self.rule, self.defaults, "bfloat16")
+        settings = {**self.settings, "loss_scale": 1.0}
+        run.plan.n_threads = checked_threads(settings.pop("n_threads"))
+        run.start(groups, settings, False)
+        return run
+
+    def check(self, groups: list[dict[str, Any]], first: int) -> None:
+        """Refuse groups of torch's that can't be stepped: their tensors first, then their options."""
+        small = []
+        for i, group in enumerate(groups, first):
+            for name in ("capturable", "differentiable"):
+                if group.get(name):
+                    raise ValueError(f"{name}=True can't be had here: a step is no graph of torch's operations; drop "
+                                     "it, or use torch.optim")  # fmt: skip
+            for j, p in enumerate(group["params"]):
+                check(p, f"parameter {j} of group {i}")
+            options = self.options(group)
+            for dtype in {p.dtype: None for p in group["params"]}:
+                small.append({"params": [array(x := torch.zeros(1, dtype=dtype), x)], **options})
+        if small:
+            self.run(small)
+
+
+class Part:
+    """The tensors of one dtype in one of torch's groups, which are one group of the run."""
+
+    def __init__(self, where: str, params: list[Tensor]) -> None:
+        self.where, self.params = where, params
+        self.arrays = [array(p, p) for p in params]
+        self.plain = params[0].dtype is not torch.bfloat16 and all(p.is_contiguous() for p in params)
+        self.forms = [(p.shape, p.stride()) for p in params]
+
+    def attach(self, group: Any) -> None:
+        """Take the group of the run, once it is there."""
+        self.group, self.store = group, group.store
+        self.ends = np.cumsum(group.layout.sizes).tolist()
+        self.steps = torch.zeros(len(self.params))  # what torch has as "step"
+        self.shown: Array = self.steps.numpy()
+        self.seen = self.steps._version
+        # Without an array of its own, and without a count, there is nothing to show.
+        self.waiting = list(range(len(self.params))) if self.store.state or group.rule.name != "sgd" else []
+
+    def gradients(self) -> list[Array | None]:
+        """The gradients as they are; the run checks them."""
+        if self.plain:
+            try:
+                return [None if (g := p.grad) is None else g.numpy() for p in self.params]
+            except (TypeError, RuntimeError):  # sparse, bfloat16, with a gradient of its own
+                pass
+        return self.laid_out()[0]
+
+    def laid_out(self) -> tuple[list[Array | None], list[Tensor]]:
+        """The gradients, copied where they don't lie as the parameters do; and those that are copied."""
+        found: list[Array | None] = []
+        copied = []
+        for j, p in enumerate(self.params):
+            g = gradient(p, f"{self.where}[{j}]")
+            if g is not None and g.data_ptr() != p.grad.data_ptr():
+                copied.append(p.grad)
+            found.append(None if g is None else array(g, p))
+        return found, copied
+
+    def lies_as_before(self) -> bool:
+        """Have the tensors the shapes and strides that they had?"""
+        return [(p.shape, p.stride()) for p in self.params] == self.forms
+
+    # --- counts ------------------------------------------------------------------------------------------------------
+
+    def read_steps(self) -> None:
+        """Take over counts that someone has written into a "step"."""
+        if self.steps._version != self.seen:
+            np.copyto(self.store.counts["step"], self.shown, casting="unsafe")
+            self.seen = self.steps._version
+
+    def show_steps(self) -> None:
+        np.copyto(self.shown, self.store.counts["step"], casting="unsafe")
+
+    # --- state as tensors --------------------------------------------------------------------------------------------
+
+    def show(self, state: Any) -> None:
+        """Give torch's dict the state of the tensors that have been stepped since the last time."""
+        steps, started = self.store.counts["step"], self.store.counts["started"]
+        left = []
+        for j in self.waiting:
+            if (started[j] if self.group.rule.name == "sgd" else steps[j]) or self.params[j] in self.given:
+                state[self.params[j]] = self.entry(j)
+            else:
+                left.append(j)
+        self.waiting = left
+
+    given: Any = ()  # the tensors that had a state when they were bound
+
+    def entry(self, j: int) -> dict[str, Tensor]:
+        """The state of one tensor: views."""
+        p, store, rule = self.params[j], self.store, self.group.rule
+        stop = self.ends[j]
+        start = stop - p.numel()
+        found: dict[str, Tensor] = {} if rule.name == "sgd" else {"step": self.steps[j]}
+        for name in rule.per_array:
+            found[name] = torch.from_numpy(store.counts[name])[j]
+        for name in (*store.state, *(x for x in ("master", "ema") if x in store.arrays)):
+            part = view(store.arrays[name][start:stop], p)
+            if name in store.slots and store.kind == "uint8":
+                scales = store.arrays[f"{name}_scale"][start // BLOCK : -(-stop // BLOCK)]
+                found |= {f"{name}_code": part, f"{name}_scale": torch.from_numpy(scales)}
+                found[f"{name}_offset"] = torch.tensor(start % BLOCK)
+            else:
+                found[name] = part
+        return found
+
+    def wanted(self, j: int, given: Mapping[str, Any]) -> dict[str, Any]:
+        """The state of one tensor as _checkpoint/torch.py takes it: numbers, and arrays in the array's form."""
+        p, rule = self.params[j], self.group.rule
+        found: dict[str, Any] = {}
+        for name in () if rule.name == "sgd" else ("step", *rule.per_array):
+            if name in given:
+                found[name] = given[name]
+        for name in rule.state:
+            x = given.get(name)
+            if x is None and f"{name}_code" in given:
+                x = self.decoded(name, given, p)
+            if x is not None and name in self.store.arrays:
+                if x.shape != p.shape:
+                    raise ValueError(f"{name} of {self.where}[{j}] has shape {tuple(x.shape)}, the parameter "
+                                     f"{tuple(p.shape)}")  # fmt: skip
+                x = laid_out(x, p)
+                found[name] = x if p.is_contiguous() else x.as_strided((x.numel(),), (1,))
+        return found
+
+    def decoded(self, name: str, given: Mapping[str, Any], p: Tensor) -> Tensor:
+        """8-bit state of one tensor, which began at an offset within a block."""
+        code, scale, offset = (given[f"{name}_{x}"] for x in ("code", "scale", "offset"))
+        flat = np.zeros(int(offset) + p.numel(), "uint8")
+        flat[int(offset) :] = array(laid_out(code, p), p).reshape(-1)
+        signed = self.store.slots[name].coding == "signed"
+        numbers = reference.from_uint8(flat, scale.numpy(), signed)[int(offset) :].astype("float32")
+        return view(numbers, p)
+
+    def restore_rest(self, given: Mapping[int, Mapping[str, Any]]) -> None:
+        """What torch's format does not have: averages, master copies, and 8-bit state to the bit where it fits."""
+        store = self.store
+        names = [f"{name}_code" for name in store.state if store.kind == "uint8"]
+        before = {f"{n}{end}": store.arrays[f"{n}{end}"].copy() for n in store.state for end in ("", "_scale") if names}
+        for j, state in given.items():
+            p, own = self.params[j], self.entry(j)
+            for name in ("master", "ema"):
+                if name in own and name in state and state[name].shape == p.shape:
+                    own[name].copy_(state[name])
+            for name in names:
+                if name in state:
+                    own[name].copy_(state[name])
+                    scales = own[name.replace("_code", "_scale")]
+                    if scales.shape == state[name.replace("_code", "_scale")].shape:
+                        scales.copy_(state[name.replace("_code", "_scale")])
+        if not all(self.same_blocks(j, state) for j, state in given.items() if names):
+            for name, x in before.items():
+                store.arrays[name][:] = x
+
+    def same_blocks(self, j: int, state: Mapping[str, Any]) -> bool:
+        """Is the 8-bit state what was given, to the bit?"""
+        own = self.entry(j)
+        return all(
+            name in state and torch.equal(own[name], state[name].to(own[name].dtype))
+            for name in own
+            if name.endswith(("_code", "_scale", "_offset"))
+        )
+
+
+class Bound:
+    """All groups of a torch optimizer, bound."""
+
+    def __init__(self, form: Form, groups: list[dict[str, Any]], state: Any, counted: Mapping[str, Any]) -> None:
+        self.form, self.groups, self.state = form, groups, state
+        self.parts: list[Part] = []
+        self.owners: list[list[Part]] = []  # the parts of each group
+        specs = []
+        for i, group in enumerate(groups):
+            options = form.options(group)
+            by_dtype: dict[Any, list[Tensor]] = {}
+            for j, p in enumerate(group["params"]):
+                check(p, f"parameter {j} of group {i}")
+                by_dtype.setdefault(p.dtype, []).append(p)
+            self.owners.append([Part(f"param_groups[{i}]", params) for params in by_dtype.values()])
+            specs += [{"params": part.arrays, **options} for part in self.owners[-1]]
+            self.parts += self.owners[-1]
+        self.run = form.run(specs)
+        self.plan = self.run.plan
+        for part, run_group in zip(self.parts, self.run.groups, strict=True):
+            part.attach(run_group)
+        self.params = [tuple(group["params"]) for group in groups]
+        self.pointers = [[p.data_ptr() for p in params] for params in self.params]
+        self.values = [form.values(group) for group in groups]
+        self.moving = [any(map(moves, values)) for values in self.values]
+        self.kept = [form.kept(form.options(group)) for group in groups]
+        self.adopt(counted)
+
+    def adopt(self, counted: Mapping[str, Any]) -> None:
+        """Take over what torch's dict of states has, whoever wrote it, and put views of ours into its place."""
+        states: dict[int, Any] = {}
+        about, first = [], 0
+        for part in self.parts:
+            own = {j: given for j, p in enumerate(part.params) if (given := self.state.get(p))}
+            states |= {first + j: part.wanted(j, given) for j, given in own.items()}
+            about.append({"params": list(range(first, first + len(part.params)))})
+            first += len(part.params)
+            part.given = own
+        plan = self.plan
+        if states:
+            with self.run.guard:
+                restore(self.run, {"param_groups": about, "state": states})
+        for part in self.parts:
+            part.restore_rest(part.given)
+            part.given = {part.params[j] for j in part.given}
+            part.show_steps()
+            part.show(self.state)
+            part.given = ()
+        t = max(plan.t, counted["t"])
+        plan.set_counts(t, counted["skipped_steps"], counted["grad_norm"], 0, 1.0, 0)
+        self.n_states = len(self.state)
+
+    def counted(self) -> dict[str, Any]:
+        return {name: getattr(self.plan, name) for name in FRESH}
+
+    def fits(self, groups: list[dict[str, Any]], state: Any) -> bool:
+        """Are these still the tensors, the memory and the state that are bound?  Options that have changed are taken
+        over; those that decide which state there is need a new binding."""
+        if state is not self.state or len(state) != self.n_states or len(groups) != len(self.groups):
+            return False
+        for i, group in enumerate(groups):
+            params, bound = group["params"], self.params[i]
+            if group is not self.groups[i] or len(params) != len(bound) or not all(map(is_, params, bound)):
+                return False
+            if [p.data_ptr() for p in bound] != self.pointers[i]:
+                return False
+            values = self.form.values(group)
+            if (self.moving[i] or values != self.values[i]) and not self.take_over(i, group, values):
+                return False
+        return True
+
+    def take_over(self, i: int, group: dict[str, Any], values: tuple[Any, ...]) -> bool:
+        options = self.form.options(group)
+        if self.form.kept(options) != self.kept[i]:
+            return False
+        for part in self.owners[i]:
+            for name, value in options.items():
+                if value != part.group.options[name]:
+                    part.group[name] = value
+        self.values[i], self.moving[i] = values, any(map(moves, values))
+        return True
+
+    def step(self, scale: float) -> bool:
+        """Step with the gradients of the tensors; false if the tensors don't lie in memory as they did."""
+        parts, plan, copied = self.parts, self.plan, []
+        t = plan.t
+        for part in parts:
+            part.read_steps()
+        grads = [part.gradients() for part in parts]
+        refused = False
+        try:
+            plan.step(grads, scale)
+        except (TypeError, ValueError):
+            refused = True
+        if refused:  # look at each gradient, and copy those that don't lie as their parameters do
+            if not all(part.lies_as_before() for part in parts):
+                return False
+            found = [part.laid_out() for part in parts]
+            grads, copied = [x for x, _ in found], [g for _, own in found for g in own]
+            plan.step(grads, scale)
+        stepped = [p for part, own in zip(parts, grads, strict=True)
+                   for p, g in zip(part.params, own, strict=True) if g is not None]  # fmt: skip
+        if self.form.settings["zero_grad"]:
+            for g in copied:
+                g.detach().zero_()
+            torch.autograd.graph.increment_version([p.grad for p in stepped])
+        if plan.t != t:
+            torch.autograd.graph.increment_version(stepped)
+            for part in parts:
+                part.show_steps()
+                if part.waiting:
+                    part.show(self.state)
+            self.n_states = len(self.state)
+        return True
