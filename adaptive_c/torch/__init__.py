@@ -17,8 +17,8 @@ try:
     import torch
 except ImportError as error:
     raise ImportError(
-        f"adaptive_c.torch needs PyTorch ({error}): pip install 'adaptive_c[torch]'.  On Linux pip fetches the CUDA build "
-        "of several GB; the CPU build is enough: pip install torch --index-url https://download.pytorch.org/whl/cpu"
+        f"adaptive_c.torch needs PyTorch ({error}): pip install 'adaptive_c[torch]'.  On Linux that is the CUDA "
+        "build of several GB; the CPU build is enough: pip install torch --index-url https://download.pytorch.org/whl/cpu"
     ) from error
 
 from .. import optimizers as rules

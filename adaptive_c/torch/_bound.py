@@ -7,21 +7,23 @@ from typing import Any
 import numpy as np
 import torch
 
-from .. import reference
 from .._checkpoint.torch import restore
 from .._native import checked_threads
 from .._run.rule import Rule
 from .._run.run import Run
-from .._run.store import BLOCK
-from ._tensors import Array, Tensor, array, check, gradient, laid_out, view
+from ._state import restore_beside, shown, to_restore
+from ._tensors import Array, Tensor, array, check, gradient
 
+FORMATS = ("state_dtype", "master", "rounding")  # how numbers are stored
 FRESH = {"t": 0, "skipped_steps": 0, "grad_norm": float("nan")}
 
 
 def plain(value: Any) -> Any:
-    """An option as a run takes it: a number where torch may have a tensor of one."""
+    """An option as a run takes it: a number where torch may have a tensor of one, the name of a dtype."""
     if isinstance(value, torch.Tensor):
         return value.item()
+    if isinstance(value, torch.dtype):
+        return str(value).removeprefix("torch.")
     return tuple(map(plain, value)) if isinstance(value, (tuple, list)) else value
 
 
@@ -34,7 +36,8 @@ class Form:
     """What a run is made of besides its tensors: the rule, the names of its options, the settings."""
 
     def __init__(self, rule: Rule, defaults: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
-        self.rule, self.defaults, self.settings = rule, {**defaults, "copy_to": None}, settings
+        self.rule, self.settings = rule, settings
+        self.defaults = {"copy_to": None, **{name: plain(value) for name, value in defaults.items()}}
         self.names = tuple(defaults)
         self.values = itemgetter(*self.names)
 
@@ -43,11 +46,15 @@ class Form:
         for name, only in self.rule.fixed.items():
             if group.get(name, only) != only:
                 raise ValueError(f"{name}={group[name]!r} is no choice of {self.rule.label}, which has {name}={only!r}")
-        return {name: plain(value) for name, value in zip(self.names, self.values(group), strict=True)}
+        options = {name: plain(value) for name, value in zip(self.names, self.values(group), strict=True)}
+        bounds = options["bounds"]
+        if not (bounds is None or all(side is None or isinstance(side, (int, float)) for side in bounds)):
+            raise TypeError(f"bounds are two numbers for the tensors of a group, or None, got {bounds!r}")
+        return options
 
     def kept(self, options: Mapping[str, Any]) -> tuple[Any, ...]:
         """What decides which arrays a group of the run has."""
-        formats = tuple(options[name] for name in ("state_dtype", "master", "rounding"))
+        formats = tuple(options[name] for name in FORMATS)
         return (*formats, options["ema_decay"] is None, *(slot.needed(options) for slot in self.rule.state.values()))
 
     def run(self, groups: list[dict[str, Any]]) -> Run:
@@ -131,100 +138,24 @@ class Part:
 
     # --- state as tensors --------------------------------------------------------------------------------------------
 
+    def views(self, j: int) -> dict[str, Tensor]:
+        return shown(self.group.rule, self.store, j, self.params[j], self.ends[j], self.steps[j])
+
     def show(self, state: Any) -> None:
         """Give torch's dict the state of the tensors that have been stepped since the last time."""
-        steps, started = self.store.counts["step"], self.store.counts["started"]
-        left = []
+        counts = self.store.counts
+        begun = (counts["started"] if self.group.rule.name == "sgd" else counts["step"]).astype(bool)
         for j in self.waiting:
-            if (started[j] if self.group.rule.name == "sgd" else steps[j]) or self.params[j] in self.given:
-                state[self.params[j]] = self.entry(j)
-            else:
-                left.append(j)
-        self.waiting = left
-
-    given: Any = ()  # the tensors that had a state when they were bound
-
-    def entry(self, j: int) -> dict[str, Tensor]:
-        """The state of one tensor: views."""
-        p, store, rule = self.params[j], self.store, self.group.rule
-        stop = self.ends[j]
-        start = stop - p.numel()
-        found: dict[str, Tensor] = {} if rule.name == "sgd" else {"step": self.steps[j]}
-        for name in rule.per_array:
-            found[name] = torch.from_numpy(store.counts[name])[j]
-        for name in (*store.state, *(x for x in ("master", "ema") if x in store.arrays)):
-            part = view(store.arrays[name][start:stop], p)
-            if name in store.slots and store.kind == "uint8":
-                scales = store.arrays[f"{name}_scale"][start // BLOCK : -(-stop // BLOCK)]
-                found |= {f"{name}_code": part, f"{name}_scale": torch.from_numpy(scales)}
-                found[f"{name}_offset"] = torch.tensor(start % BLOCK)
-            else:
-                found[name] = part
-        return found
-
-    def wanted(self, j: int, given: Mapping[str, Any]) -> dict[str, Any]:
-        """The state of one tensor as _checkpoint/torch.py takes it: numbers, and arrays in the array's form."""
-        p, rule = self.params[j], self.group.rule
-        found: dict[str, Any] = {}
-        for name in () if rule.name == "sgd" else ("step", *rule.per_array):
-            if name in given:
-                found[name] = given[name]
-        for name in rule.state:
-            x = given.get(name)
-            if x is None and f"{name}_code" in given:
-                x = self.decoded(name, given, p)
-            if x is not None and name in self.store.arrays:
-                if x.shape != p.shape:
-                    raise ValueError(f"{name} of {self.where}[{j}] has shape {tuple(x.shape)}, the parameter "
-                                     f"{tuple(p.shape)}")  # fmt: skip
-                x = laid_out(x, p)
-                found[name] = x if p.is_contiguous() else x.as_strided((x.numel(),), (1,))
-        return found
-
-    def decoded(self, name: str, given: Mapping[str, Any], p: Tensor) -> Tensor:
-        """8-bit state of one tensor, which began at an offset within a block."""
-        code, scale, offset = (given[f"{name}_{x}"] for x in ("code", "scale", "offset"))
-        flat = np.zeros(int(offset) + p.numel(), "uint8")
-        flat[int(offset) :] = array(laid_out(code, p), p).reshape(-1)
-        signed = self.store.slots[name].coding == "signed"
-        numbers = reference.from_uint8(flat, scale.numpy(), signed)[int(offset) :].astype("float32")
-        return view(numbers, p)
-
-    def restore_rest(self, given: Mapping[int, Mapping[str, Any]]) -> None:
-        """What torch's format does not have: averages, master copies, and 8-bit state to the bit where it fits."""
-        store = self.store
-        names = [f"{name}_code" for name in store.state if store.kind == "uint8"]
-        before = {f"{n}{end}": store.arrays[f"{n}{end}"].copy() for n in store.state for end in ("", "_scale") if names}
-        for j, state in given.items():
-            p, own = self.params[j], self.entry(j)
-            for name in ("master", "ema"):
-                if name in own and name in state and state[name].shape == p.shape:
-                    own[name].copy_(state[name])
-            for name in names:
-                if name in state:
-                    own[name].copy_(state[name])
-                    scales = own[name.replace("_code", "_scale")]
-                    if scales.shape == state[name.replace("_code", "_scale")].shape:
-                        scales.copy_(state[name.replace("_code", "_scale")])
-        if not all(self.same_blocks(j, state) for j, state in given.items() if names):
-            for name, x in before.items():
-                store.arrays[name][:] = x
-
-    def same_blocks(self, j: int, state: Mapping[str, Any]) -> bool:
-        """Is the 8-bit state what was given, to the bit?"""
-        own = self.entry(j)
-        return all(
-            name in state and torch.equal(own[name], state[name].to(own[name].dtype))
-            for name in own
-            if name.endswith(("_code", "_scale", "_offset"))
-        )
+            if begun[j]:
+                state[self.params[j]] = self.views(j)
+        self.waiting = [j for j in self.waiting if not begun[j]]
 
 
 class Bound:
     """All groups of a torch optimizer, bound."""
 
     def __init__(self, form: Form, groups: list[dict[str, Any]], state: Any, counted: Mapping[str, Any]) -> None:
-        self.form, self.groups, self.state = form, groups, state
+        self.form, self.groups, self.state = form, list(groups), state
         self.parts: list[Part] = []
         self.owners: list[list[Part]] = []  # the parts of each group
         specs = []
@@ -250,26 +181,24 @@ class Bound:
 
     def adopt(self, counted: Mapping[str, Any]) -> None:
         """Take over what torch's dict of states has, whoever wrote it, and put views of ours into its place."""
-        states: dict[int, Any] = {}
-        about, first = [], 0
-        for part in self.parts:
-            own = {j: given for j, p in enumerate(part.params) if (given := self.state.get(p))}
-            states |= {first + j: part.wanted(j, given) for j, given in own.items()}
+        states: dict[int, dict[str, Any]] = {}
+        rule, about, first = self.form.rule, [], 0
+        given = [{j: x for j, p in enumerate(part.params) if (x := self.state.get(p))} for part in self.parts]
+        for part, own in zip(self.parts, given, strict=True):
+            states |= {first + j: to_restore(rule, part.store, part.params[j], x) for j, x in own.items()}
             about.append({"params": list(range(first, first + len(part.params)))})
             first += len(part.params)
-            part.given = own
-        plan = self.plan
         if states:
             with self.run.guard:
                 restore(self.run, {"param_groups": about, "state": states})
-        for part in self.parts:
-            part.restore_rest(part.given)
-            part.given = {part.params[j] for j in part.given}
+        for part, own in zip(self.parts, given, strict=True):
             part.show_steps()
-            part.show(self.state)
-            part.given = ()
-        t = max(plan.t, counted["t"])
-        plan.set_counts(t, counted["skipped_steps"], counted["grad_norm"], 0, 1.0, 0)
+            views = {j: part.views(j) for j in own}
+            restore_beside(part.store, [(views[j], x) for j, x in own.items()])
+            self.state.update({part.params[j]: x for j, x in views.items()})
+            part.waiting = [j for j in part.waiting if j not in own]
+        plan = self.plan
+        plan.set_counts(max(plan.t, counted["t"]), counted["skipped_steps"], counted["grad_norm"], 0, 1.0, 0)
         self.n_states = len(self.state)
 
     def counted(self) -> dict[str, Any]:
@@ -297,7 +226,7 @@ class Bound:
             return False
         for part in self.owners[i]:
             for name, value in options.items():
-                if value != part.group.options[name]:
+                if name not in FORMATS and value != part.group.options[name]:
                     part.group[name] = value
         self.values[i], self.moving[i] = values, any(map(moves, values))
         return True

@@ -35,7 +35,7 @@ def constructor(
     only = inspect.Parameter.KEYWORD_ONLY
     ours = dict(inspect.signature(rule.__init__).parameters)
     del ours["shared"]
-    torchs = dict(inspect.signature(theirs.__init__).parameters) if theirs else {}
+    torchs = dict(inspect.signature(vars(theirs)["__init__"]).parameters) if theirs else {}
     arguments = {**torchs} or ours
     more: dict[str, Any] = {**own_options(rule), **({} if theirs else SWITCHES), **GROUP, **WHOLE}
     for name, default in more.items():
@@ -43,7 +43,7 @@ def constructor(
             arguments[name] = inspect.Parameter(name, only, default=default)
     signature = inspect.Signature(list(arguments.values()))
 
-    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+    def init(self: Any, *args: Any, **kwargs: Any) -> None:
         for name in kwargs:
             if name in _ELSEWHERE:
                 raise TypeError(f"{rule.__name__} has no argument {name!r} for tensors: {_ELSEWHERE[name]}")
@@ -54,9 +54,9 @@ def constructor(
         given.apply_defaults()
         construct(self, {name: value for name, value in given.arguments.items() if name != "self"})
 
-    __init__.__signature__ = signature  # type: ignore[attr-defined]
-    __init__.__qualname__ = f"{rule.__name__}.__init__"
-    return __init__, tuple(torchs)[1:]
+    init.__signature__ = signature  # type: ignore[attr-defined]
+    init.__name__, init.__qualname__ = "__init__", f"{rule.__name__}.__init__"
+    return init, tuple(torchs)[1:]
 
 
 def docstring(rule: type[Plain]) -> str:

@@ -25,8 +25,8 @@ def check(p: Tensor, name: str) -> None:
     if inner.layout is not torch.strided:
         raise TypeError(f"{name} has the layout {inner.layout}; parameters are dense: p.to_dense()")
     if inner.device.type != "cpu":
-        raise TypeError(f"{name} is on {inner.device}, and this optimizer works on the CPU: move the model there before "
-                        "(model.cpu()), or use torch.optim for it")  # fmt: skip
+        raise TypeError(f"{name} is on {inner.device}, and this optimizer works on the CPU: move the model there "
+                        "before (model.cpu()), or use torch.optim for it")  # fmt: skip
     if inner.is_complex():
         raise TypeError(f"{name} is complex; step its real view: torch.nn.Parameter(torch.view_as_real(p.detach())), "
                         "and torch.view_as_complex of it in the model")  # fmt: skip
