@@ -88,7 +88,7 @@ class Part:
     def __init__(self, where: str, params: list[Tensor]) -> None:
         self.where, self.params = where, params
         self.arrays = [array(p, p) for p in params]
-        self.plain = params[0].dtype is not torch.bfloat16 and all(p.is_contiguous() for p in params)
+        self.direct = all(p.is_contiguous() for p in params)  # then the run takes the gradients as they are
         self.forms = [(p.shape, p.stride()) for p in params]
 
     def attach(self, group: Any) -> None:
@@ -101,17 +101,12 @@ class Part:
         # Without an array of its own, and without a count, there is nothing to show.
         self.waiting = list(range(len(self.params))) if self.store.state or group.rule.name != "sgd" else []
 
-    def gradients(self) -> list[Array | None]:
-        """The gradients as they are; the run checks them."""
-        if self.plain:
-            try:
-                return [None if (g := p.grad) is None else g.numpy() for p in self.params]
-            except (TypeError, RuntimeError):  # sparse, bfloat16, with a gradient of its own
-                pass
-        return self.laid_out()[0]
+    def gradients(self) -> tuple[list[Any], list[Tensor]]:
+        """The gradients, and those of them that had to be copied.  The run checks them."""
+        return ([p.grad for p in self.params], []) if self.direct else self.laid_out()
 
-    def laid_out(self) -> tuple[list[Array | None], list[Tensor]]:
-        """The gradients, copied where they don't lie as the parameters do; and those that are copied."""
+    def laid_out(self) -> tuple[list[Any], list[Tensor]]:
+        """The gradients as arrays, each checked, and copied where they don't lie as the parameters do."""
         found: list[Array | None] = []
         copied = []
         for j, p in enumerate(self.params):
@@ -233,26 +228,25 @@ class Bound:
 
     def step(self, scale: float) -> bool:
         """Step with the gradients of the tensors; false if the tensors don't lie in memory as they did."""
-        parts, plan, copied = self.parts, self.plan, []
+        parts, plan = self.parts, self.plan
         t = plan.t
         for part in parts:
             part.read_steps()
-        grads = [part.gradients() for part in parts]
+        found = [part.gradients() for part in parts]
         refused = False
         try:
-            plan.step(grads, scale)
+            plan.step([grads for grads, _ in found], scale)
         except (TypeError, ValueError):
             refused = True
         if refused:  # look at each gradient, and copy those that don't lie as their parameters do
             if not all(part.lies_as_before() for part in parts):
                 return False
             found = [part.laid_out() for part in parts]
-            grads, copied = [x for x, _ in found], [g for _, own in found for g in own]
-            plan.step(grads, scale)
-        stepped = [p for part, own in zip(parts, grads, strict=True)
-                   for p, g in zip(part.params, own, strict=True) if g is not None]  # fmt: skip
+            plan.step([grads for grads, _ in found], scale)
+        stepped = [p for part, (grads, _) in zip(parts, found, strict=True)
+                   for p, g in zip(part.params, grads, strict=True) if g is not None]  # fmt: skip
         if self.form.settings["zero_grad"]:
-            for g in copied:
+            for g in (g for _, copied in found for g in copied):
                 g.detach().zero_()
             torch.autograd.graph.increment_version([p.grad for p in stepped])
         if plan.t != t:
