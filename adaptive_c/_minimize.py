@@ -27,7 +27,7 @@ _MESSAGES = {  # SciPy's sentences
     CALLBACK: "`callback` raised `StopIteration`.",
 }
 _TOL = 1e-5  # as SciPy's gtol
-_LARGE = 1 << 16  # elements: from here on, copying x costs as much as other parts of an iteration do
+_LARGE = 1 << 16  # elements: beyond, one more pass over x or g costs as much as other parts of an iteration do
 _SPARE = 32  # iterations between two copies of a large x, which then cost about 1%
 
 
@@ -152,8 +152,7 @@ def minimize(
         Which x is returned: the one with the lowest f seen; the last one; or an average of them.  A number or a
         schedule is the average's decay, the optimizer's ``ema_decay``, which may be given by that name too.  True is
         t/(t + 9), an average over about the last ninth of all iterations.  The default is "best" for an exact function
-        and True for a noisy one.  By default, of more than 65,536 elements only each 32nd x or so is kept as a
-        candidate for the best, besides the last one; "best" keeps every one.  If noisy, "best" needs patience.
+        and True for a noisy one.  If noisy, "best" needs patience, and is the x at the end of the best mean.
     patience : int >= 1, optional
         Stop when the mean of f over this number of iterations is no lower than the lowest of the means before.  It says
         that the function is noisy.
@@ -177,9 +176,16 @@ def minimize(
     Raises
     ------
     TypeError, ValueError
-        If something doesn't fit.  x0 is as it was, always.
+        If something doesn't fit, and what fun and the callback raise.
     ImportError
         For progress=True without tqdm.
+
+    Notes
+    -----
+    With more than 65,536 elements, where each further pass over memory is felt, two things are spared unless they are
+    asked for.  A copy of x is kept as a candidate for the best only if the last one is 32 iterations old; the last x
+    is always one (``average="best"`` keeps each that is better).  And a gradient is not checked before it is used, but
+    shows in the next f if it is not finite (``on_nonfinite="raise"`` checks it).
 
     Examples
     --------
@@ -209,8 +215,6 @@ def minimize(
         if name in options:
             raise ValueError(f"{name} can't be given to minimize; {hint}")
     forgiving = options.get("on_nonfinite") == "skip"
-    if options.setdefault("on_nonfinite", "skip") == "ignore":
-        raise ValueError("on_nonfinite='ignore' would make x NaN; drop it to stop there, or say 'skip' to go on")
     if options.get("ema_decay") is not None:
         if average is not None:
             raise TypeError(f"average={average!r} and ema_decay are two names for one thing; drop one")
@@ -233,18 +237,26 @@ def minimize(
     limits = problem.limits(sides, x)
     if limits is not None:
         np.clip(x, *limits, out=x)
+    options.setdefault("on_nonfinite", "skip" if x.size <= _LARGE else "ignore")
     opt = optimizer(x, bounds=sides, **options)
     shown = _reads_metric(opt)
-    best_x, best_g, lowest, due = x.copy(), np.zeros_like(x), math.inf, 0
+    best_x, best_g, lowest, due = x.copy(), np.full_like(x, np.nan), math.inf, 0
     spare = 1 if x.size <= _LARGE or average == "best" or window else _SPARE
     status, detail, where, seen, mean, total = MAXITER, [], 0, 0, math.nan, 0.0
     with _bar(maxiter) if progress else nullcontext() as bar:
         for nit, batch in enumerate(draws):
-            f, g = evaluate(*batch)
+            try:
+                f, g = evaluate(*batch)
+            except Exception:
+                if np.isfinite(x).all():
+                    raise
+                f = math.nan  # fun does not take the NaN that a gradient has left in x
             value, over = f, False
             if not math.isfinite(f):
                 if not forgiving:
                     status, detail = NOT_FINITE, [f"fun is {f} in iteration {nit}."]
+                    if not np.isfinite(x).all():
+                        detail = [f"The gradient in iteration {nit - 1} made x so."]
                     break
             elif noisy:
                 mean = f if not seen else mean + (1 - _recent(seen)) * (f - mean)
@@ -286,19 +298,18 @@ def minimize(
             status, nit = EXHAUSTED, nit + 1
         nfev = nit + (status != EXHAUSTED)
         if averaged and status != NOT_FINITE:
-            x[...] = opt.ema
-            if limits is not None:
-                np.clip(x, *limits, out=x)
+            x[...] = opt.ema if limits is None else np.clip(opt.ema, *limits)
             if not noisy:
                 f, g = evaluate()
                 nfev += 1
-                if not math.isfinite(f):
-                    status, detail = NOT_FINITE, [f"fun is {f} at the average."]
-        if lowest < math.inf and (status == NOT_FINITE or (chosen == "best" and (noisy or not f <= lowest))):
-            x, f, g = best_x, lowest, best_g
-        elif noisy and status != NOT_FINITE:
+        if noisy:
             f = mean
+        if status != NOT_FINITE and not (math.isfinite(f) and np.isfinite(x).all()):
+            status, detail = NOT_FINITE, ["fun or x is not finite at the end."]
+        if status == NOT_FINITE or (chosen == "best" and lowest < math.inf and (noisy or not f <= lowest)):
+            x, f, g = best_x, lowest if lowest < math.inf else math.nan, best_g
         if bar is not None:
             bar.set_postfix_str(_state(f, g, x, limits))
-    return problem.result(x=x, fun=f, jac=np.array(g), nit=nit, nfev=nfev, njev=nfev, success=status == SUCCESS,
-                   status=status, message=" ".join([_MESSAGES[status], *detail]))  # fmt: skip
+    message = " ".join([_MESSAGES[status], *detail])
+    return problem.result(message=message, success=status == SUCCESS, status=status, fun=f, x=x, nit=nit,
+                          jac=np.array(g), nfev=nfev, njev=nfev)  # fmt: skip

@@ -43,7 +43,8 @@ def box(bounds: Any, x: Array) -> tuple[Any, Any] | None:
         sides = [bounds.lb, bounds.ub]
     else:
         sides = list(bounds) if isinstance(bounds, Iterable) else []
-        if len(sides) == x.size and all(isinstance(pair, Iterable) and len(tuple(pair)) == 2 for pair in sides):
+        paired = len(sides) == x.size and not (x.ndim > 1 and np.shape(sides[0]) == x.shape)
+        if paired and all(isinstance(pair, Iterable) and len(tuple(pair)) == 2 for pair in sides):
             sides = [np.reshape([far if end is None else end for end in side], x.shape)
                      for side, far in zip(zip(*sides, strict=True), (-np.inf, np.inf), strict=True)]  # fmt: skip
         elif len(sides) != 2:
@@ -73,10 +74,10 @@ def limits(sides: tuple[Any, Any] | None, x: Array) -> Limits:
 
 def _number(f: Any) -> float:
     """What fun returned, as a float."""
-    value = np.asarray(f)
+    value = np.asarray(None if isinstance(f, tuple) else f)
     if value.size != 1 or value.dtype.kind not in "fiub":
         what = f"an array of shape {value.shape}" if isinstance(f, np.ndarray) else f"{f!r:.60}"
-        hint = "; if that is (f, g), say jac=True" if isinstance(f, tuple) and len(f) == 2 else ""
+        hint = "; if that is (f, g), say jac=True" if isinstance(f, tuple) else ""
         raise TypeError(f"fun must return one real number, got {what}{hint}")
     return float(value.item())
 
@@ -174,7 +175,7 @@ class _Result(dict[str, Any]):
 
     def __repr__(self) -> str:
         width = max(map(len, self), default=0)
-        lines = (f"{name:>{width}}: " + repr(x).replace("\n", "\n" + " " * (width + 2)) for name, x in self.items())
+        lines = (f"{name:>{width}}: " + str(x).replace("\n", "\n" + " " * (width + 2)) for name, x in self.items())
         return "\n".join(lines) or "_Result()"
 
 
