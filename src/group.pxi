@@ -71,6 +71,9 @@ cdef class BoundGroup:
                 free(self.touched[i].memory)
                 free(self.touched[i])
         free(self.touched)
+        for i in range(self.group.n_arrays):
+            forget_past(self.group.arrays + i)
+            free(self.group.arrays[i].behind)
         free(self.group.arrays)
         free(self.shapes)
         free(self.grads)
@@ -250,7 +253,8 @@ cdef class BoundGroup:
         cdef float* x = <float*> address(values)
         self.group.only_bfloat16 = False
         for i in range((n + BLOCK - 1) // BLOCK):
-            encode_block(&self.group, slot, i * BLOCK, min(n - i * BLOCK, BLOCK), x + i * BLOCK, True)
+            encode_block(&self.group, slot, i * BLOCK, min(n - i * BLOCK, BLOCK), x + i * BLOCK, True,
+                         self.group.keys)
 
     # --- the numbers that are in force ---------------------------------------------------------------------------
 
@@ -264,10 +268,14 @@ cdef class BoundGroup:
 
         So nothing holds the guard while Python checks them, and no step is refused because another thread assigns.
         """
+        cdef Py_ssize_t i
         self.guard.take(HELD, AVERAGED)
         try:
             if version != self.version:
                 return False
+            for i in range(self.group.n_arrays if bounds is not None else 0):
+                if self.group.arrays[i].behind != NULL and self.group.arrays[i].behind.n > 0:
+                    return False  # the steps that rows have missed are replayed within the old bounds: catch up first
             self.commit(changes, bounds)
             return True
         finally:

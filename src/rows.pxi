@@ -16,6 +16,7 @@ cdef int check_kind(x, str name, str kinds, Py_ssize_t ndim) except -1:
 
 cdef class Rows:
     """Rows(indices, values, *, offsets=None, weights=None)
+    --
 
     A gradient of a few rows of an array; all other rows have none.
 

@@ -95,6 +95,7 @@ def _group(group: ParamGroup) -> dict[str, Any]:
 def _describe(run: Run) -> dict[str, Any]:
     """A run without its arrays."""
     plan = run.plan
+    plan.settle()
     return {
         "format": "adaptive_c",
         "version": VERSION,

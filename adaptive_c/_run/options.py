@@ -140,6 +140,7 @@ OPTIONS: dict[str, Option] = {
     "variant": Option(choice("irprop-", "rprop+", "rprop-")),
     "ema_decay": Option(_closed, movable=True, shared=True, optional=True),
     "bounds": Option(anything, shared=True),
+    "rows": Option(choice("lazy", "exact"), fixed=True, shared=True),
     "copy_to": Option(anything, fixed=True, shared=True),
     "state_dtype": Option(number_format("float32", "bfloat16", "uint8"), fixed=True, shared=True, optional=True),
     "master": Option(number_format("float32"), fixed=True, shared=True, optional=True),
