@@ -29,7 +29,7 @@ cdef bint inspect(Plan plan, double loss_scale, Py_ssize_t work) except -1:
     cdef bint usable = True, reduced_largest = False
     cdef double norm = NAN
     if plan.max_grad_norm:
-        plan.run(SQUARES, work, 0, plan.space.n_chunks)
+        plan.run(SQUARES, work, 0, plan.space.end)
         for i in range(plan.space.n_groups):
             plan.space.groups[i].squared = reduced(&plan.space, plan.space.groups[i], True)
             squares += plan.space.groups[i].squared
@@ -48,7 +48,7 @@ cdef bint inspect(Plan plan, double loss_scale, Py_ssize_t work) except -1:
             most = sqrt(group.squared) * (1 + 1e-6) if plan.max_grad_norm else NAN
             if not fits(plan, group, most, loss_scale):
                 if not reduced_largest:
-                    plan.run(LARGEST, work, 0, plan.space.n_chunks)
+                    plan.run(LARGEST, work, 0, plan.space.end)
                     reduced_largest = True
                 if not fits(plan, group, reduced(&plan.space, group, False), loss_scale):
                     usable = False
