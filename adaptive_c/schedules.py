@@ -14,7 +14,7 @@ Schedules are computed by plain Python in float64; nothing here needs the compil
 import math
 from bisect import bisect_right
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, dataclass, field, fields, replace
+from dataclasses import KW_ONLY, MISSING, dataclass, fields, replace
 from itertools import pairwise
 from typing import Any
 
@@ -60,33 +60,19 @@ def _schedules(name: str, value: Any) -> tuple[Any, ...]:
 
 # An argument's name means the same in every schedule, so one table of checks serves them all.
 _CHECKS: dict[str, Check] = {
-    "base": _finite,
-    "end": _finite,
-    "start": _finite,
-    "steps": _count(1),
-    "step_size": _count(1),
-    "warmup_steps": _count(1),
-    "mult": _count(1),
+    **dict.fromkeys(("base", "start", "end", "min"), _finite),
+    **dict.fromkeys(("value", "best"), optional(_finite)),
+    **dict.fromkeys(("gamma", "power", "threshold", "eps"), Number(0)),
+    **dict.fromkeys(("div_factor", "final_div_factor"), Number(0, open_low=True)),
+    **dict.fromkeys(("steps", "step_size", "warmup_steps", "mult"), _count(1)),
+    **dict.fromkeys(("patience", "cooldown", "num_bad_epochs", "cooldown_counter"), _count(0)),
     "milestones": _milestones,
-    "gamma": Number(0),
-    "power": Number(0),
     "pct_start": Number(0, 1, open_high=False),
     "anneal_strategy": choice("cos", "linear"),
-    "div_factor": Number(0, open_low=True),
-    "final_div_factor": Number(0, open_low=True),
     "three_phase": flag,
     "mode": choice("min", "max"),
     "factor": Number(0, 1),
-    "patience": _count(0),
-    "threshold": Number(0),
     "threshold_mode": choice("rel", "abs"),
-    "cooldown": _count(0),
-    "min": _finite,
-    "eps": Number(0),
-    "value": optional(_finite),
-    "best": optional(_finite),
-    "num_bad_epochs": _count(0),
-    "cooldown_counter": _count(0),
     "of": _schedule,
     "schedules": _schedules,
 }
@@ -396,15 +382,16 @@ class plateau(Schedule):
     factor: float = 0.1
     patience: int = 10
     threshold: float = 1e-4
-    mode: str = field(default="min", kw_only=True)
-    threshold_mode: str = field(default="rel", kw_only=True)
-    cooldown: int = field(default=0, kw_only=True)
-    min: float = field(default=0.0, kw_only=True)
-    eps: float = field(default=1e-8, kw_only=True)
-    value: float | None = field(default=None, kw_only=True)
-    best: float | None = field(default=None, kw_only=True)
-    num_bad_epochs: int = field(default=0, kw_only=True)
-    cooldown_counter: int = field(default=0, kw_only=True)
+    _: KW_ONLY
+    mode: str = "min"
+    threshold_mode: str = "rel"
+    cooldown: int = 0
+    min: float = 0.0
+    eps: float = 1e-8
+    value: float | None = None
+    best: float | None = None
+    num_bad_epochs: int = 0
+    cooldown_counter: int = 0
 
     def __call__(self, step: int) -> float:
         return self.base if self.value is None else self.value
