@@ -22,6 +22,8 @@ _HOME = {
     "Rows": "_native",
     "flatten": "_run.layout",
     "get_num_threads": "_native",
+    "minimize": "_minimize",
+    "scipy_method": "_scipy",
     "set_num_threads": "_native",
     "show_config": "_native",
 }
@@ -31,12 +33,14 @@ if TYPE_CHECKING:
     from . import optimizers as optimizers
     from . import reference as reference
     from . import schedules as schedules
+    from ._minimize import minimize as minimize
     from ._native import Rows as Rows
     from ._native import get_num_threads as get_num_threads
     from ._native import set_num_threads as set_num_threads
     from ._native import show_config as show_config
     from ._optimizer import Optimizer as Optimizer
     from ._run.layout import flatten as flatten
+    from ._scipy import scipy_method as scipy_method
     from .optimizers import *  # noqa: F403
 
 

@@ -30,6 +30,14 @@ class Stepping:
 class Follower: ...
 class Spans: ...
 
+class Rows:
+    indices: Any
+    values: Any
+    offsets: Any
+    weights: Any
+    def __init__(self, indices: Any, values: Any, *, offsets: Any = None, weights: Any = None) -> None: ...
+    def __len__(self) -> int: ...
+
 class BoundGroup:
     # these can only be read
     arrays: tuple[Any, ...]

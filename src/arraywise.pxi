@@ -10,6 +10,7 @@ cdef class Stepping:
     cdef list moved            # the schedules that the metric changes
     cdef list stepped          # of each group, for each of its arrays: has it had its step?
     cdef dict shared           # gradients of blocks that several arrays share, by group and block
+    cdef dict shared_rows      # of rows in such blocks, by group and array
     cdef bint inside
 
     def __cinit__(self, Plan plan, double loss_scale, observed, double metric):
@@ -35,7 +36,8 @@ cdef class Stepping:
             inspect(plan, self.loss_scale or plan.counts.loss_scale, 0)
             if plan.keeps_undo:
                 keep(plan, before, False, 0)
-            self.stepped, self.shared = [bytearray(bound.group.n_arrays) for bound in plan.groups], {}
+            self.stepped = [bytearray(bound.group.n_arrays) for bound in plan.groups]
+            self.shared, self.shared_rows = {}, {}
             plan.guard.rest, self.inside = ARRAYWISE, True
         finally:
             plan.guard.release()
@@ -73,7 +75,7 @@ cdef class Stepping:
                                f"{outcome}")
         finally:
             self.inside = False
-            self.shared = None
+            self.shared = self.shared_rows = None
             plan.guard.rest = FREE
             plan.release()
 
@@ -129,8 +131,8 @@ cdef class Stepping:
                     hi = a.stop // BLOCK * BLOCK
                 if hi < lo:
                     lo = hi = a.stop
-                self.share(group, a, a.start, lo)
-                self.share(group, a, hi, a.stop)
+                self.share(bound, i, a.start, lo)
+                self.share(bound, i, hi, a.stop)
             if lo < hi:
                 plan.run(STEP, work, group.position + lo, group.position + hi)
             zero_rows(plan)
@@ -142,12 +144,20 @@ cdef class Stepping:
                 bound.n_grads = 0
         return 0
 
-    cdef int share(self, Group* group, const Array* a, Py_ssize_t start, Py_ssize_t stop) except -1:
-        """Copy the gradient of elements of a block that several arrays share."""
-        cdef Piece piece = Piece(a, start, stop, start - a.start)
+    cdef int share(self, BoundGroup bound, Py_ssize_t i, Py_ssize_t start, Py_ssize_t stop) except -1:
+        """Copy the gradient of elements of a block that several arrays share; of rows, all rows."""
+        cdef Group* group = &bound.group
+        cdef Array* a = group.arrays + i
+        cdef Piece piece
         cdef Py_ssize_t block = start // BLOCK
-        if start < stop:
-            copies = self.shared.setdefault((group.index, block), bytearray(BLOCK * sizeof(float)))
+        if start == stop:
+            return 0
+        copies = self.shared.setdefault((group.index, block), bytearray(BLOCK * sizeof(float)))
+        if a.touched != NULL and (group.index, i) not in self.shared_rows:
+            self.shared_rows[group.index, i] = summed_rows(bound, i)
+        elif a.touched == NULL:
+            piece = pieces_from(group, start)
+            next_piece(&piece, stop)
             add_segment(&self.plan.space, group, &piece,
                         <float*> PyByteArray_AS_STRING(copies) + (start - block * BLOCK), True)
         return 0
@@ -169,6 +179,8 @@ cdef class Stepping:
             for j in range(group.n_arrays):
                 if stepped[j]:  # any address says that it takes part
                     group.arrays[j].g, group.arrays[j].g_format = stepped, NATIVE
+        for (number, index), rows in self.shared_rows.items():
+            acquire_array(plan, plan.groups[number], index, rows, 0)
         plan.form_steps()
         for (number, block), copies in self.shared.items():
             group = plan.space.groups[<Py_ssize_t> number]
@@ -178,7 +190,7 @@ cdef class Stepping:
             piece = pieces_from(group, start)
             while next_piece(&piece, stop):
                 a = <Array*> piece.array
-                if a.g != NULL:
+                if a.g != NULL and a.touched == NULL:
                     a.g = g + (piece.start - start - piece.at) * <Py_ssize_t> sizeof(float)
             plan.run(STEP, stop - start, group.position + start, group.position + stop)
         plan.count(self.moved)

@@ -68,8 +68,8 @@ cdef Py_ssize_t acquire_array(Plan plan, BoundGroup bound, Py_ssize_t i, grad, P
     group.only_bfloat16 = group.only_bfloat16 and a.g_format == BFLOAT16
     if by_rows and a.ndim == 0:
         raise ValueError(f"{bound.name(i, True)} is one of rows, but its parameter has no dimensions; pass an array")
-    if g.ndim != a.ndim or (g.ndim > by_rows and memcmp(g.shape + by_rows, a.shape + by_rows,
-                                                       (g.ndim - by_rows) * sizeof(Py_ssize_t)) != 0):
+    if g.ndim != a.ndim or (g.ndim > by_rows and memcmp(  # of rows the first number may be any
+            g.shape + by_rows, a.shape + by_rows, (g.ndim - by_rows) * sizeof(Py_ssize_t)) != 0):
         raise ValueError(f"{bound.name(i, True)} has {'values of ' * by_rows}shape {values.shape}, its parameter "
                          f"{bound.arrays[i].shape}")
     bound.check_layout(g, i, True)
@@ -90,9 +90,10 @@ cdef Py_ssize_t acquire_array(Plan plan, BoundGroup bound, Py_ssize_t i, grad, P
     return max(work, 0) + a.stop - a.start
 
 
-cdef Py_ssize_t acquire_sums(Plan plan) noexcept:
+cdef Py_ssize_t acquire_sums(Plan plan) except -2:
     """Bind the sums as gradients; returns the number of their elements, -1 where there are none."""
     cdef Group* group
+    cdef BoundGroup bound
     cdef Array* a
     cdef Py_ssize_t i, j, work = -1
     plan.space.by_rows = False
@@ -106,7 +107,41 @@ cdef Py_ssize_t acquire_sums(Plan plan) noexcept:
                 a.g = group.sums + a.start * native_itemsize(group)
                 a.g_format = NATIVE
                 work = max(work, 0) + a.stop - a.start
+    for bound in plan.groups:
+        for index, parts in bound.row_sums.items():
+            work = acquire_array(plan, bound, index, joined_rows(parts), work)
     return work
+
+
+cdef Py_ssize_t put_rows_aside(Plan plan, Py_ssize_t work) except -2:
+    """Of a call of accumulate, keep the gradients of rows of arrays that have had no dense one; what is left, is bound.
+    """
+    cdef BoundGroup bound
+    cdef Array* a
+    cdef Py_ssize_t i
+    for bound in plan.groups:
+        for i in range(bound.group.n_arrays if bound.group.by_rows else 0):
+            a = bound.group.arrays + i
+            if a.touched != NULL and not bound.group.summed[i]:
+                bound.row_sums.setdefault(i, []).append(summed_rows(bound, i))
+                work -= a.touched.n * a.touched.length
+                if plan.space.zero_grad:
+                    memset(<char*> a.g, 0, a.touched.nbytes)
+                a.g, a.touched = NULL, NULL
+    return work
+
+
+cdef int add_rows_aside(Plan plan) except -1:
+    """Add what was kept of rows to the sums of arrays that have had a dense gradient now."""
+    cdef BoundGroup bound
+    cdef Py_ssize_t work = 0
+    for bound in plan.groups:
+        release(bound)
+        for i in [i for i in bound.row_sums if bound.group.summed[<Py_ssize_t> i]]:
+            work = acquire_array(plan, bound, i, joined_rows(bound.row_sums.pop(i)), work)
+    if work:
+        plan.run(ADD, work, 0, plan.space.end)
+    return 0
 
 
 cdef int check_apart(Plan plan) except -1:

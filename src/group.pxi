@@ -42,6 +42,7 @@ cdef class BoundGroup:
     cdef list spans              # of the memory that is not in the plan's index yet
     cdef Py_ssize_t* shapes
     cdef Touched** touched       # of each array, where its rows have been sorted; NULL: none ever were
+    cdef dict row_sums           # of arrays that were given nothing but rows: what was accumulated, as lists of Rows
     cdef Py_buffer* grads        # held during a call
     cdef Py_ssize_t n_grads
     cdef readonly object store   # what allocates the sums
@@ -53,7 +54,7 @@ cdef class BoundGroup:
             raise RuntimeError("a group is bound once")
         self.guard, self.arrays, self.keys, self.where, self.where_grads = guard, arrays, keys, where, "grads"
         self.bare, self.uint16_is_bfloat16 = keys == (), uint16_is_bfloat16
-        self.options, self.followers, self.keep, self.spans = {}, [], [], []
+        self.options, self.followers, self.keep, self.spans, self.row_sums = {}, [], [], [], {}
         self.group.rule = <Rule> <int> RULES[rule]
         self.group.squares = squares
         self.group.arrays = <Array*> calloc(n + 1, sizeof(Array))

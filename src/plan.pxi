@@ -173,6 +173,7 @@ cdef class Plan:
         for i in range(self.space.n_groups):
             group = self.space.groups[i]
             memset(group.summed, 0, group.n_arrays)
+            (<BoundGroup> self.groups[i]).row_sums.clear()
 
     def start(self):
         """Write all that is held anew, as at the beginning."""
@@ -258,15 +259,16 @@ cdef class Plan:
             work = acquire(self, grads)
             if self.space.zero_grad:
                 check_apart(self)
-            if self.space.by_rows:
-                raise ValueError("accumulate takes dense gradients; put the rows of all micro-batches into one Rows: "
-                                 "np.concatenate their indices and their values")
-            self.need_sums()
-            self.run(ADD, work, 0, self.space.end)
+            work = put_rows_aside(self, work)
+            if work > 0:
+                self.need_sums()
+                self.run(ADD, work, 0, self.space.end)
+                zero_rows(self)
             for i in range(self.space.n_groups):
                 group = self.space.groups[i]
                 for j in range(group.n_arrays):
                     group.summed[j] |= group.arrays[j].g != NULL
+            add_rows_aside(self)
             self.counts.pending += 1
         finally:
             self.release()

@@ -107,6 +107,41 @@ cdef class Rows:
         return f"Rows({len(self.indices)} indices{bags}, values of shape {self.values.shape}, {self.values.dtype})"
 
 
+cdef Rows summed_rows(BoundGroup bound, Py_ssize_t i):
+    """A copy of a gradient of rows that is bound, each row once."""
+    cdef Group* group = &bound.group
+    cdef Array* a = group.arrays + i
+    cdef Touched* touched = a.touched
+    cdef Piece piece = pieces_from(group, a.start)
+    cdef Py_ssize_t row, n, at, itemsize = native_itemsize(group)
+    cdef char* sums
+    cdef const char* g
+    indices = numpy.empty(touched.n, "int64")
+    values = numpy.empty((touched.n, *bound.arrays[i].shape[1:]), "float64" if group.wide else "float32")
+    memcpy(<void*> address(indices), touched.rows, touched.n * sizeof(Py_ssize_t))
+    sums = <char*> address(values)
+    piece.most = CHUNK
+    while next_stepped(&piece, a.stop):
+        n = (piece.stop - piece.start) * itemsize
+        at = (piece.row - touched.rows[piece.row]) * touched.length + piece.at
+        if group.wide:
+            g = <const char*> sum_row(&piece, <double*> sums + at)
+        else:
+            g = <const char*> sum_row(&piece, <float*> sums + at)
+        if g != sums + at * itemsize:
+            memcpy(sums + at * itemsize, g, n)
+    return Rows(indices, values)
+
+
+cdef Rows joined_rows(list parts):
+    """The rows of several gradients, one after the other."""
+    cdef Rows part
+    if len(parts) == 1:
+        return parts[0]
+    return Rows(numpy.concatenate([part.indices for part in parts]),
+                numpy.concatenate([part.values for part in parts]))
+
+
 cdef Py_ssize_t bind_rows(BoundGroup bound, Py_ssize_t i, Rows rows) except -1:
     """Sort the rows of a gradient whose values are bound; returns the number of elements that they touch."""
     cdef Group* group = &bound.group

@@ -112,8 +112,8 @@ cdef int bits_in(uint64_t x) noexcept:
 
 cdef int reserve_entries(Touched* touched, Py_ssize_t k) except -1:
     """Room for k entries.  What earlier calls needed stays."""
-    if touched.room < k:
-        memory = realloc(touched.memory, (5 * k + 1) * sizeof(uint64_t))
+    if touched.memory == NULL or touched.room < k:
+        memory = realloc(touched.memory, (4 * k + 1) * sizeof(uint64_t))
         if memory == NULL:
             raise MemoryError()
         touched.memory, touched.room = memory, k

@@ -1,0 +1,315 @@
+"""`minimize`: a loop around an optimizer, with SciPy's conventions.
+
+tqdm is imported only for progress=True.
+"""
+
+import math
+import operator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
+from itertools import repeat
+from typing import Any
+
+import numpy as np
+
+from . import _problem as problem
+from ._optimizer import Optimizer
+from ._problem import Array, Limits
+from ._run.options import real
+from .optimizers import Adam
+
+SUCCESS, MAXITER, NOT_FINITE, EXHAUSTED, CALLBACK = 0, 1, 3, 4, 99  # SciPy's numbers, and 4 is ours
+_MESSAGES = {  # SciPy's sentences
+    SUCCESS: "Optimization terminated successfully.",
+    MAXITER: "Maximum number of iterations has been exceeded.",
+    NOT_FINITE: "NaN result encountered.",
+    EXHAUSTED: "The batches are used up.",
+    CALLBACK: "`callback` raised `StopIteration`.",
+}
+_TOL = 1e-5  # as SciPy's gtol
+_LARGE = 1 << 16  # elements: beyond, one more pass over x or g costs as much as other parts of an iteration do
+_SPARE = 32  # iterations between two copies of a large x, which then cost about 1%
+
+
+def _whole(name: str, value: Any, least: int) -> int:
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be an integer, got {value!r}") from None
+    if number < least:
+        raise ValueError(f"{name} must be at least {least}, got {number}")
+    return number
+
+
+def _bar(maxiter: int) -> Any:
+    try:
+        from tqdm.auto import tqdm
+    except ImportError:
+        raise ImportError(
+            "progress=True needs tqdm: pip install 'adaptive_c[progress]', or say progress=False"
+        ) from None
+    return tqdm(total=maxiter)
+
+
+def _recent(t: int) -> float:
+    """The decay of an average over about the last ninth of a run: e <- e + 9/(t + 9) (x - e), t steps after the first.
+
+    It needs neither the length of the run nor to forget where the average began (Shamir & Zhang 2013, eta = 8).
+    """
+    return t / (t + 9)
+
+
+def _reads_metric(opt: Optimizer) -> bool:
+    """Whether there is a plateau among its schedules."""
+    found = opt.param_groups[0].schedules.values()
+    every = (part for value in found for part in (value if isinstance(value, tuple) else (value,)))
+    return any(getattr(part, "reads_metric", False) for part in every)
+
+
+def _element(g: Array, x: Array, limits: Limits, i: int) -> float:
+    """The magnitude of element i of the projected gradient.  While it is larger than tol, the largest one is, too."""
+    p: float = g.item(i)
+    if limits is not None:
+        p = min(max(p, x.item(i) - limits[1].item(i)), x.item(i) - limits[0].item(i))
+    return abs(p)
+
+
+def _largest(g: Array, x: Array, limits: Limits) -> tuple[float, int]:
+    """The largest magnitude in the projected gradient, and where it is; NaN if there is one."""
+    p = g if limits is None else np.clip(g, x - limits[1], x - limits[0])
+    return max((abs(p.item(i)), int(i)) for i in (p.argmax(), p.argmin()))
+
+
+def _state(f: float, g: Array, x: Array, limits: Limits) -> str:
+    return f"f={f:.6g}, |g|={_largest(g, x, limits)[0]:.2e}"
+
+
+def _fault(g: Array) -> str:
+    """What is wrong with a gradient that was not used."""
+    if np.isfinite(g).all():
+        return "is so large that its square or norm overflows"
+    i = tuple(map(int, np.argwhere(~np.isfinite(g))[0]))
+    return f"is {g[i]} at index {i}"
+
+
+# --- the loop ---------------------------------------------------------------------------------------------------------
+
+
+def minimize(
+    fun: Callable[..., Any],
+    x0: Any,
+    args: Any = (),
+    *,
+    optimizer: Callable[..., Optimizer] = Adam,
+    jac: Any = None,
+    bounds: Any = None,
+    callback: Callable[..., Any] | None = None,
+    tol: float | None = None,
+    maxiter: int = 1000,
+    batches: Iterable[Any] | None = None,
+    average: Any = None,
+    patience: int | None = None,
+    progress: bool = False,
+    **options: Any,
+) -> Any:
+    """Minimize a function with an optimizer, as scipy.optimize.minimize does with its methods.
+
+    ::
+
+        while the projected gradient is larger than tol:  f, g = fun(x, *args);  opt.step(g)
+
+    Parameters
+    ----------
+    fun : callable
+        ``fun(x, *args)``, or with batches ``fun(x, batch, *args)``.  What it returns depends on jac.  x is the live
+        array, through a view that can't be written: take ``x.copy()`` if you keep it.
+    x0 : array_like, float
+        Where to start: any shape, also a number.  It is not written.  Everything is float32 if it is float32, else
+        float64.  What is outside of the bounds is moved to them.
+    args : tuple
+        Further arguments of fun and jac.  Anything else than a tuple is the only one.
+    optimizer : class
+        A class of this library; ``**options`` are the arguments of its constructor.
+    jac : True, callable or "out"
+        True: fun returns (f, g).  A function: it returns g, and fun f.  "out": ``fun(x, *args, out=g)`` fills the array
+        g, which is the same in every call, and returns f; then an iteration allocates no array.  g has the shape of x.
+    bounds : None, scipy.optimize.Bounds, sequence of pairs, or (lo, hi); optional
+        As in SciPy, one pair (lo, hi) for each element with None for no bound.  Or two sides, each None, a number or an
+        array in the shape of x0; two pairs for two elements are read as SciPy reads them.  Every point that fun sees
+        and that is returned is inside; ``keep_feasible`` changes nothing.
+    callback : callable, optional
+        Called after each iteration, with f at its new point: ``callback(intermediate_result=result)``, where result has
+        x and fun, if that is the name of its only parameter, else ``callback(x)``; x is a copy.  StopIteration ends.
+    tol : float >= 0, optional
+        For an exact function: stop when no element of the projected gradient is larger.  The default is 1e-5.  The
+        projected gradient is g, but 0 where the bounds keep x from following -g.  Refused for a noisy function.
+    maxiter : int >= 0
+        The largest number of iterations, which are steps.
+    batches : iterable, optional
+        The items are passed to fun, one in each iteration.  What can be gone through again, such as a list, is; an
+        iterator ends the minimization when it is used up.  It makes the function noisy.
+    average : "best", "last", True, float in [0, 1) or schedule; optional
+        Which x is returned: the one with the lowest f seen; the last one; or an average of them.  A number or a
+        schedule is the average's decay, the optimizer's ``ema_decay``, which may be given by that name too.  True is
+        t/(t + 9), an average over about the last ninth of all iterations.  The default is "best" for an exact function
+        and True for a noisy one.  If noisy, "best" needs patience, and is the x at the end of the best mean.
+    patience : int >= 1, optional
+        Stop when the mean of f over this number of iterations is no lower than the lowest of the means before.  It says
+        that the function is noisy.
+    progress : bool
+        Show a bar with f, the norm that tol is about, and the time that is left.  Needs tqdm:
+        ``pip install 'adaptive_c[progress]'``.
+    **options
+        lr, schedules, max_grad_norm, n_threads and so on, for the optimizer.  A plateau schedule is shown f.
+        ``on_nonfinite="skip"`` goes on after a gradient or f that is not finite, "raise" raises for such a gradient.
+
+    Returns
+    -------
+    result : scipy.optimize.OptimizeResult, or a dict with the same attributes where SciPy is not installed
+        x; fun and jac, its value and gradient at x (for a noisy function, the recent mean of f, which "best" takes over
+        the best patience iterations, and the last gradient); nit, the number of steps; nfev and njev; success, status
+        and message:
+
+        0, success: tol or patience is reached.  1: maxiter is.  3: f or g is not finite; x is the best seen before, and
+        always finite.  4: the batches are used up.  99: the callback raised StopIteration.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If something doesn't fit, and what fun and the callback raise.
+    ImportError
+        For progress=True without tqdm.
+
+    Notes
+    -----
+    With more than 65,536 elements, where each further pass over memory is felt, two things are spared unless they are
+    asked for.  A copy of x is kept as a candidate for the best only if the last one is 32 iterations old; the last x
+    is always one (``average="best"`` keeps each that is better).  And a gradient is not checked before it is used, but
+    shows in the next f if it is not finite (``on_nonfinite="raise"`` checks it).
+
+    Examples
+    --------
+    >>> from adaptive_c import minimize
+    >>> def f(x):
+    ...     return ((x - 3) ** 2).sum(), 2 * (x - 3)
+    >>> result = minimize(f, np.zeros(2), jac=True, lr=0.1)
+    >>> result.success, result.x.round(4)
+    (True, array([3., 3.]))
+
+    Source of the average: Shamir & Zhang 2013 (eta = 8).
+
+    Differs from: SciPy, where x has one dimension, the gradient may be left out, and which x is returned is not
+    defined.
+    """
+    noisy = batches is not None or patience is not None
+    if noisy and tol is not None:
+        raise ValueError("tol needs exact gradients, and batches or patience say that they are noisy: drop tol")
+    tol = _TOL if tol is None else real("tol", tol)
+    if not tol >= 0:
+        raise ValueError(f"tol must be at least 0, got {tol!r}")
+    maxiter = _whole("maxiter", maxiter, 0)
+    window = 0 if patience is None else _whole("patience", patience, 1)
+    if isinstance(optimizer, Optimizer) or not callable(optimizer):
+        raise TypeError(f"optimizer must be a class such as Adam, got {optimizer!r}; its options are arguments here")
+    for name, hint in (("maximize", "minimize -fun"), ("loss_scale", "let fun return the gradient itself")):
+        if name in options:
+            raise ValueError(f"{name} can't be given to minimize; {hint}")
+    forgiving = options.get("on_nonfinite") == "skip"
+    if options.get("ema_decay") is not None:
+        if average is not None:
+            raise TypeError(f"average={average!r} and ema_decay are two names for one thing; drop one")
+        average = options["ema_decay"]
+    chosen = average if average is not None else True if noisy else "best"
+    if chosen is False or (isinstance(chosen, str) and chosen not in ("best", "last")):
+        raise ValueError(f"average must be 'best', 'last', True, a decay or None, got {average!r}")
+    averaged = not isinstance(chosen, str)
+    if chosen == "best" and noisy and not window:
+        raise ValueError("average='best' needs patience, because the lowest value of a noisy function is chance")
+    if averaged:
+        options["ema_decay"] = _recent if chosen is True else chosen
+    if not callable(fun):
+        raise TypeError(f"fun must be a function, got {fun!r}")
+    x = problem.start(x0)
+    evaluate = problem.evaluator(fun, jac, args if isinstance(args, tuple) else (args,), x)
+    draws: Iterator[tuple[Any, ...]] = repeat(()) if batches is None else problem.items(batches)
+    report = problem.reporter(callback)
+    sides = problem.box(bounds, x)
+    limits = problem.limits(sides, x)
+    if limits is not None:
+        np.clip(x, *limits, out=x)
+    options.setdefault("on_nonfinite", "skip" if x.size <= _LARGE else "ignore")
+    opt = optimizer(x, bounds=sides, **options)
+    shown = _reads_metric(opt)
+    best_x, best_g, lowest, due = x.copy(), np.full_like(x, np.nan), math.inf, 0
+    spare = 1 if x.size <= _LARGE or average == "best" or window else _SPARE
+    status, detail, where, seen, mean, total = MAXITER, [], 0, 0, math.nan, 0.0
+    with _bar(maxiter) if progress else nullcontext() as bar:
+        for nit, batch in enumerate(draws):
+            try:
+                f, g = evaluate(*batch)
+            except Exception:
+                if np.isfinite(x).all():
+                    raise
+                f = math.nan  # fun does not take the NaN that a gradient has left in x
+            value, over = f, False
+            if not math.isfinite(f):
+                if not forgiving:
+                    status, detail = NOT_FINITE, [f"fun is {f} in iteration {nit}."]
+                    if not np.isfinite(x).all():
+                        detail = [f"The gradient in iteration {nit - 1} made x so."]
+                    break
+            elif noisy:
+                mean = f if not seen else mean + (1 - _recent(seen)) * (f - mean)
+                seen += 1
+                if window:
+                    total += f
+                    value = math.inf
+                    if not seen % window:
+                        value, total = total / window, 0.0
+                        over = value >= lowest
+            if value < lowest and nit >= due:
+                best_x[...], best_g[...], lowest, due = x, g, value, nit + spare
+            if report is not None and nit:
+                try:
+                    report(x, f)
+                except StopIteration:
+                    status = CALLBACK
+                    break
+            if over:
+                status, detail = SUCCESS, [f"The mean of {window} values of fun no longer falls."]
+                break
+            if not noisy and _element(g, x, limits, where) <= tol:
+                norm, where = _largest(g, x, limits)
+                if norm <= tol:
+                    status = SUCCESS
+                    break
+            if bar is not None and bar.update(min(nit, 1)):
+                bar.set_postfix_str(_state(mean if noisy else f, g, x, limits), refresh=False)
+            if nit == maxiter:
+                break
+            if shown:
+                opt.step(g, mean if noisy else f)
+            else:
+                opt.step(g)
+            if opt.skipped_steps and not forgiving:
+                status, detail = NOT_FINITE, [f"The gradient {_fault(g)} in iteration {nit}."]
+                break
+        else:
+            status, nit = EXHAUSTED, nit + 1
+        nfev = nit + (status != EXHAUSTED)
+        if averaged and status != NOT_FINITE:
+            x[...] = opt.ema if limits is None else np.clip(opt.ema, *limits)
+            if not noisy:
+                f, g = evaluate()
+                nfev += 1
+        if noisy:
+            f = mean
+        if status != NOT_FINITE and not (math.isfinite(f) and np.isfinite(x).all()):
+            status, detail = NOT_FINITE, ["fun or x is not finite at the end."]
+        if status == NOT_FINITE or (chosen == "best" and lowest < math.inf and (noisy or not f <= lowest)):
+            x, f, g = best_x, lowest if lowest < math.inf else math.nan, best_g
+        if bar is not None:
+            bar.set_postfix_str(_state(f, g, x, limits))
+    message = " ".join([_MESSAGES[status], *detail])
+    return problem.result(message=message, success=status == SUCCESS, status=status, fun=f, x=x, nit=nit,
+                          jac=np.array(g), nfev=nfev, njev=nfev)  # fmt: skip

@@ -1,0 +1,188 @@
+"""What `minimize` is given, checked and in one form: x0, bounds, functions, batches and callback; and its result.
+
+SciPy is imported only for the class of the result.
+"""
+
+import inspect
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import numpy as np
+
+from ._run.options import check_bounds
+
+Array = np.ndarray[Any, Any]
+Limits = tuple[Array, Array] | None
+
+NO_GRADIENT = (
+    "; let fun return (f, g) and say jac=True, or give a function as jac, or let fun(x, *args, out=g) fill g and say "
+    "jac='out'. Finite differences are not offered, because each of many short steps would cost x.size more "
+    "evaluations; SciPy makes them: jac=lambda x, *args: scipy.optimize.approx_fprime(x, fun, 1e-8, *args)"
+)
+
+
+def start(x0: Any) -> Array:
+    """A copy of x0 that can be stepped: float32 if it is that, else float64."""
+    given = np.asarray(x0)
+    if given.dtype.kind not in "fiub":
+        raise TypeError(f"x0 must be real numbers, got dtype {given.dtype}")
+    x = np.array(given, dtype="float32" if given.dtype == "float32" else "float64", order="C")
+    if not x.size:
+        raise ValueError("x0 has no elements")
+    if not np.isfinite(x).all():
+        i = tuple(map(int, np.argwhere(~np.isfinite(x))[0]))
+        raise ValueError(f"x0 is {x[i]} at index {i}; start from finite numbers")
+    return x
+
+
+def box(bounds: Any, x: Array) -> tuple[Any, Any] | None:
+    """(lo, hi) as the optimizer takes them, of SciPy's Bounds, its pairs, or two sides."""
+    if bounds is None:
+        return None
+    if hasattr(bounds, "lb") and hasattr(bounds, "ub"):
+        sides = [bounds.lb, bounds.ub]
+    else:
+        sides = list(bounds) if isinstance(bounds, Iterable) else []
+        paired = len(sides) == x.size and not (x.ndim > 1 and np.shape(sides[0]) == x.shape)
+        if paired and all(isinstance(pair, Iterable) and len(tuple(pair)) == 2 for pair in sides):
+            sides = [np.reshape([far if end is None else end for end in side], x.shape)
+                     for side, far in zip(zip(*sides, strict=True), (-np.inf, np.inf), strict=True)]  # fmt: skip
+        elif len(sides) != 2:
+            raise ValueError(
+                f"bounds must be None, a Bounds, {x.size} pairs (one for each element of x0, with None for no bound), "
+                f"or (lo, hi), each of them None, a number or an array of x0's shape {x.shape}; got {bounds!r}"
+            )
+    for i, name in enumerate(("lo", "hi")):
+        side = np.asarray(np.inf if sides[i] is None else sides[i])
+        if side.dtype.kind not in "fiu":
+            raise TypeError(f"bounds: {name} must be real numbers, got {sides[i]!r}")
+        if side.shape != x.shape and side.size != 1:
+            raise ValueError(f"bounds: {name} must be a number or of x0's shape {x.shape}, got shape {side.shape}")
+        if sides[i] is not None:
+            sides[i] = np.ascontiguousarray(side) if side.size > 1 else side.item()
+    return sides[0], sides[1]
+
+
+def limits(sides: tuple[Any, Any] | None, x: Array) -> Limits:
+    """The sides as the optimizer clamps to them, rounded inward to x's type, as arrays of x's shape."""
+    if sides is None:
+        return None
+    _, rounded = check_bounds(sides, x.dtype.name, "", lambda side, name: side.ravel())
+    lo, hi = (np.broadcast_to(side.reshape(x.shape) if np.ndim(side) else side, x.shape) for side in rounded)
+    return lo, hi
+
+
+def _number(f: Any) -> float:
+    """What fun returned, as a float."""
+    value = np.asarray(None if isinstance(f, tuple) else f)
+    if value.size != 1 or value.dtype.kind not in "fiub":
+        what = f"an array of shape {value.shape}" if isinstance(f, np.ndarray) else f"{f!r:.60}"
+        hint = "; if that is (f, g), say jac=True" if isinstance(f, tuple) else ""
+        raise TypeError(f"fun must return one real number, got {what}{hint}")
+    return float(value.item())
+
+
+def _gradient(g: Any, x: Array) -> Array:
+    """A gradient as the optimizer takes it; NumPy converts what is not of x's type or layout."""
+    found = np.asarray(g)
+    if found.dtype.kind not in "fiub":
+        hint = "; call its toarray()" if hasattr(g, "toarray") else ""
+        raise TypeError(f"the gradient must be real numbers, got {type(g).__name__} of dtype {found.dtype}{hint}")
+    if found.shape != x.shape and not found.size == x.size == 1:
+        raise ValueError(f"the gradient must have the shape of x, {x.shape}, got {found.shape}")
+    return np.asarray(found.reshape(x.shape), dtype=x.dtype, order="C")
+
+
+def evaluator(fun: Any, jac: Any, args: tuple[Any, ...], x: Array) -> Callable[..., tuple[float, Array]]:
+    """The function (f, g) of a batch, if there are any, at the live x, which the user's functions can only read."""
+    seen, dtype, shape = x.view(), x.dtype, x.shape
+    seen.flags.writeable = False
+    if isinstance(jac, str) and jac == "out":
+        out = np.zeros_like(x)
+
+        def both(*batch: Any) -> Any:
+            return fun(seen, *batch, *args, out=out), out
+
+    elif callable(jac):
+
+        def both(*batch: Any) -> Any:
+            return fun(seen, *batch, *args), jac(seen, *batch, *args)
+
+    elif jac is True:
+
+        def both(*batch: Any) -> Any:
+            return fun(seen, *batch, *args)
+
+    else:
+        raise ValueError(f"the gradient is needed, and jac={jac!r} does not give one{NO_GRADIENT}")
+
+    def evaluate(*batch: Any) -> tuple[float, Array]:
+        pair = both(*batch)
+        try:
+            f, g = pair
+        except (TypeError, ValueError):
+            raise TypeError(f"jac=True says that fun returns (f, g); it returned {pair!r:.60}") from None
+        if not (type(g) is np.ndarray and g.dtype is dtype and g.shape == shape and g.flags.c_contiguous):
+            g = _gradient(g, x)
+        return (float(f) if isinstance(f, float) else _number(f)), g
+
+    return evaluate
+
+
+def items(batches: Any) -> Iterator[tuple[Any]]:
+    """The batches, over and over if they can be gone through again; an iterator ends."""
+    if not hasattr(batches, "__iter__") and not hasattr(batches, "__getitem__"):
+        raise TypeError(f"batches must be iterable, got {batches!r}")
+    n = 0
+    while True:
+        before = n
+        for item in batches:
+            n += 1
+            yield (item,)
+        if not n:
+            raise ValueError("batches has no items")
+        if n == before or hasattr(batches, "__next__"):
+            return
+
+
+def reporter(callback: Any) -> Callable[[Array, float], Any] | None:
+    """Call back as SciPy does: with a result, if that is the name of the only parameter, else with a copy of x."""
+    if callback is None:
+        return None
+    try:
+        names = set(inspect.signature(callback).parameters)
+    except (TypeError, ValueError):  # some functions in C have no signature
+        names = set()
+    if names == {"intermediate_result"}:
+        return lambda x, f: callback(intermediate_result=result(x=x.copy(), fun=f))
+    return lambda x, f: callback(x.copy())
+
+
+class _Result(dict[str, Any]):
+    """What is returned where SciPy is not installed: a dict whose items are attributes too, as SciPy's is."""
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+    __setattr__ = dict.__setitem__
+    __delattr__ = dict.__delitem__
+
+    def __dir__(self) -> list[str]:
+        return list(self)
+
+    def __repr__(self) -> str:
+        width = max(map(len, self), default=0)
+        lines = (f"{name:>{width}}: " + str(x).replace("\n", "\n" + " " * (width + 2)) for name, x in self.items())
+        return "\n".join(lines) or "_Result()"
+
+
+def result(**fields: Any) -> Any:
+    """SciPy's own class, if it is installed."""
+    try:
+        from scipy.optimize import OptimizeResult
+    except ImportError:
+        return _Result(fields)
+    return OptimizeResult(fields)
