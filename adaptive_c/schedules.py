@@ -15,41 +15,18 @@ import math
 from bisect import bisect_right
 from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, MISSING, dataclass, fields, replace
-from itertools import pairwise
 from typing import Any
 
-from ._run.options import Check, Number, choice, flag, moves, optional
+from ._run.options import ARGUMENTS, moves
 
 __all__ = [  # noqa: RUF022  from simple to composed
     "Schedule", "constant", "step", "multistep", "exponential", "linear", "polynomial", "cosine", "cosine_restarts",
     "inverse_sqrt", "one_cycle", "plateau", "warmup", "chain", "from_dict",
 ]  # fmt: skip
 
-_finite = Number(open_low=True)
-
-
-def _count(low: int) -> Check:
-    def check(name: str, value: Any) -> int:
-        if isinstance(value, bool) or not hasattr(value, "__index__"):
-            raise TypeError(f"{name} must be an integer, got {value!r}")
-        if value.__index__() < low:
-            raise ValueError(f"{name} must be at least {low}, got {value!r}")
-        return int(value.__index__())
-
-    return check
-
-
-def _milestones(name: str, value: Any) -> tuple[int, ...]:
-    if not isinstance(value, (list, tuple)):
-        raise TypeError(f"{name} must be a list of step numbers, got {value!r}")
-    steps = tuple(_count(1)(f"{name}[{i}]", x) for i, x in enumerate(value))
-    if any(a >= b for a, b in pairwise(steps)):
-        raise ValueError(f"{name} must ascend, got {value!r}")
-    return steps
-
 
 def _schedule(name: str, value: Any) -> Any:
-    return value if moves(value) else constant(_finite(name, value))
+    return value if moves(value) else constant(ARGUMENTS["base"](name, value))
 
 
 def _schedules(name: str, value: Any) -> tuple[Any, ...]:
@@ -58,24 +35,7 @@ def _schedules(name: str, value: Any) -> tuple[Any, ...]:
     return tuple(_schedule(f"{name}[{i}]", x) for i, x in enumerate(value))
 
 
-# An argument's name means the same in every schedule, so one table of checks serves them all.
-_CHECKS: dict[str, Check] = {
-    **dict.fromkeys(("base", "start", "end", "min"), _finite),
-    **dict.fromkeys(("value", "best"), optional(_finite)),
-    **dict.fromkeys(("gamma", "power", "threshold", "eps"), Number(0)),
-    **dict.fromkeys(("div_factor", "final_div_factor"), Number(0, open_low=True)),
-    **dict.fromkeys(("steps", "step_size", "warmup_steps", "mult"), _count(1)),
-    **dict.fromkeys(("patience", "cooldown", "num_bad_epochs", "cooldown_counter"), _count(0)),
-    "milestones": _milestones,
-    "pct_start": Number(0, 1, open_high=False),
-    "anneal_strategy": choice("cos", "linear"),
-    "three_phase": flag,
-    "mode": choice("min", "max"),
-    "factor": Number(0, 1),
-    "threshold_mode": choice("rel", "abs"),
-    "of": _schedule,
-    "schedules": _schedules,
-}
+_CHECKS = {**ARGUMENTS, "of": _schedule, "schedules": _schedules}
 
 
 @dataclass(frozen=True, repr=False)
@@ -137,7 +97,7 @@ class Schedule:
             from matplotlib import pyplot
         except ImportError as error:
             raise ImportError("plot needs matplotlib: pip install matplotlib") from error
-        n = _count(1)("steps", _drawn(self) if steps is None else steps)
+        n = ARGUMENTS["steps"]("steps", _drawn(self) if steps is None else steps)
         if ax is None:
             _, ax = pyplot.subplots()
         at = range(0, n, max(1, n // 2000))
