@@ -26,6 +26,7 @@ from typing import Any
 from .. import __version__, optimizers
 from .._native import build_info, counted, get_num_threads, isa, processors
 from .contenders import CONTENDERS, Task
+from .worker import told, told_bytes
 
 OURS = "adaptive_c"
 ENOUGH = 5  # rounds for a contender that is ten times slower
@@ -222,13 +223,7 @@ class Processes:
 
 def free_memory() -> float:
     """The bytes that new processes may take; infinite if the system does not tell."""
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable"):
-                return 1024 * int(line.split()[1])
-    except OSError:
-        pass
-    return math.inf
+    return told_bytes("meminfo", "MemAvailable") or math.inf
 
 
 def measure(row: Row, settings: Settings, processes: Processes, say: Callable[[str], None],
@@ -368,7 +363,7 @@ def environment() -> dict[str, Any]:
         except metadata.PackageNotFoundError:
             continue
     return {
-        "processor": _processor(),
+        "processor": told("cpuinfo", "model name") or platform.processor() or platform.machine(),
         "processors": len(processors()),
         "threads": get_num_threads(),
         "memory": free_memory() if math.isfinite(free_memory()) else None,
@@ -385,16 +380,6 @@ def environment() -> dict[str, Any]:
             name: value for name, value in os.environ.items() if name.startswith(("OMP_", "OPENBLAS_", "GOMP_"))
         },
     }
-
-
-def _processor() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
 
 
 @contextmanager
