@@ -15,6 +15,7 @@ from ._state import restore_beside, shown, to_restore
 from ._tensors import Array, Tensor, array, check, gradient
 
 FORMATS = ("state_dtype", "master", "rounding")  # how numbers are stored
+REFUSED = ("capturable", "differentiable")
 FRESH = {"t": 0, "skipped_steps": 0, "grad_norm": float("nan")}
 
 
@@ -69,7 +70,7 @@ class Form:
         """Refuse groups of torch's that can't be stepped: their tensors first, then their options."""
         small = []
         for i, group in enumerate(groups, first):
-            for name in ("capturable", "differentiable"):
+            for name in REFUSED:
                 if group.get(name):
                     raise ValueError(f"{name}=True can't be had here: a step is no graph of torch's operations; drop "
                                      "it, or use torch.optim")  # fmt: skip
@@ -77,7 +78,7 @@ class Form:
                 check(p, f"parameter {j} of group {i}")
             options = self.options(group)
             for dtype in {p.dtype: None for p in group["params"]}:
-                small.append({"params": [array(x := torch.zeros(1, dtype=dtype), x)], **options})
+                small.append({"params": [array(x := torch.zeros(1, dtype=dtype, device="cpu"), x)], **options})
         if small:
             self.run(small)
 
@@ -95,7 +96,7 @@ class Part:
         """Take the group of the run, once it is there."""
         self.group, self.store = group, group.store
         self.ends = np.cumsum(group.layout.sizes).tolist()
-        self.steps = torch.zeros(len(self.params))  # what torch has as "step"
+        self.steps = torch.zeros(len(self.params), device="cpu")  # what torch has as "step"
         self.shown: Array = self.steps.numpy()
         self.seen = self.steps._version
         # Without an array of its own, and without a count, there is nothing to show.

@@ -34,7 +34,7 @@ def shown(rule: Rule, store: Store, j: int, p: Tensor, stop: int, step: Tensor) 
         part = view(store.arrays[name][start:stop], p)
         if name in store.slots and store.kind == "uint8":
             scales = store.arrays[f"{name}_scale"][start // BLOCK : -(-stop // BLOCK)]
-            coded = part, torch.from_numpy(scales), torch.tensor(start % BLOCK)
+            coded = part, torch.from_numpy(scales), torch.tensor(start % BLOCK, device="cpu")
             found |= {f"{name}_{kind}": x for kind, x in zip(_CODED, coded, strict=True)}
         else:
             found[name] = part
