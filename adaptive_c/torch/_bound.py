@@ -21,7 +21,7 @@ FRESH = {"t": 0, "skipped_steps": 0, "grad_norm": float("nan")}
 
 def plain(value: Any) -> Any:
     """An option as a run takes it: a number where torch may have a tensor of one, the name of a dtype."""
-    if isinstance(value, torch.Tensor):
+    if isinstance(value, torch.Tensor) and value.numel() == 1:
         return value.item()
     if isinstance(value, torch.dtype):
         return str(value).removeprefix("torch.")
@@ -49,7 +49,8 @@ class Form:
                 raise ValueError(f"{name}={group[name]!r} is no choice of {self.rule.label}, which has {name}={only!r}")
         options = {name: plain(value) for name, value in zip(self.names, self.values(group), strict=True)}
         bounds = options["bounds"]
-        if not (bounds is None or all(side is None or isinstance(side, (int, float)) for side in bounds)):
+        numbers = isinstance(bounds, tuple) and all(side is None or isinstance(side, (int, float)) for side in bounds)
+        if bounds is not None and not numbers:
             raise TypeError(f"bounds are two numbers for the tensors of a group, or None, got {bounds!r}")
         return options
 
