@@ -140,9 +140,9 @@ class Optimizer(torch.optim.Optimizer):
 
     def _start(self) -> None:
         rule = self._rule.rule._replace(label=self._rule.__name__)
-        self._form = Form(
-            rule, {name: self.defaults[name] for name in (*own_options(self._rule), *GROUP)}, self._settings
-        )
+        defaults = {name: self.defaults[name] for name in (*own_options(self._rule), *GROUP)}
+        settled = tuple(name for name in rule.fixed if name in self.defaults)
+        self._form = Form(rule, defaults, self._settings, settled)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         super().add_param_group(param_group)

@@ -19,6 +19,11 @@ BESIDE = ("master", "ema")  # what torch does not have
 _CODED = ("code", "scale", "offset")
 
 
+def stored_as(name: str) -> str:
+    """The array of a run that a name in torch's dict belongs to."""
+    return name.removesuffix("_code").removesuffix("_scale").removesuffix("_offset") if isinstance(name, str) else ""
+
+
 def names_beside(rule: Rule) -> tuple[str, ...]:
     """What torch keeps as one number for each tensor.  Its SGD does not count."""
     return () if rule.name == "sgd" else ("step", *rule.per_array)
