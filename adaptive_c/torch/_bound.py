@@ -11,16 +11,17 @@ from .._checkpoint.torch import restore
 from .._native import checked_threads
 from .._run.rule import Rule
 from .._run.run import Run
-from ._state import restore_beside, shown, to_restore
+from ._state import restore_beside, shown, stored_as, to_restore
 from ._tensors import Array, Tensor, array, check, gradient
 
 FORMATS = ("state_dtype", "master", "rounding")  # how numbers are stored
+REFUSED = ("capturable", "differentiable")
 FRESH = {"t": 0, "skipped_steps": 0, "grad_norm": float("nan")}
 
 
 def plain(value: Any) -> Any:
     """An option as a run takes it: a number where torch may have a tensor of one, the name of a dtype."""
-    if isinstance(value, torch.Tensor):
+    if isinstance(value, torch.Tensor) and value.numel() == 1:
         return value.item()
     if isinstance(value, torch.dtype):
         return str(value).removeprefix("torch.")
@@ -35,27 +36,36 @@ def moves(value: Any) -> bool:
 class Form:
     """What a run is made of besides its tensors: the rule, the names of its options, the settings."""
 
-    def __init__(self, rule: Rule, defaults: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+    def __init__(
+        self, rule: Rule, defaults: Mapping[str, Any], settings: Mapping[str, Any], watched: tuple[str, ...]
+    ) -> None:
+        """watched: options that torch has and the rule settles."""
         self.rule, self.settings = rule, settings
         self.defaults = {"copy_to": None, **{name: plain(value) for name, value in defaults.items()}}
         self.names = tuple(defaults)
-        self.values = itemgetter(*self.names)
+        self.values = itemgetter(*self.names, *watched)
 
     def options(self, group: Mapping[str, Any]) -> dict[str, Any]:
         """The options of one of torch's groups."""
         for name, only in self.rule.fixed.items():
             if group.get(name, only) != only:
                 raise ValueError(f"{name}={group[name]!r} is no choice of {self.rule.label}, which has {name}={only!r}")
-        options = {name: plain(value) for name, value in zip(self.names, self.values(group), strict=True)}
+        options = {name: plain(value) for name, value in zip(self.names, self.values(group), strict=False)}
         bounds = options["bounds"]
-        if not (bounds is None or all(side is None or isinstance(side, (int, float)) for side in bounds)):
+        numbers = isinstance(bounds, tuple) and all(side is None or isinstance(side, (int, float)) for side in bounds)
+        if bounds is not None and not numbers:
             raise TypeError(f"bounds are two numbers for the tensors of a group, or None, got {bounds!r}")
         return options
 
-    def kept(self, options: Mapping[str, Any]) -> tuple[Any, ...]:
-        """What decides which arrays a group of the run has."""
-        formats = tuple(options[name] for name in FORMATS)
-        return (*formats, options["ema_decay"] is None, *(slot.needed(options) for slot in self.rule.state.values()))
+    def fits(self, options: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+        """Has a group of the run with the options `now` what other options need?"""
+        same = all(options[name] == now[name] for name in FORMATS)
+        there = (options["ema_decay"] is None) == (now["ema_decay"] is None)
+        return (
+            same
+            and there
+            and not any(slot.needed(options) and not slot.needed(now) for slot in self.rule.state.values())
+        )
 
     def run(self, groups: list[dict[str, Any]]) -> Run:
         """A run over groups of arrays."""
@@ -69,7 +79,7 @@ class Form:
         """Refuse groups of torch's that can't be stepped: their tensors first, then their options."""
         small = []
         for i, group in enumerate(groups, first):
-            for name in ("capturable", "differentiable"):
+            for name in REFUSED:
                 if group.get(name):
                     raise ValueError(f"{name}=True can't be had here: a step is no graph of torch's operations; drop "
                                      "it, or use torch.optim")  # fmt: skip
@@ -77,7 +87,7 @@ class Form:
                 check(p, f"parameter {j} of group {i}")
             options = self.options(group)
             for dtype in {p.dtype: None for p in group["params"]}:
-                small.append({"params": [array(x := torch.zeros(1, dtype=dtype), x)], **options})
+                small.append({"params": [array(x := torch.zeros(1, dtype=dtype, device="cpu"), x)], **options})
         if small:
             self.run(small)
 
@@ -95,7 +105,7 @@ class Part:
         """Take the group of the run, once it is there."""
         self.group, self.store = group, group.store
         self.ends = np.cumsum(group.layout.sizes).tolist()
-        self.steps = torch.zeros(len(self.params))  # what torch has as "step"
+        self.steps = torch.zeros(len(self.params), device="cpu")  # what torch has as "step"
         self.shown: Array = self.steps.numpy()
         self.seen = self.steps._version
         # Without an array of its own, and without a count, there is nothing to show.
@@ -171,7 +181,7 @@ class Bound:
         self.pointers = [[p.data_ptr() for p in params] for params in self.params]
         self.values = [form.values(group) for group in groups]
         self.moving = [any(map(moves, values)) for values in self.values]
-        self.kept = [form.kept(form.options(group)) for group in groups]
+        self.made = [form.options(group) for group in groups]  # the options that decided what there is
         self.adopt(counted)
 
     def adopt(self, counted: Mapping[str, Any]) -> None:
@@ -190,7 +200,10 @@ class Bound:
             part.show_steps()
             views = {j: part.views(j) for j in own}
             restore_beside(part.store, [(views[j], x) for j, x in own.items()])
-            self.state.update({part.params[j]: x for j, x in views.items()})
+            for j, x in own.items():
+                for name in [name for name in x if stored_as(name) in part.store.arrays]:
+                    del x[name]
+                x.update(views[j])
             part.waiting = [j for j in part.waiting if j not in own]
         plan = self.plan
         plan.set_counts(max(plan.t, counted["t"]), counted["skipped_steps"], counted["grad_norm"], 0, 1.0, 0)
@@ -217,7 +230,7 @@ class Bound:
 
     def take_over(self, i: int, group: dict[str, Any], values: tuple[Any, ...]) -> bool:
         options = self.form.options(group)
-        if self.form.kept(options) != self.kept[i]:
+        if not self.form.fits(options, self.made[i]):
             return False
         for part in self.owners[i]:
             for name, value in options.items():

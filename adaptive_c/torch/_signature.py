@@ -33,7 +33,7 @@ def constructor(
     theirs: torch's class of this rule, if it has one.
     """
     only = inspect.Parameter.KEYWORD_ONLY
-    ours = dict(inspect.signature(rule.__init__).parameters)
+    ours = {name: x.replace(annotation=x.empty) for name, x in inspect.signature(rule.__init__).parameters.items()}
     del ours["shared"]
     torchs = dict(inspect.signature(vars(theirs)["__init__"]).parameters) if theirs else {}
     arguments = {**torchs} or ours

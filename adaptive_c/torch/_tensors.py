@@ -63,7 +63,7 @@ def laid_out(t: Tensor, like: Tensor) -> Tensor:
     t = t.detach()
     if t.stride() == like.stride() or (t.is_contiguous() and like.is_contiguous()):
         return t
-    return torch.empty_strided(like.shape, like.stride(), dtype=t.dtype).copy_(t)
+    return torch.empty_strided(like.shape, like.stride(), dtype=t.dtype, device="cpu").copy_(t)
 
 
 def gradient(p: Tensor, name: str) -> Tensor:
