@@ -19,6 +19,7 @@ _IMPORTED_IN = os.getpid()
 
 _HOME = {
     "Optimizer": "_optimizer",
+    "Rows": "_native",
     "flatten": "_run.layout",
     "get_num_threads": "_native",
     "minimize": "_minimize",
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from . import reference as reference
     from . import schedules as schedules
     from ._minimize import minimize as minimize
+    from ._native import Rows as Rows
     from ._native import get_num_threads as get_num_threads
     from ._native import set_num_threads as set_num_threads
     from ._native import show_config as show_config

@@ -125,6 +125,8 @@ def _every_processor() -> Iterator[None]:
 with _every_processor():
     core, isa, unused_levels = _choose()
 
+Rows = core.Rows
+
 
 # --- threads ---------------------------------------------------------------------------------------------------------
 

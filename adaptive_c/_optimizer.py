@@ -1,6 +1,6 @@
 """The face of a run: documentation, and every method a door of a few lines."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar, Never
 
@@ -270,23 +270,68 @@ class Optimizer:
         """
         if loss_scale is None and metric is None:
             self._step(grads)
-            return
-        scale = 0.0
-        if loss_scale is not None:
-            if self._run.plan.dynamic:
-                raise ValueError(
-                    f"loss_scale={loss_scale!r} is refused in step: this optimizer's is 'dynamic'; multiply the loss "
-                    "by opt.loss_scale, and drop it here"
-                )
-            scale = checked_scale("loss_scale", loss_scale)
-        if metric is None:
-            self._step(grads, scale)
         else:
-            if isinstance(metric, (np.ndarray, list, tuple, dict)):
-                raise TypeError(
-                    f"step takes the gradients alone, not the parameters; metric must be a number, got {metric!r}"
-                )
-            self._step(grads, scale, observed, real("metric", metric))
+            self._step(grads, *self._for_one_step(metric, loss_scale))
+
+    def _for_one_step(self, metric: Any, loss_scale: Any) -> tuple[float, Callable[..., Any] | None, float]:
+        """The loss scale (0 for the optimizer's own), what observes the metric, and the metric: checked."""
+        if loss_scale is not None and self._run.plan.dynamic:
+            raise ValueError(
+                f"loss_scale={loss_scale!r} is refused in step: this optimizer's is 'dynamic'; multiply the loss "
+                "by opt.loss_scale, and drop it here"
+            )
+        if isinstance(metric, (np.ndarray, list, tuple, dict)):
+            raise TypeError(
+                f"step takes the gradients alone, not the parameters; metric must be a number, got {metric!r}"
+            )
+        scale = 0.0 if loss_scale is None else checked_scale("loss_scale", loss_scale)
+        return (scale, None, 0.0) if metric is None else (scale, observed, real("metric", metric))
+
+    def stepping(
+        self, metric: float | None = None, *, loss_scale: float | None = None
+    ) -> AbstractContextManager[Callable[..., None]]:
+        """A ``with`` block that is one step, array by array, as gradients arrive.
+
+        ::
+
+            with opt.stepping() as now:
+                for name, grad in gradients():  # each may be freed before the next one is there
+                    now(name, grad)
+
+        Each call updates one array: ``now("w", grad)`` for a dict, ``now(3, grad)`` for a list, ``now(grad)`` for one
+        bare array, and with the number of the group before that for a list of groups: ``now(1, "w", grad)``.  Arrays
+        that are not named, or whose gradient is None, are left alone.  The bits are those of one `step` with all the
+        gradients, in any order.  Numbers of schedules are taken at the beginning, and t moves at the end, if an array
+        was stepped.  Where arrays share a block of 256 elements of 8-bit state, its elements are stepped at the end.
+
+        If the block raises, what was stepped stays stepped, as if all the other gradients had been None, and a note on
+        the exception says so; with keep_undo=True it is undone instead.  `rollback` undoes the block as one step.
+
+        Parameters
+        ----------
+        metric, loss_scale : float, optional
+            As in `step`.
+
+        Returns
+        -------
+        context manager
+            Its value is the function `now`, which may be called in any thread, but not in two at once.
+
+        Raises
+        ------
+        ValueError
+            On entering: with max_grad_norm and with on_nonfinite other than "ignore" (so also with a dynamic
+            loss_scale), which need all gradients before the first write; while accumulated gradients are pending.
+            From `now`: if the gradient doesn't fit, or the array has had its step in this block.
+        KeyError, IndexError, TypeError
+            From `now`: if there is no such array, or the arguments are not as above.  Nothing was written then.
+        RuntimeError
+            While the optimizer is in use elsewhere, and from `now` outside of the block.  Inside the block everything
+            that would write is refused: step, accumulate, another stepping, assigning options, save, load.
+        """
+        block: AbstractContextManager[Callable[..., None]]
+        block = self._run.plan.stepping(*self._for_one_step(metric, loss_scale))
+        return block
 
     def accumulate(self, grads: Any) -> None:
         """Add the gradients of a micro-batch to the sums; ``step()`` then uses their mean over all calls.

@@ -8,13 +8,15 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
+from matplotlib import colormaps
+from matplotlib.figure import Figure
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import Progress
 from rich.table import Table
 from sklearn.datasets import load_digits
 
@@ -22,11 +24,6 @@ import adaptive_c as ac
 
 from . import optimizers
 from ._native import core, counted, isa
-
-matplotlib.use("Agg")
-import itertools
-
-from matplotlib import pyplot as plt
 
 Array = np.ndarray[Any, Any]
 Data = tuple[Array, Array, Array, Array]
@@ -69,7 +66,7 @@ def initial(hidden: int | None, seed: int = 0) -> dict[str, Array]:
     rng = np.random.default_rng(seed)
     sizes = [64, 10] if hidden is None else [64, hidden, 10]
     params: dict[str, Array] = {}
-    for i, (n, m) in enumerate(itertools.pairwise(sizes)):
+    for i, (n, m) in enumerate(pairwise(sizes)):
         scale = np.sqrt(2 / n) if hidden is not None else 0.0
         params[f"w{i}"] = (rng.standard_normal((n, m)) * scale).astype("float32")
         params[f"b{i}"] = np.zeros(m, "float32")
@@ -173,23 +170,16 @@ def run(quick: bool = False, folder: str = ".") -> None:
     data = digits()
     epochs = 8 if quick else 40
     models = {"softmax regression": None, "two-layer perceptron": 64}
-    figure, axes = plt.subplots(1, 2, figsize=(13, 5.5), layout="constrained")
-    tables, colours = [], plt.get_cmap("turbo")
+    figure = Figure(figsize=(13, 5.5), layout="constrained")
+    axes, tables, colours = figure.subplots(1, 2), [], colormaps["turbo"]
     path = Path(folder, "adaptive-c-demo.png")
     path.parent.mkdir(parents=True, exist_ok=True)  # if this fails, no work is lost yet
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.percentage:3.0f}%"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, transient=True) as progress:
+    with Progress(console=console, transient=True) as progress:
         bar = progress.add_task("training", total=len(models) * len(OPTIMIZERS) * epochs)
         for (model, hidden), axis in zip(models.items(), axes, strict=True):
             size = sum(array.size for array in initial(hidden).values())
-            table = Table(
-                "optimizer", "final loss", "test accuracy", "us per step", title=f"{model}, {size:,} parameters"
-            )
+            title = f"{model}, {size:,} parameters"
+            table = Table("optimizer", "final loss", "test accuracy", "us per step", title=title)
             for column in table.columns[1:]:
                 column.justify = "right"
             for i, name in enumerate(OPTIMIZERS):
@@ -200,7 +190,7 @@ def run(quick: bool = False, folder: str = ".") -> None:
                 dashes = (0, (5, 1 + i % 4)) if i % 2 else "-"  # so that both curves can be seen where two meet
                 colour = colours(i / (len(OPTIMIZERS) - 1))
                 axis.plot(range(1, epochs + 1), losses, label=name + note, color=colour, linestyle=dashes)
-            axis.set(yscale="log", xlabel="epoch", title=f"{model}, {size:,} parameters")
+            axis.set(yscale="log", xlabel="epoch", title=title)
             axis.grid(alpha=0.3)
             tables.append(table)
     axes[0].set_ylabel("cross-entropy over the training set")
@@ -208,6 +198,5 @@ def run(quick: bool = False, folder: str = ".") -> None:
     for table in tables:
         console.print(table)
     figure.savefig(path, dpi=120)
-    plt.close(figure)
     console.print(f"loss curves: {path}")
     one_large_array(1 << (22 if quick else 26), console)

@@ -51,6 +51,24 @@ def larger(a, b):
     return np.where(b <= a, a, b)
 
 
+def sum_rows(shape, dtype, indices, values, offsets=None, weights=None):
+    """The dense gradient that Rows stand for, and which rows it has; all other rows are left alone, with their state.
+
+    The entries of a row are added in their order, in dtype.
+    """
+    g, touched = np.zeros(shape, dtype), np.zeros(shape[0], bool)
+    bag = -1
+    for j, i in enumerate(indices):
+        while offsets is not None and bag + 1 < len(offsets) and offsets[bag + 1] <= j:
+            bag += 1
+        x = values[j if offsets is None else bag].astype(dtype)
+        if weights is not None:
+            x = weights[j] * x
+        g[i] = g[i] + x if touched[i] else x
+        touched[i] = True
+    return g, touched
+
+
 def gradient(p, g, maximize, weight_decay=0.0):
     """The gradient as the rule sees it: negated under maximize, then with coupled weight decay (L2) added."""
     if maximize:

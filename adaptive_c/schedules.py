@@ -21,22 +21,9 @@ from typing import Any
 from ._run.options import Check, Number, choice, flag, moves, optional
 
 __all__ = [  # noqa: RUF022  from simple to composed
-    "Schedule",
-    "constant",
-    "step",
-    "multistep",
-    "exponential",
-    "linear",
-    "polynomial",
-    "cosine",
-    "cosine_restarts",
-    "inverse_sqrt",
-    "one_cycle",
-    "plateau",
-    "warmup",
-    "chain",
-    "from_dict",
-]
+    "Schedule", "constant", "step", "multistep", "exponential", "linear", "polynomial", "cosine", "cosine_restarts",
+    "inverse_sqrt", "one_cycle", "plateau", "warmup", "chain", "from_dict",
+]  # fmt: skip
 
 _finite = Number(open_low=True)
 
@@ -123,11 +110,6 @@ class Schedule:
         return f"{type(self).__name__}({', '.join(f'{f.name}={getattr(self, f.name)!r}' for f in shown)})"
 
     @property
-    def _length(self) -> int:
-        """The number of steps that `plot` draws unless it is told another."""
-        return int(getattr(self, "steps", 999)) + 1
-
-    @property
     def reads_metric(self) -> bool:
         """Whether this schedule is a plateau or contains one."""
         return False
@@ -169,7 +151,7 @@ class Schedule:
             from matplotlib import pyplot
         except ImportError as error:
             raise ImportError("plot needs matplotlib: pip install matplotlib") from error
-        n = _count(1)("steps", self._length if steps is None else steps)
+        n = _count(1)("steps", _drawn(self) if steps is None else steps)
         if ax is None:
             _, ax = pyplot.subplots()
         at = range(0, n, max(1, n // 2000))
@@ -215,10 +197,6 @@ class step(Schedule):
     def __call__(self, step: int) -> float:
         return self.base * self.gamma ** (step // self.step_size)
 
-    @property
-    def _length(self) -> int:
-        return 4 * self.step_size
-
 
 @dataclass(frozen=True, repr=False)
 class multistep(Schedule):
@@ -234,10 +212,6 @@ class multistep(Schedule):
 
     def __call__(self, step: int) -> float:
         return self.base * self.gamma ** bisect_right(self.milestones, step)
-
-    @property
-    def _length(self) -> int:
-        return sum(self.milestones[-1:]) + sum(self.milestones[:1]) or 1000
 
 
 @dataclass(frozen=True, repr=False)
@@ -331,10 +305,6 @@ class cosine_restarts(Schedule):
             step, length = step - length, length * self.mult
         return self.end + (self.base - self.end) * (1 + math.cos(math.pi * step / length)) / 2
 
-    @property
-    def _length(self) -> int:
-        return self.steps * (1 + self.mult + self.mult**2) + 1
-
 
 @dataclass(frozen=True, repr=False)
 class inverse_sqrt(Schedule):
@@ -353,10 +323,6 @@ class inverse_sqrt(Schedule):
     def __call__(self, step: int) -> float:
         n = step + 1
         return self.base * min(n / self.warmup_steps, math.sqrt(self.warmup_steps / n))
-
-    @property
-    def _length(self) -> int:
-        return 10 * self.warmup_steps
 
 
 @dataclass(frozen=True, repr=False)
@@ -398,10 +364,6 @@ class one_cycle(Schedule):
         if self.anneal_strategy == "linear":
             return (value - start) * part + start
         return value + (start - value) / 2.0 * (math.cos(math.pi * part) + 1)
-
-    @property
-    def _length(self) -> int:
-        return self.steps
 
 
 @dataclass(frozen=True, repr=False)
@@ -494,10 +456,6 @@ class warmup(Schedule):
         return self.start + (float(self.of(0)) - self.start) * (step / self.steps)
 
     @property
-    def _length(self) -> int:
-        return self.steps + int(getattr(self.of, "_length", 1000))
-
-    @property
     def reads_metric(self) -> bool:
         return bool(getattr(self.of, "reads_metric", False))
 
@@ -538,10 +496,6 @@ class chain(Schedule):
         return float(self.schedules[i](step - begin))
 
     @property
-    def _length(self) -> int:
-        return sum(self.milestones[-1:]) + int(getattr(self.schedules[-1], "_length", 1000))
-
-    @property
     def reads_metric(self) -> bool:
         return any(getattr(part, "reads_metric", False) for part in self.schedules)
 
@@ -554,11 +508,27 @@ class chain(Schedule):
         return replace(self, schedules=(*self.schedules[:i], seen, *self.schedules[i + 1 :]))
 
 
-_NAMED: dict[str, type[Schedule]] = {
-    cls.__name__: cls
-    for cls in (constant, step, multistep, exponential, linear, polynomial, cosine, cosine_restarts, inverse_sqrt,
-                one_cycle, plateau, warmup, chain)
-}  # fmt: skip
+_NAMED = {cls.__name__: cls for cls in Schedule.__subclasses__()}  # so far there is none of a user's
+
+
+def _drawn(schedule: Any) -> int:
+    """The number of steps that `plot` draws unless it is told another."""
+    match schedule:
+        case step(step_size=n):
+            return 4 * n
+        case multistep(milestones=ends):
+            return sum(ends[-1:]) + sum(ends[:1]) or 1000
+        case cosine_restarts(steps=n, mult=mult):
+            return n * (1 + mult + mult**2) + 1
+        case inverse_sqrt(warmup_steps=n):
+            return 10 * n
+        case one_cycle(steps=n):
+            return n
+        case warmup(of=then, steps=n):
+            return n + _drawn(then)
+        case chain(schedules=parts, milestones=ends):
+            return sum(ends[-1:]) + _drawn(parts[-1])
+    return int(getattr(schedule, "steps", 999)) + 1
 
 
 def from_dict(d: Mapping[str, Any]) -> Schedule:

@@ -52,7 +52,7 @@ cdef class Averages:
                 group = self.plan.space.groups[i]
                 for j in range(group.n_arrays if group.ema != NULL and group.format != NATIVE else 0):
                     self.plan.narrow_saved.append(bytearray(2 * (group.arrays[j].stop - group.arrays[j].start)))
-            guard.averaged = True
+            guard.rest = AVERAGED
             exchange(self.plan, True)
         finally:
             guard.release()
@@ -60,6 +60,4 @@ cdef class Averages:
     def __exit__(self, *error):
         exchange(self.plan, False)  # also while another thread accumulates: it copies, whatever the mode
         self.plan.narrow_saved = None
-        self.plan.guard.averaged = False
-        if self.plan.guard.holder == AVERAGED:
-            self.plan.guard.holder = FREE
+        self.plan.guard.leave(AVERAGED)

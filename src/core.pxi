@@ -12,6 +12,7 @@ include "rules.pxi"      # one loop for each update rule
 include "formats.pxi"    # one pair of loops for each number format
 include "stages.pxi"     # one loop for each extra
 include "space.pxi"      # groups, arrays, and the walker over their elements
+include "touched.pxi"    # gradients of a few rows, sorted and summed
 include "blocks.pxi"     # narrow numbers, block by block
 include "begin.pxi"      # the first write
 include "passes.pxi"     # sums of micro-batches
@@ -21,8 +22,10 @@ include "memory.pxi"     # buffers and what overlaps
 include "group.pxi"      # a bound parameter group
 include "undo.pxi"       # what a step overwrites, kept
 include "sweep.pxi"      # the parallel loop, and a step's stages
+include "rows.pxi"       # what is handed in as a gradient of a few rows
 include "gradients.pxi"  # the gradients of one call
 include "usable.pxi"     # norm, finite check, factor, dynamic loss scale
 include "averages.pxi"   # parameters and averages exchanged
+include "arraywise.pxi"  # a step array by array, as gradients arrive
 include "plan.pxi"       # steps
 include "ceiling.pxi"    # the machine's limit, for benchmarks

@@ -3,12 +3,10 @@
 
 cdef Py_ssize_t acquire(Plan plan, grads) except -2:
     """Bind the gradients; returns the number of their elements, -1 where every one is None."""
-    cdef Group* group
     cdef Py_ssize_t i, work = -1, count = plan.space.n_groups
+    plan.space.by_rows = False
     for i in range(count):
-        group = plan.space.groups[i]
-        group.narrow_grads = False
-        group.only_bfloat16 = group.format == BFLOAT16 and group.state_format == BFLOAT16 and group.master == NULL
+        expect_gradients(plan.space.groups[i])
     if not plan.structured:
         return acquire_group(plan, <BoundGroup> plan.groups[0], grads, work)
     items = tuple(grads) if isinstance(grads, (list, tuple)) else None  # so that what is counted is what is used
@@ -18,6 +16,13 @@ cdef Py_ssize_t acquire(Plan plan, grads) except -2:
     for i in range(count):
         work = acquire_group(plan, <BoundGroup> plan.groups[i], items[i], work)
     return work
+
+
+cdef int expect_gradients(Group* group) noexcept:
+    """Before those of a call are bound: nothing is known of their formats."""
+    group.narrow_grads = group.by_rows = False
+    group.only_bfloat16 = group.format == BFLOAT16 and group.state_format == BFLOAT16 and group.master == NULL
+    return 0
 
 
 cdef Py_ssize_t acquire_group(Plan plan, BoundGroup group, grads, Py_ssize_t work) except -2:
@@ -47,20 +52,26 @@ cdef Py_ssize_t acquire_array(Plan plan, BoundGroup bound, Py_ssize_t i, grad, P
     cdef Py_ssize_t shared
     if grad is None:
         return work
-    cdef bint bfloat16 = bound.view(grad, g, i, True)
+    cdef bint by_rows = type(grad) is Rows
+    values = (<Rows> grad).values if by_rows else grad
+    cdef bint bfloat16 = bound.view(values, g, i, True)
     bound.n_grads += 1
     a.g_format = NATIVE
     if not is_native(g, b"d" if group.wide else b"f"):
         kind = "" if group.wide else format_of(g, bfloat16 or bound.uint16_is_bfloat16)
         if kind not in FORMATS:
             wanted = "float64" if group.wide else "float32"
-            raise TypeError(f"{bound.name(i, True)} has dtype {named(grad.dtype)}, its parameter {bound.dtype}; "
+            raise TypeError(f"{bound.name(i, True)} has dtype {named(values.dtype)}, its parameter {bound.dtype}; "
                             f"convert it: x.astype('{wanted}')" + ("" if group.wide else hint(g)))
         a.g_format = FORMATS[kind]
         group.narrow_grads = True
     group.only_bfloat16 = group.only_bfloat16 and a.g_format == BFLOAT16
-    if g.ndim != a.ndim or (g.ndim and memcmp(g.shape, a.shape, g.ndim * sizeof(Py_ssize_t)) != 0):
-        raise ValueError(f"{bound.name(i, True)} has shape {grad.shape}, its parameter {bound.arrays[i].shape}")
+    if by_rows and a.ndim == 0:
+        raise ValueError(f"{bound.name(i, True)} is one of rows, but its parameter has no dimensions; pass an array")
+    if g.ndim != a.ndim or (g.ndim > by_rows and memcmp(  # of rows the first number may be any
+            g.shape + by_rows, a.shape + by_rows, (g.ndim - by_rows) * sizeof(Py_ssize_t)) != 0):
+        raise ValueError(f"{bound.name(i, True)} has {'values of ' * by_rows}shape {values.shape}, its parameter "
+                         f"{bound.arrays[i].shape}")
     bound.check_layout(g, i, True)
     if plan.space.zero_grad and g.readonly:
         raise ValueError(f"{bound.name(i, True)} is read-only and can't be zeroed; pass a writable array, or "
@@ -69,26 +80,68 @@ cdef Py_ssize_t acquire_array(Plan plan, BoundGroup bound, Py_ssize_t i, grad, P
         shared = plan.memory.find(<uintptr_t> g.buf, g.len)
         if shared >= 0:
             raise ValueError(f"{bound.name(i, True)} shares memory with {plan.owner(shared)}; pass a copy")
+    if by_rows:
+        work = max(work, 0) + bind_rows(bound, i, <Rows> grad)
+        a.touched = bound.touched[i]
+        a.g = <const char*> g.buf
+        group.by_rows = plan.space.by_rows = True
+        return work
     a.g = <const char*> g.buf
     return max(work, 0) + a.stop - a.start
 
 
-cdef Py_ssize_t acquire_sums(Plan plan) noexcept:
+cdef Py_ssize_t acquire_sums(Plan plan) except -2:
     """Bind the sums as gradients; returns the number of their elements, -1 where there are none."""
     cdef Group* group
+    cdef BoundGroup bound
     cdef Array* a
     cdef Py_ssize_t i, j, work = -1
+    plan.space.by_rows = False
     plan.space.zero_grad = False  # what was added is zeroed already, and the next sum begins with a write
     for i in range(plan.space.n_groups):
         group = plan.space.groups[i]
-        group.narrow_grads = group.only_bfloat16 = False
+        group.narrow_grads = group.only_bfloat16 = group.by_rows = False
         for j in range(group.n_arrays):
             if group.summed[j]:
                 a = group.arrays + j
                 a.g = group.sums + a.start * native_itemsize(group)
                 a.g_format = NATIVE
                 work = max(work, 0) + a.stop - a.start
+    for bound in plan.groups:
+        for index, parts in bound.row_sums.items():
+            work = acquire_array(plan, bound, index, joined_rows(parts), work)
     return work
+
+
+cdef Py_ssize_t put_rows_aside(Plan plan, Py_ssize_t work) except -2:
+    """Of a call of accumulate, keep the gradients of rows of arrays that have had no dense one; what is left, is bound.
+    """
+    cdef BoundGroup bound
+    cdef Array* a
+    cdef Py_ssize_t i
+    for bound in plan.groups:
+        for i in range(bound.group.n_arrays if bound.group.by_rows else 0):
+            a = bound.group.arrays + i
+            if a.touched != NULL and not bound.group.summed[i]:
+                bound.row_sums.setdefault(i, []).append(summed_rows(bound, i))
+                work -= a.touched.n * a.touched.length
+                if plan.space.zero_grad:
+                    memset(<char*> a.g, 0, a.touched.nbytes)
+                a.g, a.touched = NULL, NULL
+    return work
+
+
+cdef int add_rows_aside(Plan plan) except -1:
+    """Add what was kept of rows to the sums of arrays that have had a dense gradient now."""
+    cdef BoundGroup bound
+    cdef Py_ssize_t work = 0
+    for bound in plan.groups:
+        release(bound)
+        for i in [i for i in bound.row_sums if bound.group.summed[<Py_ssize_t> i]]:
+            work = acquire_array(plan, bound, i, joined_rows(bound.row_sums.pop(i)), work)
+    if work:
+        plan.run(ADD, work, 0, plan.space.end)
+    return 0
 
 
 cdef int check_apart(Plan plan) except -1:
@@ -126,6 +179,18 @@ cdef int zero_gradients(Plan plan) noexcept:
     return 0
 
 
+cdef int zero_rows(Plan plan) noexcept:
+    """Zero the values of rows, after the sweep: two rows may have the same."""
+    cdef Group* group
+    cdef Py_ssize_t i, j
+    for i in range(plan.space.n_groups if plan.space.by_rows and plan.space.zero_grad else 0):
+        group = plan.space.groups[i]
+        for j in range(group.n_arrays):
+            if group.arrays[j].touched != NULL:
+                memset(<char*> group.arrays[j].g, 0, group.arrays[j].touched.nbytes)
+    return 0
+
+
 cdef int release(BoundGroup group) noexcept:
     """Let go of a call's gradients."""
     cdef Py_ssize_t i
@@ -134,4 +199,5 @@ cdef int release(BoundGroup group) noexcept:
     group.n_grads = 0
     for i in range(group.group.n_arrays):
         group.group.arrays[i].g = NULL
+        group.group.arrays[i].touched = NULL
     return 0

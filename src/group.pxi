@@ -41,6 +41,8 @@ cdef class BoundGroup:
     cdef tuple in_force          # the bounds
     cdef list spans              # of the memory that is not in the plan's index yet
     cdef Py_ssize_t* shapes
+    cdef Touched** touched       # of each array, where its rows have been sorted; NULL: none ever were
+    cdef dict row_sums           # of arrays that were given nothing but rows: what was accumulated, as lists of Rows
     cdef Py_buffer* grads        # held during a call
     cdef Py_ssize_t n_grads
     cdef readonly object store   # what allocates the sums
@@ -52,7 +54,7 @@ cdef class BoundGroup:
             raise RuntimeError("a group is bound once")
         self.guard, self.arrays, self.keys, self.where, self.where_grads = guard, arrays, keys, where, "grads"
         self.bare, self.uint16_is_bfloat16 = keys == (), uint16_is_bfloat16
-        self.options, self.followers, self.keep, self.spans = {}, [], [], []
+        self.options, self.followers, self.keep, self.spans, self.row_sums = {}, [], [], [], {}
         self.group.rule = <Rule> <int> RULES[rule]
         self.group.squares = squares
         self.group.arrays = <Array*> calloc(n + 1, sizeof(Array))
@@ -62,7 +64,13 @@ cdef class BoundGroup:
         self.bind()
 
     def __dealloc__(self):
+        cdef Py_ssize_t i
         release(self)
+        for i in range(self.group.n_arrays if self.touched != NULL else 0):
+            if self.touched[i] != NULL:
+                free(self.touched[i].memory)
+                free(self.touched[i])
+        free(self.touched)
         free(self.group.arrays)
         free(self.shapes)
         free(self.grads)
@@ -111,6 +119,16 @@ cdef class BoundGroup:
             raise ValueError(f"{self.name(i)} is read-only and can't be updated in place; pass a writable array "
                              "(x.copy(), or x.flags.writeable = True if the memory is yours)")
         self.check_layout(view, i, False)
+
+    cdef Touched* touched_rows(self, Py_ssize_t i) except NULL:
+        """Where the rows of an array's gradients are sorted, kept from call to call."""
+        if self.touched == NULL:
+            self.touched = <Touched**> calloc(self.group.n_arrays, sizeof(Touched*))
+        if self.touched != NULL and self.touched[i] == NULL:
+            self.touched[i] = <Touched*> calloc(1, sizeof(Touched))
+        if self.touched == NULL or self.touched[i] == NULL:
+            raise MemoryError()
+        return self.touched[i]
 
     cdef int view(self, x, Py_buffer* view, Py_ssize_t i, bint grad) except -1:
         """Fill `view`; 1 where x is a bfloat16 array of ml_dtypes, seen as uint16, else 0."""
@@ -246,7 +264,7 @@ cdef class BoundGroup:
 
         So nothing holds the guard while Python checks them, and no step is refused because another thread assigns.
         """
-        self.guard.take(HELD, True)
+        self.guard.take(HELD, AVERAGED)
         try:
             if version != self.version:
                 return False
@@ -292,7 +310,7 @@ cdef class BoundGroup:
         low, high = ranges[0]
         if not low < x < high:
             return False
-        self.guard.take(HELD, True)
+        self.guard.take(HELD, AVERAGED)
         try:
             self.options[name] = x
             (&self.group.options.lr)[<int> FIELDS[name]] = x

@@ -8,23 +8,26 @@ cdef enum Holder:
     FREE        # nothing is going on
     STEPPING    # a call of the core: step, accumulate, rollback ...
     HELD        # Python code in a `with` block: a save, a load, a new group
-    AVERAGED    # the averages are in the parameters' place
+    AVERAGED    # a `with` block in which the averages are in the parameters' place
+    ARRAYWISE   # a `with` block that steps array by array
 
 
 cdef class Guard:
     """Shared by a plan and its groups; ``with guard:`` holds it."""
     cdef Holder holder
-    cdef bint averaged   # the averages are in place, whatever else goes on
+    cdef Holder rest     # what it goes back to: FREE, or the block that is open, whatever else goes on in it
     cdef uint64_t mode   # the floating-point mode of the thread that holds it, as it was
 
-    cdef int take(self, Holder holder, bint averaged=False) except -1:
-        """RuntimeError if somebody has it.  averaged: inside averaged_parameters(), too."""
-        if self.holder == FREE or (averaged and self.holder == AVERAGED):
+    cdef int take(self, Holder holder, Holder block=FREE) except -1:
+        """RuntimeError if somebody has it.  block: it may be taken inside this one, too."""
+        if self.holder == FREE or self.holder == block:
             self.holder, self.mode = holder, enter_mode(False)
             return 0
         if self.holder == AVERAGED:
             raise RuntimeError("not inside averaged_parameters(), where the parameters are their averages: leave the "
                                "block first")
+        if self.holder == ARRAYWISE:
+            raise RuntimeError("not inside stepping(), whose arrays all take the same step: leave the block first")
         raise RuntimeError("this optimizer is in use: another call (step, save, load or the like) has not ended.  From "
                            "another thread: use a lock, or give each thread an optimizer of its own.  From a schedule "
                            "or a signal handler: set a flag, and act on it after the step.  In a forked child: the "
@@ -32,7 +35,13 @@ cdef class Guard:
 
     cdef void release(self) noexcept:
         leave_mode(self.mode, False)
-        self.holder = AVERAGED if self.averaged else FREE
+        self.holder = self.rest
+
+    cdef void leave(self, Holder block) noexcept:
+        """At the end of a block, while it or a call inside it holds the guard."""
+        self.rest = FREE
+        if self.holder == block:
+            self.holder = FREE
 
     def __enter__(self):
         self.take(HELD)

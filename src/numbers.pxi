@@ -8,6 +8,7 @@ cdef extern from *:
     static inline float float_of(uint32_t u) { float x; memcpy(&x, &u, 4); return x; }
     """
     ctypedef int int32_t
+    ctypedef long long int64_t
     ctypedef unsigned char uint8_t
     ctypedef short int16_t
     ctypedef unsigned int uint32_t

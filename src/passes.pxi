@@ -8,7 +8,9 @@ cdef void add_segment(const Space* space, const Group* group, const Piece* piece
     cdef const Array* a = piece.array
     cdef Py_ssize_t n = piece.stop - piece.start
     cdef const floating* g = <const floating*> a.g + piece.at
-    if a.g_format != NATIVE:
+    if a.touched != NULL:
+        g = sum_row(piece, <floating*> widened)
+    if a.touched == NULL and a.g_format != NATIVE:
         if first:
             widen(a.g_format, n, s, a.g, piece.at)
         else:
@@ -18,22 +20,17 @@ cdef void add_segment(const Space* space, const Group* group, const Piece* piece
         memcpy(s, g, n * sizeof(floating))
     else:
         add(n, s, g)
-    if space.zero_grad:
+    if space.zero_grad and a.touched == NULL:
         zero_piece(group, piece)
 
 
 cdef void add_gradients(const Space* space, const Group* group, Py_ssize_t start, Py_ssize_t end) noexcept nogil:
     cdef Piece piece = pieces_from(group, start)
-    cdef Py_ssize_t stop
     cdef bint first
-    while start < end:  # by chunks: what goes through a buffer, or is written again, stays in cache
-        stop = min(start + CHUNK, end)
-        while next_piece(&piece, stop):
-            if piece.array.g == NULL:
-                continue
-            first = not group.summed[piece.array - group.arrays]
-            if group.wide:
-                add_segment(space, group, &piece, <double*> group.sums + piece.start, first)
-            else:
-                add_segment(space, group, &piece, <float*> group.sums + piece.start, first)
-        start = stop
+    piece.most = CHUNK  # what goes through a buffer, or is written again, stays in cache
+    while next_stepped(&piece, end):
+        first = not group.summed[piece.array - group.arrays]
+        if group.wide:
+            add_segment(space, group, &piece, <double*> group.sums + piece.start, first)
+        else:
+            add_segment(space, group, &piece, <float*> group.sums + piece.start, first)

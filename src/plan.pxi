@@ -88,12 +88,12 @@ cdef class Plan:
         """
         cdef BoundGroup group
         cdef Space space = self.space
-        cdef Py_ssize_t i, work = 0, first = space.n_chunks
+        cdef Py_ssize_t i, work = 0, first = space.end
         cdef Spans memory
         cdef list groups = self.groups + new, spans = []
         for i, group in enumerate(new):
-            group.group.index, group.group.chunk = space.n_groups + i, space.n_chunks
-            space.n_chunks += n_chunks(&group.group)
+            group.group.index, group.group.position = space.n_groups + i, space.end
+            space.end += chunks_to(group.group.size) * CHUNK
             space.n_arrays += group.group.n_arrays
             work += group.group.size
             spans += group.new_spans()
@@ -110,7 +110,7 @@ cdef class Plan:
                              "arrays")
         space.groups = <Group**> calloc(space.n_groups + 1, sizeof(Group*))
         space.steps = <Step*> calloc(space.n_arrays + 1, sizeof(Step))
-        space.partial = <double*> calloc(space.n_chunks + 1, sizeof(double))
+        space.partial = <double*> calloc(space.end // CHUNK + 1, sizeof(double))
         if space.groups == NULL or space.steps == NULL or space.partial == NULL:
             free(space.groups)
             free(space.steps)
@@ -128,7 +128,7 @@ cdef class Plan:
         free(space.partial)
         self.groups, self.memory, self.structured, self.keeps_undo = groups, memory, structured, keeps_undo
         self.undoable = False  # the last step was one of fewer groups
-        self.run(START, work, first, self.space.n_chunks)
+        self.run(START, work, first, self.space.end)
         run.groups = groups_shown
 
     def configure(self, dict settings):
@@ -173,6 +173,7 @@ cdef class Plan:
         for i in range(self.space.n_groups):
             group = self.space.groups[i]
             memset(group.summed, 0, group.n_arrays)
+            (<BoundGroup> self.groups[i]).row_sums.clear()
 
     def start(self):
         """Write all that is held anew, as at the beginning."""
@@ -188,12 +189,16 @@ cdef class Plan:
         """For a ``with`` block, inside which the parameters are their averages."""
         return Averages(self)
 
+    def stepping(self, double loss_scale=0.0, observed=None, double metric=0.0):
+        """For a ``with`` block that is one step, array by array.  The arguments are those of `step`."""
+        return Stepping(self, loss_scale, observed, metric)
+
     def set_t(self, long long t):
         """Set every array's count of applied steps.  Above 0 its state counts as written."""
         cdef Group* group
         cdef Py_ssize_t i, j
         cdef double product
-        self.guard.take(STEPPING, True)
+        self.guard.take(STEPPING, AVERAGED)
         try:
             self.follow(t)
             for i in range(self.space.n_groups):
@@ -209,13 +214,13 @@ cdef class Plan:
 
     def set_loss_scale(self, double loss_scale):
         """Go on from another dynamic loss scale."""
-        self.guard.take(STEPPING, True)
+        self.guard.take(STEPPING, AVERAGED)
         self.counts.loss_scale = loss_scale
         self.guard.release()
 
     def configure_if(self, dict read, dict settings):
         """Take over settings that were made from others and checked; False if there are other ones by now."""
-        self.guard.take(STEPPING, True)
+        self.guard.take(STEPPING, AVERAGED)
         try:
             if read is not self.settings:
                 return False
@@ -226,7 +231,7 @@ cdef class Plan:
 
     def discard(self):
         """Forget the sums."""
-        self.guard.take(STEPPING, True)
+        self.guard.take(STEPPING, AVERAGED)
         self.drop_sums()
         self.guard.release()
 
@@ -249,17 +254,21 @@ cdef class Plan:
         """Add gradients to the sums."""
         cdef Group* group
         cdef Py_ssize_t i, j, work
-        self.guard.take(STEPPING, True)
+        self.guard.take(STEPPING, AVERAGED)
         try:
             work = acquire(self, grads)
             if self.space.zero_grad:
                 check_apart(self)
-            self.need_sums()
-            self.run(ADD, work, 0, self.space.n_chunks)
+            work = put_rows_aside(self, work)
+            if work > 0:
+                self.need_sums()
+                self.run(ADD, work, 0, self.space.end)
+                zero_rows(self)
             for i in range(self.space.n_groups):
                 group = self.space.groups[i]
                 for j in range(group.n_arrays):
                     group.summed[j] |= group.arrays[j].g != NULL
+            add_rows_aside(self)
             self.counts.pending += 1
         finally:
             self.release()
@@ -280,24 +289,24 @@ cdef class Plan:
         cdef list moved = None
         self.guard.take(STEPPING)
         try:
-            last = self.space.n_chunks
+            last = self.space.end
             self.follow(self.counts.t)
             if summed != (self.counts.pending > 0):
                 self.refuse_sums(summed)
             if group != -1 or lo != 0 or hi != -1:
-                first, last = self.chunks(group, lo, hi)
-            if self.keeps_undo and (last - first < self.space.n_chunks or not count):
+                first, last = self.positions(group, lo, hi)
+            if self.keeps_undo and (last - first < self.space.end or not count):
                 raise ValueError("a range can't be stepped with keep_undo=True, which undoes whole steps")
             if observed is not None:
                 moved = self.observe(observed, metric)
             work = acquire_sums(self) if summed else acquire(self, grads)
             if self.space.zero_grad:
                 check_apart(self)
-            work = min(work, (last - first) * CHUNK)
+            work = min(work, last - first)
             before = self.counts
             before.pending = 0
             if work >= 0:
-                self.space.t = self.counts.t + 1
+                self.form_keys()
                 self.form_steps()
                 usable = inspect(self, (loss_scale or self.counts.loss_scale) * (self.counts.pending if summed else 1),
                                  work)
@@ -309,12 +318,9 @@ cdef class Plan:
                 keep(self, before, usable, work)
             if usable:
                 self.run(STEP, work, first, last)
+                zero_rows(self)
             if usable and count:
-                self.count()
-                if moved is not None:
-                    for bound, old, new in moved:
-                        (<BoundGroup> bound).replace(old, new)
-                    self.moved = moved
+                self.count(moved)
             if self.dynamic and count and work >= 0:
                 rescale(&self.counts, usable)
             if summed and count:
@@ -353,33 +359,33 @@ cdef class Plan:
         return moved
 
     cdef int run(self, Work what, Py_ssize_t work, Py_ssize_t first, Py_ssize_t last) except -1:
-        """Sweep over chunks first .. last-1, in which `work` elements are written, without the GIL if they are many."""
+        """Sweep over positions first .. last-1, of which `work` are written, without the GIL if they are many."""
         cdef int n_threads
         if work < PARALLEL_FROM:
             sweep(&self.space, what, first, last, 1)
             return 0
-        n_threads = <int> min(get_threads(self.n_threads), last - first)
+        n_threads = <int> min(get_threads(self.n_threads), chunks_to(last) - first // CHUNK)
         with nogil:
             sweep(&self.space, what, first, last, n_threads)
         return 0
 
     cdef int sweep_all(self, Work what) except -1:
-        return self.run(what, self.space.n_chunks * CHUNK, 0, self.space.n_chunks)
+        return self.run(what, self.space.end, 0, self.space.end)
 
-    cdef (Py_ssize_t, Py_ssize_t) chunks(self, Py_ssize_t group, Py_ssize_t lo, Py_ssize_t hi) except *:
+    cdef (Py_ssize_t, Py_ssize_t) positions(self, Py_ssize_t group, Py_ssize_t lo, Py_ssize_t hi) except *:
         if self.space.zero_grad and (self.max_grad_norm or self.on_nonfinite != IGNORE):
             raise ValueError("a range can't be stepped with zero_grad and a norm or check, which need all of them")
         if group == -1 and self.space.n_groups == 1:
             group = 0
         if not 0 <= group < self.space.n_groups:
             raise ValueError(f"a range needs a group, 0 .. {self.space.n_groups - 1}, got {group}")
-        cdef Py_ssize_t size = self.space.groups[group].size, chunk = self.space.groups[group].chunk
+        cdef Py_ssize_t size = self.space.groups[group].size, first = self.space.groups[group].position
         if hi == -1:
             hi = size
         if not (0 <= lo <= hi <= size and (lo % CHUNK == 0 or lo == size) and (hi % CHUNK == 0 or hi == size)):
             raise ValueError(f"lo and hi must be multiples of {CHUNK} or the end, {size}, with lo <= hi; "
                              f"got {lo} and {hi}")
-        return chunk + (lo + CHUNK - 1) // CHUNK, chunk + (hi + CHUNK - 1) // CHUNK
+        return first + lo, first + chunks_to(hi) * CHUNK
 
     cdef int refuse_sums(self, bint summed) except -1:
         if summed:
@@ -391,27 +397,39 @@ cdef class Plan:
     cdef int form_steps(self) except -1:
         """The constants of this step: formed once for neighbouring arrays that have taken the same steps."""
         cdef Group* group
-        cdef Array* a
         cdef Py_ssize_t i, j, before, n = 0
+        for i in range(self.space.n_groups):
+            group = self.space.groups[i]
+            before = -1
+            for j in range(group.n_arrays):
+                if group.arrays[j].g == NULL:
+                    continue
+                if (before < 0 or group.started[before] != group.started[j] or group.t[before] != group.t[j]
+                        or (group.product != NULL and group.product[before] != group.product[j])):
+                    self.form_step(group, j, n)
+                    n += 1
+                group.arrays[j].step = n - 1
+                before = j
+        return 0
+
+    cdef int form_step(self, Group* group, Py_ssize_t j, Py_ssize_t n) except -1:
+        """The constants of this step of one array, as number n of space.steps."""
+        if not 0 <= group.t[j] < 1LL << 62:
+            self.refuse_count(group.index, j)
+        form_step(group.rule, &group.options, group.t[j] + 1, not group.started[j] or group.t[j] == 0,
+                  group.product[j] if group.product != NULL else 1, self.space.steps + n)
+        return 0
+
+    cdef int form_keys(self) noexcept:
+        """The keys of this step's noise."""
+        cdef Group* group
+        cdef Py_ssize_t i, j
+        self.space.t = self.counts.t + 1
         for i in range(self.space.n_groups):
             group = self.space.groups[i]
             if group.format != NATIVE or group.state_format != NATIVE:
                 for j in range(1 + SLOTS):
                     group.keys[j] = noise_key(self.space.seed, self.space.t, i, j)
-            before = -1
-            for j in range(group.n_arrays):
-                a = group.arrays + j
-                if a.g == NULL:
-                    continue
-                if (before < 0 or group.started[before] != group.started[j] or group.t[before] != group.t[j]
-                        or (group.product != NULL and group.product[before] != group.product[j])):
-                    if not 0 <= group.t[j] < 1LL << 62:
-                        self.refuse_count(i, j)
-                    form_step(group.rule, &group.options, group.t[j] + 1, not group.started[j] or group.t[j] == 0,
-                              group.product[j] if group.product != NULL else 1, self.space.steps + n)
-                    n += 1
-                a.step = n - 1
-                before = j
         return 0
 
     cdef int refuse_count(self, Py_ssize_t i, Py_ssize_t j) except -1:
@@ -419,7 +437,8 @@ cdef class Plan:
         raise ValueError(f"the count of steps of {group.name(j)}, in state['step'], is {group.group.t[j]}; it must be "
                          "in [0, 2**62)")
 
-    cdef int count(self) noexcept:
+    cdef int count(self, list moved) except -1:
+        """Count a step of the arrays that have a gradient.  moved: the schedules that it changes."""
         cdef Group* group
         cdef Py_ssize_t i, j
         cdef bint writes
@@ -434,6 +453,9 @@ cdef class Plan:
                     if group.product != NULL:
                         group.product[j] = self.space.steps[group.arrays[j].step].product
         self.counts.t += 1
+        for bound, old, new in moved or ():
+            (<BoundGroup> bound).replace(old, new)
+        self.moved = moved or []
         return 0
 
     cdef str owner(self, Py_ssize_t i):

@@ -66,12 +66,15 @@ cdef double reduce_chunk(const Group* group, Py_ssize_t start, Py_ssize_t end, b
     cdef int j
     for j in range(LANES):
         lanes[j] = 0
-    while next_piece(&piece, end):
-        if piece.array.g == NULL:
-            continue
+    cdef double summed[CHUNK]
+    while next_stepped(&piece, end):
         n = piece.stop - piece.start
         g = piece.array.g + piece.at * gradient_itemsize(group, piece.array)
-        if piece.array.g_format != NATIVE:
+        if piece.array.touched != NULL and group.wide:
+            g = <const char*> sum_row(&piece, <double*> summed)
+        elif piece.array.touched != NULL:
+            g = <const char*> sum_row(&piece, <float*> widened)
+        elif piece.array.g_format != NATIVE:
             widen(piece.array.g_format, n, widened, piece.array.g, piece.at)
             g = <const char*> widened
         if squares and group.wide:
@@ -92,20 +95,22 @@ cdef double reduce_chunk(const Group* group, Py_ssize_t start, Py_ssize_t end, b
 cdef void reduce_chunks(const Space* space, const Group* group, Py_ssize_t start, Py_ssize_t end,
                         bint squares) noexcept nogil:
     """Reduce each chunk of start .. end-1 into its entry of space.partial."""
-    cdef Py_ssize_t stop
-    while start < end:
-        stop = min(start + CHUNK, end)
-        space.partial[group.chunk + start // CHUNK] = reduce_chunk(group, start, stop, squares)
-        start = stop
+    cdef Piece piece = pieces_from(group, start)
+    while next_stepped(&piece, end):
+        start = piece.start // CHUNK * CHUNK
+        piece.stop = min(start + CHUNK, end)
+        space.partial[(group.position + start) // CHUNK] = reduce_chunk(group, start, piece.stop, squares)
 
 
 cdef double reduced(const Space* space, const Group* group, bint squares) noexcept nogil:
     """A group's sum of squares, or largest absolute value (NaN if there is one), once its chunks are reduced."""
-    cdef double total = 0
-    cdef Py_ssize_t chunk
-    for chunk in range(group.chunk, group.chunk + n_chunks(group)):
+    cdef Piece piece = pieces_from(group, 0)
+    cdef double total = 0, part
+    while next_stepped(&piece, group.size):
+        part = space.partial[(group.position + piece.start) // CHUNK]
         if squares:
-            total += space.partial[chunk]
-        elif not space.partial[chunk] <= total and total == total:
-            total = space.partial[chunk]
+            total += part
+        elif not part <= total and total == total:
+            total = part
+        piece.stop = min((piece.start // CHUNK + 1) * CHUNK, group.size)
     return total

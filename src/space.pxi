@@ -1,11 +1,15 @@
 # The parameter space: what a sweep walks over, and the one walker.
 #
 # A group's arrays, concatenated in order, are its parameter space 0 .. n-1.  It is cut into chunks at multiples of
-# CHUNK, never at array starts; each state quantity is one allocation in this order.  The chunks of all groups are
-# numbered consecutively, so that one parallel loop covers a whole step.
+# CHUNK, never at array starts; each state quantity is one allocation in this order.  A sweep walks over the groups one
+# after the other, each from a multiple of CHUNK on: an element's place in it is its position.  So one parallel loop
+# covers a whole step.
 
 from libc.stdint cimport uintptr_t
 from libc.string cimport memcpy, memset
+
+cdef extern from "Python.h":
+    const Py_ssize_t PY_SSIZE_T_MAX
 
 cdef enum:
     CHUNK = 4096             # elements: the unit of the cut into parts and of the reductions
@@ -18,9 +22,21 @@ cdef enum Format:  # NATIVE: as the rule computes, in float64 or float32
 cdef enum Bounds:
     NO_BOUNDS, SAME_BOUNDS, OWN_BOUNDS
 
+cdef struct Touched:         # rows of an array that a gradient has, each once
+    Py_ssize_t length        # elements of a row
+    Py_ssize_t n             # rows
+    Py_ssize_t* rows         # their numbers, ascending
+    Py_ssize_t* first        # of each its first entry; and the number of all entries
+    Py_ssize_t* entries      # ordered by row: which row of the gradient's values
+    char* weights            # of each entry, as the rule computes; NULL: 1
+    Py_ssize_t nbytes        # of the values
+    void* memory             # of all that, with room for so many entries
+    Py_ssize_t room
+
 cdef struct Array:
     char* p
     const char* g            # NULL: no gradient in this call
+    Touched* touched         # NULL: it is dense; otherwise g points to the values of rows
     Format g_format
     int ndim
     Py_ssize_t* shape
@@ -32,7 +48,7 @@ cdef struct Undo:            # a group as it was before the last step
     char* kept[KEPT]         # a copy of each of the group's flat arrays
     char* p                  # the parameters in the order of the parameter space
     char* copies             # and the contents of copy_to
-    uint8_t* stepped         # of each array: did it take part?  A chunk without such an array is left out
+    uint8_t* chunks          # of each chunk: is it kept?  One that the step does not change is left out
     uint8_t* started
     long long* t
     double* product          # NULL but for NAdam
@@ -48,7 +64,7 @@ cdef struct Group:
     Py_ssize_t n_arrays
     Py_ssize_t size          # elements
     Py_ssize_t index         # its number among the groups
-    Py_ssize_t chunk         # the number of its first chunk
+    Py_ssize_t position      # of its first element in the sweep
     char* state[SLOTS]
     Py_ssize_t state_itemsize[SLOTS]
     double state_start[SLOTS]  # the value that each element of a state array starts at
@@ -61,6 +77,7 @@ cdef struct Group:
     uint8_t* started         # of each array: has a step written its state?
     double* product          # NAdam's product of mu of each array, else NULL
     bint narrow_grads        # some gradient of this call is float16 or bfloat16
+    bint by_rows             # some gradient of this call is one of rows
     bint only_bfloat16       # so is all that comes in: the lower half of a NaN is 0, and noise can't overflow it
     double squared           # the sum of its gradients' squares, where a norm is taken
     double factor            # of the gradient: -1 to ascend, the clip coefficient, 1 / loss_scale
@@ -78,15 +95,19 @@ cdef struct Space:
     Group** groups
     Step* steps
     double* partial          # a reduction's result for each chunk
-    Py_ssize_t n_groups, n_arrays, n_chunks
+    Py_ssize_t n_groups, n_arrays
+    Py_ssize_t end           # of the sweep, a position
     double max_grad_value    # 0: gradients are not clamped
     bint zero_grad, flush_denormals
+    bint by_rows             # some gradient of this call is one of rows
     uint64_t seed, t         # of the noise
 
 cdef struct Piece:           # neighbouring elements of one array
     const Array* array
     Py_ssize_t start, stop   # in the parameter space
     Py_ssize_t at            # of the first one in the array
+    Py_ssize_t row           # of the array's touched rows, the one that they lie in
+    Py_ssize_t most          # elements that it may have, where it has a gradient
 
 
 cdef Piece pieces_from(const Group* group, Py_ssize_t start) noexcept nogil:
@@ -102,6 +123,8 @@ cdef Piece pieces_from(const Group* group, Py_ssize_t start) noexcept nogil:
     piece.array = group.arrays + low
     piece.start = piece.stop = start
     piece.at = start - piece.array.start
+    piece.row = -1
+    piece.most = PY_SSIZE_T_MAX
     return piece
 
 
@@ -112,8 +135,44 @@ cdef inline bint next_piece(Piece* piece, Py_ssize_t end) noexcept nogil:
     piece.start = piece.stop
     while piece.array.stop <= piece.start:
         piece.array += 1
+        piece.row = -1
     piece.at = piece.start - piece.array.start
     piece.stop = min(piece.array.stop, end)
+    return True
+
+
+cdef inline bint next_stepped(Piece* piece, Py_ssize_t end) noexcept nogil:
+    """The same for elements that have a gradient, at most piece.most; of rows, for those of one row."""
+    while next_piece(piece, end):
+        if piece.array.g != NULL and (piece.array.touched == NULL or to_row(piece)):
+            if piece.stop - piece.start > piece.most:
+                piece.stop = piece.start + piece.most
+            return True
+    return False
+
+
+cdef bint to_row(Piece* piece) noexcept nogil:
+    """Narrow a piece to its next touched row; False if it has none."""
+    cdef const Touched* touched = piece.array.touched
+    cdef Py_ssize_t middle, high = touched.n, begin
+    if piece.row < 0:  # the first one that ends after the piece begins
+        piece.row = 0
+        while piece.row < high:
+            middle = (piece.row + high) // 2
+            if (touched.rows[middle] + 1) * touched.length > piece.at:
+                high = middle
+            else:
+                piece.row = middle + 1
+    while piece.row < touched.n and (touched.rows[piece.row] + 1) * touched.length <= piece.at:
+        piece.row += 1
+    if piece.row == touched.n:
+        return False
+    begin = piece.array.start + touched.rows[piece.row] * touched.length
+    if begin >= piece.stop:
+        return False
+    piece.start = max(piece.start, begin)
+    piece.stop = min(piece.stop, begin + touched.length)
+    piece.at = piece.start - piece.array.start
     return True
 
 
@@ -134,8 +193,9 @@ cdef inline Py_ssize_t copy_itemsize(const Group* group) noexcept nogil:
     return 4 if group.copy_format == FLOAT32 else 2
 
 
-cdef inline Py_ssize_t n_chunks(const Group* group) noexcept nogil:
-    return (group.size + CHUNK - 1) // CHUNK
+cdef inline Py_ssize_t chunks_to(Py_ssize_t end) noexcept nogil:
+    """The number of chunks up to an element's number or a position."""
+    return (end + CHUNK - 1) // CHUNK
 
 
 cdef void zero_piece(const Group* group, const Piece* piece) noexcept nogil:

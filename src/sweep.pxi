@@ -9,6 +9,7 @@ from cython.parallel cimport prange
 cdef enum:
     TILE = 512               # elements that pass through all stages: they stay in the first-level cache between them
     AHEAD = 512              # how many elements before their turn narrow numbers are prefetched
+    ROWS_AHEAD = 4           # the same for touched rows
     PARALLEL_FROM = 1 << 14  # elements: from here on a step takes several threads, and runs without the GIL
 
 cdef enum Work:          # of a sweep
@@ -18,7 +19,7 @@ cdef enum Work:          # of a sweep
 cdef bint staged(const Space* space, const Group* group) noexcept nogil:
     """Does anything but the rule run?  Then the intermediate results must stay in cache, tile by tile."""
     return (group.factor != 1 or space.max_grad_value != 0 or group.bounds != NO_BOUNDS or group.ema != NULL
-            or group.copy_format != NATIVE or space.zero_grad or group.narrow_grads
+            or group.copy_format != NATIVE or space.zero_grad or group.narrow_grads or group.by_rows
             or (group.options.weight_decay != 0 and not group.options.decoupled))
 
 
@@ -30,7 +31,10 @@ cdef void run_segment(const Space* space, const Group* group, const Piece* piece
     cdef Py_ssize_t n = piece.stop - piece.start
     cdef const floating* g = <const floating*> piece.array.g + piece.at
     cdef const Options* o = &group.options
-    if piece.array.g_format != NATIVE:
+    if piece.array.touched != NULL:
+        g = sum_row(piece, spare[turn])
+        turn = 1 - turn
+    elif piece.array.g_format != NATIVE:
         widen(piece.array.g_format, n, spare[turn], piece.array.g, piece.at)
         g = spare[turn]
         turn = 1 - turn
@@ -56,7 +60,7 @@ cdef void run_segment(const Space* space, const Group* group, const Piece* piece
         average(n, <floating*> group.ema + piece.start, p, o.ema_decay)
     if group.copy_format != NATIVE:
         narrow(group.copy_format, n, piece.array.copy, piece.at, p)
-    if space.zero_grad:
+    if space.zero_grad and piece.array.touched == NULL:
         zero_piece(group, piece)
 
 
@@ -71,24 +75,45 @@ cdef extern from *:
     void PREFETCH(const void*) nogil
 
 
-cdef void prefetch(const void* p, Py_ssize_t at, Py_ssize_t itemsize) noexcept nogil:
-    """Ask for a block of elements from number `at` on, which may lie beyond the array's end.
+cdef inline void prefetch(const void* p, Py_ssize_t at, Py_ssize_t itemsize, Py_ssize_t n=BLOCK) noexcept nogil:
+    """Ask for n elements from number `at` on, which may lie beyond the array's end.
 
     Between the stages the processor's own prefetching loses its thread.
     """
     cdef uintptr_t start = <uintptr_t> p + at * itemsize
     cdef Py_ssize_t i
-    for i in range(BLOCK * itemsize // 64):
+    for i in range((n * itemsize + 63) // 64):
         PREFETCH(<const void*> (start + 64 * i))
+
+
+cdef void prefetch_row(const Group* group, const Piece* piece) noexcept nogil:
+    """At the beginning of a touched row, ask for one that comes soon: where it lies, the processor can't guess."""
+    cdef const Touched* touched = piece.array.touched
+    cdef Py_ssize_t row = piece.row + ROWS_AHEAD, n = min(touched.length, BLOCK), at
+    cdef int j
+    if row >= touched.n or piece.at != touched.rows[piece.row] * touched.length:
+        return
+    prefetch(piece.array.g, touched.entries[touched.first[row]] * touched.length,
+             gradient_itemsize(group, piece.array), n)
+    at = touched.rows[row] * touched.length
+    prefetch(piece.array.p, at, parameter_itemsize(group), n)
+    at += piece.array.start
+    for j in range(SLOTS):
+        if group.state[j] != NULL:
+            prefetch(group.state[j], at, group.state_itemsize[j], n)
+    if group.master != NULL:
+        prefetch(group.master, at, sizeof(float), n)
+    if group.ema != NULL:
+        prefetch(group.ema, at, native_itemsize(group), n)
 
 
 cdef void run_pieces(const Space* space, const Group* group, Piece* piece, Py_ssize_t end) noexcept nogil:
     """The pieces up to `end` of a group whose parameters and state are as the rule computes."""
     cdef void* s[SLOTS]
     cdef int j
-    while next_piece(piece, end):
-        if piece.array.g == NULL:
-            continue
+    while next_stepped(piece, end):
+        if piece.array.touched != NULL:
+            prefetch_row(group, piece)
         for j in range(SLOTS):
             s[j] = group.state[j] + piece.start * group.state_itemsize[j]
         if group.wide:
@@ -117,28 +142,28 @@ cdef WIDE run_narrow(const Space* space, const Group* group, const Piece* piece,
     run_segment(space, group, piece, p, s)
 
 
-cdef WIDE run_block(const Space* space, const Group* group, Piece* piece, Py_ssize_t end) noexcept nogil:
-    """The pieces up to `end` of (a part of) a block whose state or parameters are narrow."""
+cdef WIDE run_block(const Space* space, const Group* group, Piece* piece, Py_ssize_t end,
+                    const Array* first) noexcept nogil:
+    """The pieces up to `end` of (a part of) a block whose state or parameters are narrow.
+
+    first: the first array that has a gradient here.
+    """
     cdef float buffer[SLOTS][BLOCK]
     cdef float widened[BLOCK]
     cdef void* s[SLOTS]
     cdef Py_ssize_t start = piece.stop
-    cdef Piece first = piece[0]
+    cdef bint dense = first.touched == NULL
     cdef int j
-    while next_piece(&first, end) and first.array.g == NULL:  # is there nothing to do?
-        if first.stop == end:
-            piece[0] = first
-            return
-    if group.master != NULL:
+    if dense and group.master != NULL:
         prefetch(group.master, start + AHEAD, 4)
-    else:
-        prefetch(first.array.p, start + AHEAD - first.array.start, parameter_itemsize(group))
+    elif dense:
+        prefetch(first.p, start + AHEAD - first.start, parameter_itemsize(group))
     for j in range(SLOTS):
         if group.state[j] != NULL and group.state_format != NATIVE:
             decode_block(group, j, start, end - start, buffer[j])
-    while next_piece(piece, end):
-        if piece.array.g == NULL:
-            continue
+    while next_stepped(piece, end):
+        if piece.array.touched != NULL:
+            prefetch_row(group, piece)
         for j in range(SLOTS):
             s[j] = buffer[j] + (piece.start - start)
             if group.state_format == NATIVE:
@@ -150,37 +175,40 @@ cdef WIDE run_block(const Space* space, const Group* group, Piece* piece, Py_ssi
         else:
             widen(group.format, piece.stop - piece.start, widened, piece.array.p, piece.at)
             run_narrow(space, group, piece, widened, s)
-    prefetch(first.array.g, start + AHEAD - first.array.start, gradient_itemsize(group, first.array))
+    if dense:
+        prefetch(first.g, start + AHEAD - first.start, gradient_itemsize(group, first))
     for j in range(SLOTS):
         if group.state[j] != NULL:
-            prefetch(group.state[j], start + AHEAD, group.state_itemsize[j])
+            if dense:
+                prefetch(group.state[j], start + AHEAD, group.state_itemsize[j])
             if group.state_format != NATIVE:
                 encode_block(group, j, start, end - start, buffer[j], group.nearest[j])
 
 
 cdef void run_group(const Space* space, const Group* group, Py_ssize_t start, Py_ssize_t end) noexcept nogil:
-    """Step elements start .. end-1 of one group's parameter space, from the start of a chunk."""
-    cdef Piece piece = pieces_from(group, start)
+    """Step elements start .. end-1 of one group's parameter space, from the start of a block."""
+    cdef Piece piece = pieces_from(group, start), ahead = piece
     if group.format != NATIVE or group.state_format != NATIVE:
-        while piece.stop < end:
-            run_block(space, group, &piece, min(piece.stop + BLOCK, end))
-    elif staged(space, group):
-        while piece.stop < end:
-            run_pieces(space, group, &piece, min(piece.stop + TILE, end))
+        while next_stepped(&ahead, end):  # only blocks that have a gradient
+            piece.stop = ahead.start // BLOCK * BLOCK
+            run_block(space, group, &piece, min(piece.stop + BLOCK, end), ahead.array)
+            ahead = piece
     else:
+        if staged(space, group):
+            piece.most = TILE
         run_pieces(space, group, &piece, end)
 
 
-cdef void run_chunks(const Space* space, Work work, Py_ssize_t first, Py_ssize_t last) noexcept nogil:
-    """One thread's part of a sweep: chunks first .. last-1."""
+cdef void run_part(const Space* space, Work work, Py_ssize_t first, Py_ssize_t last) noexcept nogil:
+    """One thread's part of a sweep: positions first .. last-1."""
     cdef const Group* group
     cdef Py_ssize_t i, start, end
     cdef bint flush = space.flush_denormals and (work == STEP or work == ADD)  # the others compute nothing
     cdef uint64_t mode = enter_mode(flush)
     for i in range(space.n_groups):
         group = space.groups[i]
-        start = max((first - group.chunk) * CHUNK, 0)
-        end = min((last - group.chunk) * CHUNK, group.size)
+        start = max(first - group.position, 0)
+        end = min(last - group.position, group.size)
         if start >= end:
             continue
         if work == STEP:
@@ -194,15 +222,27 @@ cdef void run_chunks(const Space* space, Work work, Py_ssize_t first, Py_ssize_t
         elif work == SQUARES or work == LARGEST:
             reduce_chunks(space, group, start, end, work == SQUARES)
         else:
-            move_stepped(group, start, end, work == RESTORE)
+            move_chunks(group, start, end, work == RESTORE)
     leave_mode(mode, flush)
 
 
 cdef void sweep(const Space* space, Work work, Py_ssize_t first, Py_ssize_t last, int n_threads) noexcept nogil:
     """Each thread takes neighbouring chunks.  If the team is smaller than asked for, a thread takes several parts."""
-    cdef Py_ssize_t part, n = last - first
+    cdef Py_ssize_t part
     if n_threads <= 1:
-        run_chunks(space, work, first, last)
+        run_part(space, work, first, last)
     else:
         for part in prange(n_threads, schedule="static", num_threads=n_threads):
-            run_chunks(space, work, first + n * part // n_threads, first + n * (part + 1) // n_threads)
+            run_part(space, work, cut(space, work, first, last, part, n_threads),
+                     cut(space, work, first, last, part + 1, n_threads))
+
+
+cdef Py_ssize_t cut(const Space* space, Work work, Py_ssize_t first, Py_ssize_t last, Py_ssize_t part,
+                    Py_ssize_t n) noexcept nogil:
+    """The position where a part of n begins, at a multiple of CHUNK."""
+    cdef Py_ssize_t chunk = first // CHUNK
+    if space.by_rows and work != RESTORE and 0 < part < n:
+        chunk = cut_by_rows(space, part, n) // CHUNK
+    else:
+        chunk += (chunks_to(last) - chunk) * part // n
+    return min(max(chunk * CHUNK, first), last)

@@ -45,28 +45,21 @@ cdef void move_elements(const Group* group, Py_ssize_t start, Py_ssize_t end, bi
                   back)
 
 
-cdef bint taking_part(const Group* group, Py_ssize_t start) noexcept nogil:
-    """Was an array stepped that reaches into the chunk from `start` on?
+cdef void move_chunks(const Group* group, Py_ssize_t start, Py_ssize_t end, bint back) noexcept nogil:
+    """Keep those chunks of start .. end-1 that have a gradient and are not kept yet, or bring back what is kept.
 
-    More than the arrays that were stepped changes: 8-bit state of their neighbours in the same block may, too.
+    More than the elements that are stepped changes: 8-bit state of their neighbours in the same block may, too.
     """
+    cdef uint8_t* kept = group.undo.chunks
     cdef Piece piece = pieces_from(group, start)
-    while next_piece(&piece, min(start + CHUNK, group.size)):
-        if group.undo.stepped[piece.array - group.arrays]:
-            return True
-    return False
-
-
-cdef void move_stepped(const Group* group, Py_ssize_t start, Py_ssize_t end, bint back) noexcept nogil:
-    """The same for those chunks of start .. end-1 that a step changes, neighbouring ones at once."""
-    cdef Py_ssize_t stop
-    while start < end:
-        stop = start
-        while stop < end and taking_part(group, stop):
-            stop = min(stop + CHUNK, end)
-        if stop > start:
-            move_elements(group, start, stop, back)
-        start = stop + CHUNK
+    while start < end if back else next_stepped(&piece, end):
+        if not back:
+            start = piece.start // CHUNK * CHUNK
+        piece.stop = min(start + CHUNK, end)
+        if kept[start // CHUNK] == back:
+            move_elements(group, start, piece.stop, back)
+            kept[start // CHUNK] = True
+        start = piece.stop
 
 
 cdef char* kept_bytes(BoundGroup bound, Py_ssize_t nbytes) except NULL:
@@ -90,7 +83,8 @@ cdef int keep_undo(BoundGroup bound) except -1:
     undo.p = kept_bytes(bound, group.size * parameter_itemsize(group))
     if group.copy_format != NATIVE:
         undo.copies = kept_bytes(bound, group.size * copy_itemsize(group))
-    undo.stepped, undo.started = <uint8_t*> kept_bytes(bound, n), <uint8_t*> kept_bytes(bound, n)
+    undo.chunks = <uint8_t*> kept_bytes(bound, chunks_to(group.size))
+    undo.started = <uint8_t*> kept_bytes(bound, n)
     undo.t = <long long*> kept_bytes(bound, 8 * n)
     undo.product = <double*> kept_bytes(bound, 8 * n) if group.product != NULL else NULL
     group.undo = undo
@@ -109,15 +103,14 @@ cdef int move_counts(Group* group, bint back) noexcept:
 cdef int keep(Plan plan, Counts before, bint usable, Py_ssize_t work) except -1:
     """Keep what the step is about to overwrite; of a step that is skipped, the counts."""
     cdef Group* group
-    cdef Py_ssize_t i, j
+    cdef Py_ssize_t i
     plan.undoable, plan.moved = False, []
     for i in range(plan.space.n_groups):
         group = plan.space.groups[i]
-        for j in range(group.n_arrays):
-            group.undo.stepped[j] = usable and group.arrays[j].g != NULL
+        memset(group.undo.chunks, 0, chunks_to(group.size))
         move_counts(group, False)
     if usable:
-        plan.run(KEEP, work, 0, plan.space.n_chunks)
+        plan.run(KEEP, work, 0, plan.space.end)
     plan.before = before
     plan.undoable = True
     return 0
@@ -130,10 +123,9 @@ cdef int restore(Plan plan) except -1:
     cdef Py_ssize_t i, j, work = 0
     for i in range(plan.space.n_groups):
         group = plan.space.groups[i]
-        for j in range(group.n_arrays):
-            if group.undo.stepped[j]:
-                work += group.arrays[j].stop - group.arrays[j].start
-    plan.run(RESTORE, work, 0, plan.space.n_chunks)
+        for j in range(chunks_to(group.size)):
+            work += group.undo.chunks[j] * CHUNK
+    plan.run(RESTORE, work, 0, plan.space.end)
     for i in range(plan.space.n_groups):
         move_counts(plan.space.groups[i], True)
     if not plan.dynamic:  # a number that was assigned since stays

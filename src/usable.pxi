@@ -29,7 +29,7 @@ cdef bint inspect(Plan plan, double loss_scale, Py_ssize_t work) except -1:
     cdef bint usable = True, reduced_largest = False
     cdef double norm = NAN
     if plan.max_grad_norm:
-        plan.run(SQUARES, work, 0, plan.space.n_chunks)
+        plan.run(SQUARES, work, 0, plan.space.end)
         for i in range(plan.space.n_groups):
             plan.space.groups[i].squared = reduced(&plan.space, plan.space.groups[i], True)
             squares += plan.space.groups[i].squared
@@ -48,7 +48,7 @@ cdef bint inspect(Plan plan, double loss_scale, Py_ssize_t work) except -1:
             most = sqrt(group.squared) * (1 + 1e-6) if plan.max_grad_norm else NAN
             if not fits(plan, group, most, loss_scale):
                 if not reduced_largest:
-                    plan.run(LARGEST, work, 0, plan.space.n_chunks)
+                    plan.run(LARGEST, work, 0, plan.space.end)
                     reduced_largest = True
                 if not fits(plan, group, reduced(&plan.space, group, False), loss_scale):
                     usable = False
@@ -109,22 +109,25 @@ cdef complain(Plan plan, Py_ssize_t index, double loss_scale):
     """Name the first element of a group that doesn't fit."""
     cdef BoundGroup bound = <BoundGroup> plan.groups[index]
     cdef Group* group = &bound.group
-    cdef Array* a
-    cdef Py_ssize_t i, j
+    cdef Piece piece = pieces_from(group, 0)
+    cdef Py_ssize_t i
     cdef float widened
-    cdef double x
-    for i in range(group.n_arrays):
-        a = group.arrays + i
-        for j in range(a.stop - a.start if a.g != NULL else 0):
-            widened = (<const float*> a.g)[j] if a.g_format == NATIVE and not group.wide else 0
-            if a.g_format != NATIVE:
-                widen(a.g_format, 1, &widened, a.g, j)
-            x = (<const double*> a.g)[j] if group.wide else widened
-            if not fits(plan, group, fabs(x), loss_scale):
-                shape = bound.arrays[i].shape
-                at = tuple([int(k) for k in numpy.unravel_index(j, shape)]) if shape else ()
-                raise ValueError(f"{'the sum of ' if plan.counts.pending else ''}{bound.name(i, True)} is {x} at index "
-                                 f"{at}{'' if x - x != 0 else ', whose square overflows'}; nothing was changed")
+    cdef double summed, x
+    piece.most = 1
+    while next_stepped(&piece, group.size):
+        if piece.array.touched != NULL:
+            x = sum_row(&piece, &summed)[0] if group.wide else sum_row(&piece, &widened)[0]
+        elif piece.array.g_format != NATIVE:
+            widen(piece.array.g_format, 1, &widened, piece.array.g, piece.at)
+            x = widened
+        else:
+            x = (<const double*> piece.array.g)[piece.at] if group.wide else (<const float*> piece.array.g)[piece.at]
+        if not fits(plan, group, fabs(x), loss_scale):
+            i = piece.array - group.arrays
+            shape = bound.arrays[i].shape
+            at = tuple([int(k) for k in numpy.unravel_index(piece.at, shape)]) if shape else ()
+            raise ValueError(f"{'the sum of ' if plan.counts.pending else ''}{bound.name(i, True)} is {x} at index "
+                             f"{at}{'' if x - x != 0 else ', whose square overflows'}; nothing was changed")
 
 
 cdef int rescale(Counts* counts, bint clean) noexcept:

@@ -223,7 +223,9 @@ class Run:
         given = [[x is not None for x in segments] for segments in grads]
         refused = self.pending > 0 or (self.dynamic and "loss_scale" in extra)
         passed = self.dressed(rng, grads)
-        error = self.stepped(lambda twin: twin.opt.step(passed[id(twin)], **extra), given, bad, wild, refused, extra)
+        arriving = pick(rng, [None, *self.twins])  # this one may step array by array
+        error = self.stepped(lambda twin: twin.step(rng, passed[id(twin)], twin is arriving, **extra), given, bad, wild,
+                             refused, extra)  # fmt: skip
         self.check_gradients(error)
         twin = self.twins[0]
         if not error and self.t > self.before_t and not self.dynamic and np.isfinite(twin.opt.grad_norm) and not wild:

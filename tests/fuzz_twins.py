@@ -268,6 +268,21 @@ class Twin:
             passed.append(part.arrange(items))
         return passed if self.structured else passed[0]
 
+    def step(self, rng, passed, arriving, **extra):
+        """A step; where that is possible and wanted one array after the other, in any order."""
+        opt = self.opt
+        if not arriving or opt.max_grad_norm or opt.on_nonfinite != "ignore":
+            opt.step(passed, **extra)
+            return
+        places = []
+        for i, (part, grads) in enumerate(zip(self.parts, self.per_group(passed), strict=True)):
+            keys = part.keys if part.structure == "dict" else range(len(part.pieces))
+            for key, grad in zip(keys, in_turn(grads), strict=True):
+                places.append((*[i] * self.structured, *[key] * (part.structure != "bare"), grad))
+        with opt.stepping(**extra) as now:
+            for k in rng.permutation(len(places)):
+                now(*places[k])
+
     def snapshot(self):
         """Everything that can be seen, for what must not change."""
         seen = dict(leaves(self.opt.state_dict()))

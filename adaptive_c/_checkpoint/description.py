@@ -7,7 +7,7 @@ it, the caller gives again: see docs/checkpoints.md.
 
 import math
 from collections.abc import Hashable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from .file import Entry
 from .names import decoded, encoded, matches
 
 VERSION = 2  # 1 had the names of a dict's arrays as repr() gives them
+_FIXED = {name for name, option in OPTIONS.items() if option.fixed}
 _COUNTS = {"step": "int64", "started": "uint8", "mu_product": "float64", "summed": "uint8"}
 
 
@@ -82,7 +83,7 @@ def _form(group: ParamGroup) -> dict[str, Any]:
 def _group(group: ParamGroup) -> dict[str, Any]:
     """A group without its arrays."""
     followed = group.schedules
-    options = {name: x for name, x in group.options.items() if name not in followed and not OPTIONS[name].fixed}
+    options = {name: x for name, x in group.options.items() if name not in followed and name not in _FIXED}
     options["bounds"] = _bounds(options["bounds"])
     return {
         **_form(group),
@@ -138,27 +139,21 @@ def save(run: Run, path: Any, parameters: bool) -> None:
 # --- restoring -------------------------------------------------------------------------------------------------------
 
 
-class _Given:
-    """An array of a state_dict, to be read like one of a file."""
-
-    def __init__(self, array: Array) -> None:
-        self.array, self.dtype, self.size = array, array.dtype, array.size
-
-    def read(self, start: int, out: Array) -> None:
-        out[...] = self.array[start : start + out.size]
+def _read(array: Any, start: int, out: Array) -> None:
+    """Copy elements of an array from a file, or of one from a state_dict."""
+    if isinstance(array, file.Stored):
+        array.read(start, out)
+    else:
+        out[...] = array[start : start + out.size]
 
 
 def load_state_dict(run: Run, d: Any) -> None:
-    if isinstance(d, Mapping) and isinstance(d.get("groups"), (list, tuple)):
-        groups = []
-        for i, group in enumerate(d["groups"]):
-            arrays = _get(group, "arrays", Mapping, f"state_dict['groups'][{i}]")
-            for name, array in arrays.items():
-                if not isinstance(array, np.ndarray) or array.ndim != 1:
-                    raise TypeError(f"state_dict['groups'][{i}]['arrays'][{name!r}] must be a flat NumPy array, as "
-                                    f"state_dict() gives it; got {type(array).__name__}")  # fmt: skip
-            groups.append({**group, "arrays": {name: _Given(array) for name, array in arrays.items()}})
-        d = {**d, "groups": groups}
+    groups = d.get("groups") if isinstance(d, Mapping) else None
+    for i, group in enumerate(groups if isinstance(groups, (list, tuple)) else ()):
+        for name, array in _get(group, "arrays", Mapping, f"state_dict['groups'][{i}]").items():
+            if not isinstance(array, np.ndarray) or array.ndim != 1:
+                raise TypeError(f"state_dict['groups'][{i}]['arrays'][{name!r}] must be a flat NumPy array, as "
+                                f"state_dict() gives it; got {type(array).__name__}")  # fmt: skip
     with run.guard:
         _restore(run, d, "state_dict", parameters=False)
 
@@ -167,27 +162,26 @@ def load(run: Run, path: Any, parameters: bool) -> None:
     with run.guard, file.reading(path) as (head, arrays):
         where = str(path)
         groups = _get(head, "groups", list, where)
-        by_group: list[dict[str, Any]] = [{} for _ in groups]
+        for group in groups:
+            group["arrays"] = {}
+            if head.get("version") != 1 and isinstance(group.get("names"), list):
+                group["names"] = [decoded(name) for name in group["names"]]
         for label, array in arrays.items():
             index, _, name = label.partition(".")
             if index.isdecimal() and int(index) < len(groups):
-                by_group[int(index)][name] = array
+                groups[int(index)]["arrays"][name] = array
             elif index in _COUNTS:
-                _share_out(index, array, groups, by_group, where)
-        for group, found in zip(groups, by_group, strict=True):
-            group["arrays"] = found
-            if head.get("version") != 1 and isinstance(group.get("names"), list):
-                group["names"] = [decoded(name) for name in group["names"]]
+                _share_out(index, array, groups, where)
         _restore(run, head, where, parameters=parameters)
 
 
-def _share_out(name: str, stored: Any, groups: list[Any], by_group: list[dict[str, Any]], where: str) -> None:
+def _share_out(name: str, stored: Any, groups: list[Any], where: str) -> None:
     """Give each group its part of the counts of all of them."""
     counts, at = np.empty(stored.size, stored.dtype), 0
     stored.read(0, counts)
-    for group, found in zip(groups, by_group, strict=True):
+    for group in groups:
         n = len(group["sizes"]) if isinstance(group.get("sizes"), list) else 0
-        found[name] = _Given(counts[at : at + n])
+        group["arrays"][name] = counts[at : at + n]
         at += n
     if at != stored.size:
         raise ValueError(f"{where} has {stored.size} numbers in {name!r} for {at} arrays")
@@ -210,17 +204,6 @@ def _count(d: Any, key: str, where: str) -> int:
     if not 0 <= n < 1 << 62:
         raise ValueError(f"{where}[{key!r}] must be in [0, 2**62), got {n}")
     return int(n)
-
-
-class _Work(NamedTuple):
-    """What is to be written into a group, all of it checked."""
-
-    group: ParamGroup
-    changes: dict[str, Any]
-    bounds: Any
-    arrays: Mapping[str, Any]
-    live: dict[str, Entry]
-    counts: dict[str, Array]
 
 
 def _restore(run: Run, d: Any, where: str, parameters: bool) -> None:
@@ -255,16 +238,18 @@ def _restore(run: Run, d: Any, where: str, parameters: bool) -> None:
         plan.need_sums()
     plan.forget()  # from here on nothing is refused
     plan.configure(settings)
-    for part in work:
-        part.group.bound.commit(part.changes, part.bounds)
-        live = {**part.live, "sums": Entry("", [part.group.store.arrays["sums"]])} if pending else part.live
+    for group, about, (changes, bounds, counts) in zip(run.groups, groups, work, strict=True):
+        group.bound.commit(changes, bounds)
+        live = _live(group, parameters, 0)
+        if pending:
+            live["sums"] = Entry(group.computed, [group.store.arrays["sums"]])
         for name, entry in live.items():
             at = 0
             for piece in entry.pieces:
-                part.arrays[name].read(at, piece)
+                _read(about["arrays"][name], at, piece)
                 at += piece.size
-        for name, array in part.counts.items():
-            part.group.store.counts[name][:] = array
+        for name, array in counts.items():
+            group.store.counts[name][:] = array
     plan.set_counts(t, skipped, float(grad_norm), pending, scale, tracker)
     plan.write_copies()
 
@@ -288,8 +273,10 @@ def _read_scaler(run: Run, scaler: Any, settings: Mapping[str, Any], where: str)
     return check_scale(f"{where}: loss_scale", scaler["scale"]), tracker
 
 
-def _check_group(group: ParamGroup, d: Any, where: str, version: int, parameters: bool, t: int, pending: int) -> _Work:
-    """Compare a description with a group."""
+def _check_group(
+    group: ParamGroup, d: Any, where: str, version: int, parameters: bool, t: int, pending: int
+) -> tuple[dict[str, Any], Any, dict[str, Array]]:
+    """Compare a description with a group; the options to be changed, the bounds among them, and the counts."""
     ours = _form(group)
     for key in ("dtype", "state_dtype", "master", "rounding"):
         what = "parameters are" if key == "dtype" else f"{key} is"
@@ -299,15 +286,16 @@ def _check_group(group: ParamGroup, d: Any, where: str, version: int, parameters
     sizes = [_size(size, where) for size in _get(d, "sizes", (list, tuple), where)]
     _check_cut(sizes, _get(d, "names", (list, tuple, type(None)), where), ours, version, where)
     arrays = _get(d, "arrays", Mapping, where)
-    live = _live(group, parameters, 0)
-    wanted = {name: (entry.dtype, entry.size) for name, entry in live.items()}
+    wanted = {name: (array.dtype, array.size) for name, array in group.store.arrays.items() if name != "sums"}
+    if parameters:
+        wanted["params"] = np.dtype("uint16" if ours["dtype"] == "bfloat16" else ours["dtype"]), group.bound.size
     if pending:
-        wanted["sums"] = np.dtype(group.computed), sum(ours["sizes"])
+        wanted["sums"] = np.dtype(group.computed), group.bound.size
     _check_arrays(arrays, wanted, d, where, parameters)
     counts = {name: _read_count(arrays, name, len(sizes), where) for name in _counts(group, pending)}
     counts = recut(sizes, ours["sizes"], counts, where)
-    changes, bounds = group.checked(_read_options(group, d, where), t, f"{where}: ")
-    return _Work(group, changes, bounds, arrays, live, counts)
+    changes = _read_options(group, d, where)
+    return (*(group.checked(changes, t, f"{where}: ") if changes else ({}, None)), counts)
 
 
 def _size(size: Any, where: str) -> int:
@@ -365,8 +353,8 @@ def _read_count(arrays: Any, name: str, n: int, where: str) -> Array:
     if name not in arrays or arrays[name].dtype != _COUNTS[name] or arrays[name].size != n:
         raise ValueError(f"{where} must have {name!r}, {n} numbers of {_COUNTS[name]}, one for each array")
     out = np.empty(n, _COUNTS[name])
-    arrays[name].read(0, out)
-    if _COUNTS[name] != "uint8" and not 0 <= out.min(initial=0) <= out.max(initial=0) < 1 << 62:
+    _read(arrays[name], 0, out)
+    if _COUNTS[name] != "uint8" and not all(0 <= x < 1 << 62 for x in out.tolist()):
         raise ValueError(f"{where}: {name} must not be negative, NaN or 2**62 and more, got {out.min()} .. {out.max()}")
     return out
 
@@ -375,12 +363,11 @@ def _read_options(group: ParamGroup, d: Any, where: str) -> dict[str, Any]:
     """All options of a group, numbers and schedules, as they are to be assigned."""
     given = dict(_get(d, "options", Mapping, where))
     followed = _get(d, "schedules", Mapping, where)
-    known = [name for name in group.options if not OPTIONS[name].fixed]
-    if unknown := (given.keys() | followed.keys()) - set(known):
-        raise ValueError(
-            f"{where} has the unknown option {min(unknown, key=str)!r}; this optimizer has {', '.join(known)}"
-        )
-    now = _bounds(group.options["bounds"])
+    own = group.options
+    if unknown := (given.keys() | followed.keys()) - (own.keys() - _FIXED):
+        known = ", ".join(name for name in own if name not in _FIXED)
+        raise ValueError(f"{where} has the unknown option {min(unknown, key=str)!r}; this optimizer has {known}")
+    now = _bounds(own["bounds"])
     bounds = given.pop("bounds", now)
     if bounds not in (None, "arrays") and not (isinstance(bounds, (list, tuple)) and len(bounds) == 2):
         raise ValueError(f"{where}: its bounds can't be {bounds!r}")
@@ -388,7 +375,6 @@ def _read_options(group: ParamGroup, d: Any, where: str) -> dict[str, Any]:
         raise ValueError(
             f"{where} had arrays as bounds, which are not stored: construct the optimizer with the same bounds"
         )
-    own = group.options
     given = {name: value for name, value in given.items() if not _in_force(value, own[name])}
     if bounds not in ("arrays", now):
         given["bounds"] = None if bounds is None else tuple(bounds)

@@ -35,15 +35,8 @@ _PIECE = 1 << 20  # bytes that are written, read or summed up at a time
 _END = b"adaptive_c checkpoint %08x\n"
 _END_SIZE = len(_END % 0)
 _TEMPORARY = re.compile(r"\.adaptive_c-[0-9a-f]{16}\.tmp")
-_CODES = {
-    "float64": "F64",
-    "float32": "F32",
-    "float16": "F16",
-    "bfloat16": "BF16",
-    "int64": "I64",
-    "uint8": "U8",
-    "int8": "I8",
-}  # of safetensors
+_CODES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16",
+          "int64": "I64", "uint8": "U8", "int8": "I8"}  # fmt: skip  # of safetensors
 _DTYPES = {code: np.dtype("uint16" if kind == "bfloat16" else kind) for kind, code in _CODES.items()}
 
 
@@ -52,14 +45,6 @@ class Entry(NamedTuple):
 
     kind: str
     pieces: Sequence[Array]
-
-    @property
-    def size(self) -> int:
-        return sum(piece.size for piece in self.pieces)
-
-    @property
-    def dtype(self) -> "np.dtype[Any]":
-        return _DTYPES[_CODES[self.kind]]
 
 
 class Stored(NamedTuple):
@@ -72,12 +57,9 @@ class Stored(NamedTuple):
 
     def read(self, start: int, out: Array) -> None:
         """Read the elements from `start` on into a flat array of the same dtype, which says how many."""
-        view, at = out.view(np.uint8).data, self.offset + start * self.dtype.itemsize
-        while view.nbytes:
-            n = os.preadv(self.file.fileno(), [view], at)
-            if n == 0:
-                raise OSError("the checkpoint was cut short while it was read; load a whole one before the next step")
-            view, at = view[n:], at + n
+        self.file.seek(self.offset + start * self.dtype.itemsize)
+        if self.file.readinto(out) < out.nbytes:
+            raise OSError("the checkpoint was cut short while it was read; load a whole one before the next step")
 
 
 def _little_endian() -> None:
@@ -129,17 +111,13 @@ def write(path: Any, head: Mapping[str, Any], arrays: Mapping[str, Entry]) -> No
     _sync_folder(folder)
 
 
-def _alignment(item: tuple[str, Entry]) -> int:
-    return -_DTYPES[_CODES[item[1].kind]].itemsize
-
-
 def _parts(head: str, arrays: Mapping[str, Entry]) -> list[list[Any]]:
     """The bytes of the file up to the line _END, in parts of _PIECE to twice as many bytes, each a list of arrays."""
     # The header is JSON, put together as text: a dict for each of many arrays would keep the garbage collector busy.
     header = [f'"__metadata__":{json.dumps({"adaptive_c": head})}']
     raw: list[Array] = []
     at = 0
-    for name, (kind, pieces) in sorted(arrays.items(), key=_alignment):
+    for name, (kind, pieces) in sorted(arrays.items(), key=lambda item: -_DTYPES[_CODES[item[1].kind]].itemsize):
         code, start = _CODES[kind], at
         for piece in pieces:
             raw.append(piece.view(np.uint8))
@@ -340,14 +318,17 @@ def _pieces(fd: int, start: int, stop: int, buffer: memoryview) -> Iterator[memo
 def _parse_safetensors(file: Any) -> tuple[Any, dict[str, Stored]]:
     file.seek(0)
     (n,) = struct.unpack("<Q", file.read(8))
-    header = json.loads(file.read(n))
+
+    def stored(d: dict[str, Any]) -> Any:  # at once: a dict for each of many arrays would keep the collector busy
+        if "__metadata__" in d or "adaptive_c" in d:
+            return d
+        dtype, (start, end) = _DTYPES[d["dtype"]], d["data_offsets"]
+        return Stored(file, 8 + n + start, (end - start) // dtype.itemsize, dtype)
+
+    header = json.loads(file.read(n), object_hook=stored)
     head = json.loads(header.pop("__metadata__")["adaptive_c"])
     del header["end"]
-    found = {}
-    for name, about in header.items():
-        dtype, (start, end) = _DTYPES[about["dtype"]], about["data_offsets"]
-        found[name] = Stored(file, 8 + n + start, (end - start) // dtype.itemsize, dtype)
-    return head, found
+    return head, header
 
 
 def _parse_npz(file: Any) -> tuple[Any, dict[str, Stored]]:

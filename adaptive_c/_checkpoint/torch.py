@@ -4,7 +4,7 @@ PyTorch's dict has the options of each group and, by number, the state of each t
 is of nor, for SGD, how many steps were taken.  torch itself is imported only to make one.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ import numpy as np
 from .._run.group import ParamGroup
 from .._run.layout import Array
 from .._run.options import SHARED
+from .._run.rule import Rule
 from .._run.run import Run
 
 _CLASSES = ("SGD", "Adagrad", "RMSprop", "Adadelta", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "Rprop")
@@ -20,22 +21,24 @@ _DROPPED = {"foreach", "fused", "capturable", "differentiable", "initial_lr", "p
 _ONLY = {"eps_mode": "outside", "variant": "irprop-"}  # the one value that PyTorch has of options that it lacks
 
 
-def _check_class(run: Run) -> None:
-    name = run.rule.label
+def check_class(rule: Rule, groups: Iterable[Mapping[str, Any]]) -> None:
+    """Refuse a rule or options that PyTorch does not have."""
+    name = rule.label
     if name not in _CLASSES:
         raise ValueError(f"PyTorch has no {name}; it has {', '.join(_CLASSES)}")
-    for group in run.groups:
+    for i, options in enumerate(groups):
         for option, only in {**_ONLY, **({"eps_mode": "hat"} if name == "RAdam" else {})}.items():
-            if group.options.get(option, only) != only:
-                raise ValueError(f"param_groups[{group.index}]: PyTorch's {name} has no {option}={group[option]!r}, "
-                                 f"only {only!r}")  # fmt: skip
+            if options.get(option, only) != only:
+                raise ValueError(
+                    f"param_groups[{i}]: PyTorch's {name} has no {option}={options[option]!r}, only {only!r}"
+                )
 
 
 # --- out -------------------------------------------------------------------------------------------------------------
 
 
 def state_dict(run: Run) -> dict[str, Any]:
-    _check_class(run)
+    check_class(run.rule, [group.options for group in run.groups])
     with run.guard:
         import torch
 
@@ -70,13 +73,13 @@ def _state_dict(run: Run, torch: Any) -> dict[str, Any]:
 
 
 def load_state_dict(run: Run, d: Mapping[str, Any]) -> None:
-    _check_class(run)
+    check_class(run.rule, [group.options for group in run.groups])
     with run.guard:
-        _restore(run, d)
+        restore(run, d)
 
 
-def _restore(run: Run, d: Mapping[str, Any]) -> None:
-    """Check everything, then write it."""
+def restore(run: Run, d: Mapping[str, Any]) -> None:
+    """Check everything, then write it.  The caller holds the guard."""
     groups, states = d["param_groups"], d.get("state")
     if not isinstance(groups, (list, tuple)) or not isinstance(states, Mapping):
         raise TypeError("state_dict must have a list 'param_groups' and a dict 'state', as PyTorch's optimizers do")

@@ -16,9 +16,9 @@ class Layout:
     """The structure of a group's parameters, and their places in its parameter space."""
 
     def __init__(self, params: Any, uint16_as: str | None = None) -> None:
-        self.keys: Any  # a dict's keys, None for a list, () for one bare array (or what will be refused as such)
+        self.keys: Any  # of a dict, each with its array's number; None for a list; () for one bare array
         if isinstance(params, dict):
-            self.keys = dict.fromkeys(params)
+            self.keys = {key: i for i, key in enumerate(params)}
             self.arrays: tuple[Any, ...] = tuple(params[key] for key in self.keys)
         elif isinstance(params, (list, tuple)):
             self.keys, self.arrays = None, tuple(params)

@@ -114,20 +114,16 @@ def markdown(results: dict[str, Any]) -> str:
 
 def pictures(results: dict[str, Any], folder: Path) -> list[Path]:
     """Write PNG and SVG files of everything that there are rows for; raises ImportError without matplotlib."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
+    from matplotlib.figure import Figure
 
     paths = []
     for draw in (sizes, roofline, whole_step, threads):
-        figure, axis = plt.subplots(figsize=(9, 5.5), layout="constrained")
-        if draw(axis, results):
+        figure = Figure(figsize=(9, 5.5), layout="constrained")
+        if draw(figure.subplots(), results):
             for ending in ("png", "svg"):
                 path = folder / f"adaptive-c-bench-{draw.__name__}.{ending}"
                 figure.savefig(path, dpi=110, metadata={"Date": None} if ending == "svg" else None)
                 paths.append(path)
-        plt.close(figure)
     return paths
 
 

@@ -1,0 +1,259 @@
+"""The groups of a torch optimizer bound as groups of a run of ours, its state as tensors, until something changes."""
+
+from collections.abc import Mapping
+from operator import is_, itemgetter
+from typing import Any
+
+import numpy as np
+import torch
+
+from .._checkpoint.torch import restore
+from .._native import checked_threads
+from .._run.rule import Rule
+from .._run.run import Run
+from ._state import restore_beside, shown, to_restore
+from ._tensors import Array, Tensor, array, check, gradient
+
+FORMATS = ("state_dtype", "master", "rounding")  # how numbers are stored
+FRESH = {"t": 0, "skipped_steps": 0, "grad_norm": float("nan")}
+
+
+def plain(value: Any) -> Any:
+    """An option as a run takes it: a number where torch may have a tensor of one, the name of a dtype."""
+    if isinstance(value, torch.Tensor):
+        return value.item()
+    if isinstance(value, torch.dtype):
+        return str(value).removeprefix("torch.")
+    return tuple(map(plain, value)) if isinstance(value, (tuple, list)) else value
+
+
+def moves(value: Any) -> bool:
+    """May an option change without being replaced?"""
+    return isinstance(value, (torch.Tensor, list)) or (isinstance(value, tuple) and any(map(moves, value)))
+
+
+class Form:
+    """What a run is made of besides its tensors: the rule, the names of its options, the settings."""
+
+    def __init__(self, rule: Rule, defaults: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+        self.rule, self.settings = rule, settings
+        self.defaults = {"copy_to": None, **{name: plain(value) for name, value in defaults.items()}}
+        self.names = tuple(defaults)
+        self.values = itemgetter(*self.names)
+
+    def options(self, group: Mapping[str, Any]) -> dict[str, Any]:
+        """The options of one of torch's groups."""
+        for name, only in self.rule.fixed.items():
+            if group.get(name, only) != only:
+                raise ValueError(f"{name}={group[name]!r} is no choice of {self.rule.label}, which has {name}={only!r}")
+        options = {name: plain(value) for name, value in zip(self.names, self.values(group), strict=True)}
+        bounds = options["bounds"]
+        if not (bounds is None or all(side is None or isinstance(side, (int, float)) for side in bounds)):
+            raise TypeError(f"bounds are two numbers for the tensors of a group, or None, got {bounds!r}")
+        return options
+
+    def kept(self, options: Mapping[str, Any]) -> tuple[Any, ...]:
+        """What decides which arrays a group of the run has."""
+        formats = tuple(options[name] for name in FORMATS)
+        return (*formats, options["ema_decay"] is None, *(slot.needed(options) for slot in self.rule.state.values()))
+
+    def run(self, groups: list[dict[str, Any]]) -> Run:
+        """A run over groups of arrays."""
+        run = Run(self.rule, self.defaults, "bfloat16")
+        settings = {**self.settings, "loss_scale": 1.0}
+        run.plan.n_threads = checked_threads(settings.pop("n_threads"))
+        run.start(groups, settings, False)
+        return run
+
+    def check(self, groups: list[dict[str, Any]], first: int) -> None:
+        """Refuse groups of torch's that can't be stepped: their tensors first, then their options."""
+        small = []
+        for i, group in enumerate(groups, first):
+            for name in ("capturable", "differentiable"):
+                if group.get(name):
+                    raise ValueError(f"{name}=True can't be had here: a step is no graph of torch's operations; drop "
+                                     "it, or use torch.optim")  # fmt: skip
+            for j, p in enumerate(group["params"]):
+                check(p, f"parameter {j} of group {i}")
+            options = self.options(group)
+            for dtype in {p.dtype: None for p in group["params"]}:
+                small.append({"params": [array(x := torch.zeros(1, dtype=dtype), x)], **options})
+        if small:
+            self.run(small)
+
+
+class Part:
+    """The tensors of one dtype in one of torch's groups, which are one group of the run."""
+
+    def __init__(self, where: str, params: list[Tensor]) -> None:
+        self.where, self.params = where, params
+        self.arrays = [array(p, p) for p in params]
+        self.direct = all(p.is_contiguous() for p in params)  # then the run takes the gradients as they are
+        self.forms = [(p.shape, p.stride()) for p in params]
+
+    def attach(self, group: Any) -> None:
+        """Take the group of the run, once it is there."""
+        self.group, self.store = group, group.store
+        self.ends = np.cumsum(group.layout.sizes).tolist()
+        self.steps = torch.zeros(len(self.params))  # what torch has as "step"
+        self.shown: Array = self.steps.numpy()
+        self.seen = self.steps._version
+        # Without an array of its own, and without a count, there is nothing to show.
+        self.waiting = list(range(len(self.params))) if self.store.state or group.rule.name != "sgd" else []
+
+    def gradients(self) -> tuple[list[Any], list[Tensor]]:
+        """The gradients, and those of them that had to be copied.  The run checks them."""
+        return ([p.grad for p in self.params], []) if self.direct else self.laid_out()
+
+    def laid_out(self) -> tuple[list[Any], list[Tensor]]:
+        """The gradients as arrays, each checked, and copied where they don't lie as the parameters do."""
+        found: list[Array | None] = []
+        copied = []
+        for j, p in enumerate(self.params):
+            g = gradient(p, f"{self.where}[{j}]")
+            if g is not None and g.data_ptr() != p.grad.data_ptr():
+                copied.append(p.grad)
+            found.append(None if g is None else array(g, p))
+        return found, copied
+
+    def lies_as_before(self) -> bool:
+        """Have the tensors the shapes and strides that they had?"""
+        return [(p.shape, p.stride()) for p in self.params] == self.forms
+
+    # --- counts ------------------------------------------------------------------------------------------------------
+
+    def read_steps(self) -> None:
+        """Take over counts that someone has written into a "step"."""
+        if self.steps._version != self.seen:
+            np.copyto(self.store.counts["step"], self.shown, casting="unsafe")
+            self.seen = self.steps._version
+
+    def show_steps(self) -> None:
+        np.copyto(self.shown, self.store.counts["step"], casting="unsafe")
+
+    # --- state as tensors --------------------------------------------------------------------------------------------
+
+    def views(self, j: int) -> dict[str, Tensor]:
+        return shown(self.group.rule, self.store, j, self.params[j], self.ends[j], self.steps[j])
+
+    def show(self, state: Any) -> None:
+        """Give torch's dict the state of the tensors that have been stepped since the last time."""
+        counts = self.store.counts
+        begun = (counts["started"] if self.group.rule.name == "sgd" else counts["step"]).astype(bool)
+        for j in self.waiting:
+            if begun[j]:
+                state[self.params[j]] = self.views(j)
+        self.waiting = [j for j in self.waiting if not begun[j]]
+
+
+class Bound:
+    """All groups of a torch optimizer, bound."""
+
+    def __init__(self, form: Form, groups: list[dict[str, Any]], state: Any, counted: Mapping[str, Any]) -> None:
+        self.form, self.groups, self.state = form, list(groups), state
+        self.parts: list[Part] = []
+        self.owners: list[list[Part]] = []  # the parts of each group
+        specs = []
+        for i, group in enumerate(groups):
+            options = form.options(group)
+            by_dtype: dict[Any, list[Tensor]] = {}
+            for j, p in enumerate(group["params"]):
+                check(p, f"parameter {j} of group {i}")
+                by_dtype.setdefault(p.dtype, []).append(p)
+            self.owners.append([Part(f"param_groups[{i}]", params) for params in by_dtype.values()])
+            specs += [{"params": part.arrays, **options} for part in self.owners[-1]]
+            self.parts += self.owners[-1]
+        self.run = form.run(specs)
+        self.plan = self.run.plan
+        for part, run_group in zip(self.parts, self.run.groups, strict=True):
+            part.attach(run_group)
+        self.params = [tuple(group["params"]) for group in groups]
+        self.pointers = [[p.data_ptr() for p in params] for params in self.params]
+        self.values = [form.values(group) for group in groups]
+        self.moving = [any(map(moves, values)) for values in self.values]
+        self.kept = [form.kept(form.options(group)) for group in groups]
+        self.adopt(counted)
+
+    def adopt(self, counted: Mapping[str, Any]) -> None:
+        """Take over what torch's dict of states has, whoever wrote it, and put views of ours into its place."""
+        states: dict[int, dict[str, Any]] = {}
+        rule, about, first = self.form.rule, [], 0
+        given = [{j: x for j, p in enumerate(part.params) if (x := self.state.get(p))} for part in self.parts]
+        for part, own in zip(self.parts, given, strict=True):
+            states |= {first + j: to_restore(rule, part.store, part.params[j], x) for j, x in own.items()}
+            about.append({"params": list(range(first, first + len(part.params)))})
+            first += len(part.params)
+        if states:
+            with self.run.guard:
+                restore(self.run, {"param_groups": about, "state": states})
+        for part, own in zip(self.parts, given, strict=True):
+            part.show_steps()
+            views = {j: part.views(j) for j in own}
+            restore_beside(part.store, [(views[j], x) for j, x in own.items()])
+            self.state.update({part.params[j]: x for j, x in views.items()})
+            part.waiting = [j for j in part.waiting if j not in own]
+        plan = self.plan
+        plan.set_counts(max(plan.t, counted["t"]), counted["skipped_steps"], counted["grad_norm"], 0, 1.0, 0)
+        self.n_states = len(self.state)
+
+    def counted(self) -> dict[str, Any]:
+        return {name: getattr(self.plan, name) for name in FRESH}
+
+    def fits(self, groups: list[dict[str, Any]], state: Any) -> bool:
+        """Are these still the tensors, the memory and the state that are bound?  Options that have changed are taken
+        over; those that decide which state there is need a new binding."""
+        if state is not self.state or len(state) != self.n_states or len(groups) != len(self.groups):
+            return False
+        for i, group in enumerate(groups):
+            params, bound = group["params"], self.params[i]
+            if group is not self.groups[i] or len(params) != len(bound) or not all(map(is_, params, bound)):
+                return False
+            if [p.data_ptr() for p in bound] != self.pointers[i]:
+                return False
+            values = self.form.values(group)
+            if (self.moving[i] or values != self.values[i]) and not self.take_over(i, group, values):
+                return False
+        return True
+
+    def take_over(self, i: int, group: dict[str, Any], values: tuple[Any, ...]) -> bool:
+        options = self.form.options(group)
+        if self.form.kept(options) != self.kept[i]:
+            return False
+        for part in self.owners[i]:
+            for name, value in options.items():
+                if name not in FORMATS and value != part.group.options[name]:
+                    part.group[name] = value
+        self.values[i], self.moving[i] = values, any(map(moves, values))
+        return True
+
+    def step(self, scale: float) -> bool:
+        """Step with the gradients of the tensors; false if the tensors don't lie in memory as they did."""
+        parts, plan = self.parts, self.plan
+        t = plan.t
+        for part in parts:
+            part.read_steps()
+        found = [part.gradients() for part in parts]
+        refused = False
+        try:
+            plan.step([grads for grads, _ in found], scale)
+        except (TypeError, ValueError):
+            refused = True
+        if refused:  # look at each gradient, and copy those that don't lie as their parameters do
+            if not all(part.lies_as_before() for part in parts):
+                return False
+            found = [part.laid_out() for part in parts]
+            plan.step([grads for grads, _ in found], scale)
+        stepped = [p for part, (grads, _) in zip(parts, found, strict=True)
+                   for p, g in zip(part.params, grads, strict=True) if g is not None]  # fmt: skip
+        if self.form.settings["zero_grad"]:
+            for g in (g for _, copied in found for g in copied):
+                g.detach().zero_()
+            torch.autograd.graph.increment_version([p.grad for p in stepped])
+        if plan.t != t:
+            torch.autograd.graph.increment_version(stepped)
+            for part in parts:
+                part.show_steps()
+                if part.waiting:
+                    part.show(self.state)
+            self.n_states = len(self.state)
+        return True

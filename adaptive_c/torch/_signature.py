@@ -1,0 +1,66 @@
+"""The constructors of the classes: torch's arguments in torch's order, then the rule's own and those of all rules."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from .. import Optimizer as Plain
+
+SWITCHES = {"foreach": None, "fused": None, "capturable": False, "differentiable": False}  # how torch computes
+# Arguments of every class here, with their defaults: of the groups, and of the optimizer as a whole.
+GROUP = {"ema_decay": None, "bounds": None, "state_dtype": None, "master": None, "rounding": None}
+WHOLE = {"max_grad_norm": None, "max_grad_value": None, "on_nonfinite": None, "zero_grad": False,
+         "flush_denormals": False, "seed": 0, "n_threads": None}  # fmt: skip
+_ELSEWHERE = {
+    "loss_scale": "torch.amp.GradScaler scales the loss here",
+    "copy_to": "it is for arrays, in adaptive_c's own classes",
+    "uint16_as": "a tensor says itself that it is bfloat16",
+    "keep_undo": "rollback() is for arrays, in adaptive_c's own classes",
+}
+
+
+def own_options(rule: type[Plain]) -> dict[str, Any]:
+    """The options of a rule, without those that all rules share, and their defaults."""
+    arguments = inspect.signature(rule.__init__).parameters
+    return {name: x.default for name, x in arguments.items() if name not in ("self", "params", "shared")}
+
+
+def constructor(
+    rule: type[Plain], theirs: type | None, construct: Callable[[Any, Mapping[str, Any]], None]
+) -> tuple[Any, tuple[str, ...]]:
+    """An __init__ with a signature of its own, which hands its arguments to `construct` by name; and torch's names.
+
+    theirs: torch's class of this rule, if it has one.
+    """
+    only = inspect.Parameter.KEYWORD_ONLY
+    ours = dict(inspect.signature(rule.__init__).parameters)
+    del ours["shared"]
+    torchs = dict(inspect.signature(vars(theirs)["__init__"]).parameters) if theirs else {}
+    arguments = {**torchs} or ours
+    more: dict[str, Any] = {**own_options(rule), **({} if theirs else SWITCHES), **GROUP, **WHOLE}
+    for name, default in more.items():
+        if name not in arguments:
+            arguments[name] = inspect.Parameter(name, only, default=default)
+    signature = inspect.Signature(list(arguments.values()))
+
+    def init(self: Any, *args: Any, **kwargs: Any) -> None:
+        for name in kwargs:
+            if name in _ELSEWHERE:
+                raise TypeError(f"{rule.__name__} has no argument {name!r} for tensors: {_ELSEWHERE[name]}")
+        try:
+            given = signature.bind(self, *args, **kwargs)
+        except TypeError as error:
+            raise TypeError(f"{rule.__name__}: {error}; it has {', '.join(list(arguments)[1:])}") from None
+        given.apply_defaults()
+        construct(self, {name: value for name, value in given.arguments.items() if name != "self"})
+
+    init.__signature__ = signature  # type: ignore[attr-defined]
+    init.__name__, init.__qualname__ = "__init__", f"{rule.__name__}.__init__"
+    return init, tuple(torchs)[1:]
+
+
+def docstring(rule: type[Plain]) -> str:
+    """The rule's own, without its example over arrays."""
+    lines = [line for line in inspect.cleandoc(rule.__doc__ or "").splitlines() if not line.startswith(">>> ")]
+    text = "\n".join(lines).replace("\n\n\n", "\n\n")
+    return f"{text}\n\nThe arguments that all rules have are described in adaptive_c.torch.Optimizer.\n"

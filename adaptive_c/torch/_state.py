@@ -1,0 +1,99 @@
+"""The state of one tensor as torch's dict has it: views of a run's flat arrays, and what is taken over from such dicts.
+
+The names are torch's.  8-bit state, which torch would take for numbers, has names of its own: the codes, the scales
+of the blocks that they lie in, and the place in its block at which the tensor begins.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from .. import reference
+from .._run.rule import Rule
+from .._run.store import BLOCK, Store
+from ._tensors import Tensor, array, laid_out, view
+
+BESIDE = ("master", "ema")  # what torch does not have
+_CODED = ("code", "scale", "offset")
+
+
+def names_beside(rule: Rule) -> tuple[str, ...]:
+    """What torch keeps as one number for each tensor.  Its SGD does not count."""
+    return () if rule.name == "sgd" else ("step", *rule.per_array)
+
+
+def shown(rule: Rule, store: Store, j: int, p: Tensor, stop: int, step: Tensor) -> dict[str, Tensor]:
+    """The state of tensor j, which ends at `stop` in its group: views.  step: its count."""
+    start = stop - p.numel()
+    found: dict[str, Tensor] = {}
+    for name in names_beside(rule):
+        found[name] = step if name == "step" else torch.from_numpy(store.counts[name])[j]
+    for name in (*store.state, *(x for x in BESIDE if x in store.arrays)):
+        part = view(store.arrays[name][start:stop], p)
+        if name in store.slots and store.kind == "uint8":
+            scales = store.arrays[f"{name}_scale"][start // BLOCK : -(-stop // BLOCK)]
+            coded = part, torch.from_numpy(scales), torch.tensor(start % BLOCK)
+            found |= {f"{name}_{kind}": x for kind, x in zip(_CODED, coded, strict=True)}
+        else:
+            found[name] = part
+    return found
+
+
+def decoded(rule: Rule, p: Tensor, given: Mapping[str, Any]) -> dict[str, Any]:
+    """A tensor's state with numbers in the place of codes."""
+    found = dict(given)
+    for name, slot in rule.state.items():
+        if f"{name}_code" in found:
+            code, scale, offset = (found.pop(f"{name}_{kind}") for kind in _CODED)
+            _check_shape(code, p, f"{name}_code")
+            at = int(offset)
+            flat = np.zeros(at + p.numel(), "uint8")
+            flat[at:] = array(laid_out(code, p), p).reshape(-1)
+            numbers = reference.from_uint8(flat, scale.numpy(), slot.coding == "signed")[at:]  # type: ignore[no-untyped-call]
+            found[name] = view(numbers.astype("float32"), p)
+    return found
+
+
+def to_restore(rule: Rule, store: Store, p: Tensor, given: Mapping[str, Any]) -> dict[str, Any]:
+    """What _checkpoint/torch.py takes over of a tensor's state: arrays lie in memory as the tensor does."""
+    numbers = decoded(rule, p, given)
+    found = {name: numbers[name] for name in names_beside(rule) if name in numbers}
+    for name in store.state:
+        if (x := numbers.get(name)) is not None:
+            _check_shape(x, p, name)
+            x = laid_out(x, p)
+            found[name] = x if p.is_contiguous() else x.as_strided((x.numel(),), (1,))
+    return found
+
+
+def _check_shape(x: Any, p: Tensor, name: str) -> None:
+    if not isinstance(x, torch.Tensor) or x.shape != p.shape:
+        got = f"shape {tuple(x.shape)}" if isinstance(x, torch.Tensor) else type(x).__name__
+        raise ValueError(f"the state {name!r} must be a tensor of its parameter's shape, {tuple(p.shape)}; got {got}")
+
+
+def restore_beside(store: Store, pairs: list[tuple[dict[str, Tensor], Mapping[str, Any]]]) -> None:
+    """Take over what torch's format does not have: averages, master copies, and 8-bit state to the bit.
+
+    pairs: of each tensor its views, and what was given.  Codes fit only if they lie in their blocks as they did, and
+    if blocks that two tensors share have one scale; otherwise what was encoded anew stays.
+    """
+    coded = [f"{name}_{kind}" for name in store.state if store.kind == "uint8" for kind in _CODED]
+    names = [name for name in store.arrays if name in store.slots or name.endswith("_scale")] if coded else []
+    before = {name: store.arrays[name].copy() for name in names}
+
+    def same(end: str) -> bool:
+        return all(torch.equal(own[name], given[name].to(own[name].dtype)) for own, given in pairs for name in coded
+                   if name.endswith(end) and name in given)  # fmt: skip
+
+    fits = same("_offset")
+    for own, given in pairs:
+        for name in (*BESIDE, *(name for name in coded if fits)):
+            x = given.get(name)
+            if name in own and x is not None and x.shape == own[name].shape:
+                own[name].copy_(x)
+    if not same(""):
+        for name, x in before.items():
+            store.arrays[name][:] = x

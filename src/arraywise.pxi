@@ -1,0 +1,197 @@
+# A step array by array, as gradients arrive.  It has the bits of the whole step: an array's own elements are stepped at
+# once, and blocks of 8-bit state that several arrays share wait for the end, with a copy of their gradients.
+
+
+cdef class Stepping:
+    """``with plan.stepping() as now:`` each call of now(place, gradient) steps one array; the block is one step."""
+    cdef Plan plan
+    cdef double loss_scale, metric
+    cdef object observed
+    cdef list moved            # the schedules that the metric changes
+    cdef list stepped          # of each group, for each of its arrays: has it had its step?
+    cdef dict shared           # gradients of blocks that several arrays share, by group and block
+    cdef dict shared_rows      # of rows in such blocks, by group and array
+    cdef bint inside
+
+    def __cinit__(self, Plan plan, double loss_scale, observed, double metric):
+        self.plan, self.loss_scale, self.observed, self.metric = plan, loss_scale, observed, metric
+
+    def __enter__(self):
+        cdef Plan plan = self.plan
+        cdef BoundGroup bound
+        cdef Counts before
+        plan.guard.take(STEPPING)
+        try:
+            if plan.max_grad_norm or plan.on_nonfinite != IGNORE:
+                needed = f"max_grad_norm={plan.max_grad_norm!r}" if plan.max_grad_norm else "on_nonfinite"
+                raise ValueError(f"stepping() is refused with {needed}, which looks at all gradients before the first "
+                                 "array is stepped; use step(grads)" + ("; a dynamic loss_scale implies it"
+                                                                        if plan.dynamic else ""))
+            plan.follow(plan.counts.t)
+            if plan.counts.pending:
+                plan.refuse_sums(False)
+            self.moved = plan.observe(self.observed, self.metric) if self.observed is not None else None
+            before = plan.counts
+            plan.form_keys()
+            inspect(plan, self.loss_scale or plan.counts.loss_scale, 0)
+            if plan.keeps_undo:
+                keep(plan, before, False, 0)
+            self.stepped = [bytearray(bound.group.n_arrays) for bound in plan.groups]
+            self.shared, self.shared_rows = {}, {}
+            plan.guard.rest, self.inside = ARRAYWISE, True
+        finally:
+            plan.guard.release()
+        return self
+
+    def __call__(self, *place_and_grad):
+        """now(gradient) for one bare array; before it, the key or index of the array, and before that of its group."""
+        cdef BoundGroup bound
+        cdef Py_ssize_t i
+        if not self.inside:
+            raise RuntimeError("an array can be stepped inside the block `with opt.stepping() as now:` only")
+        self.plan.guard.take(STEPPING, ARRAYWISE)
+        try:
+            bound, i = self.find(place_and_grad)
+            grad = place_and_grad[len(place_and_grad) - 1]
+            if grad is not None:
+                self.step(bound, i, grad)
+        finally:
+            self.plan.guard.release()
+
+    def __exit__(self, kind, error, traceback):
+        cdef Plan plan = self.plan
+        cdef Py_ssize_t n
+        plan.guard.take(STEPPING, ARRAYWISE)
+        try:
+            n = sum([sum(flags) for flags in self.stepped])
+            if error is not None and plan.keeps_undo:
+                restore(plan)
+            elif n:
+                self.finish()
+            if error is not None and n:
+                outcome = "are as they were before it" if plan.keeps_undo else (
+                    "stay stepped; for the others this step did not take place")
+                error.add_note(f"inside stepping(), after {n} of {plan.space.n_arrays} arrays were stepped, which "
+                               f"{outcome}")
+        finally:
+            self.inside = False
+            self.shared = self.shared_rows = None
+            plan.guard.rest = FREE
+            plan.release()
+
+    cdef tuple find(self, tuple place_and_grad):
+        """The group and the number of the array that is meant."""
+        cdef Plan plan = self.plan
+        cdef BoundGroup bound
+        cdef Py_ssize_t number = 0, i = 0, n = len(place_and_grad) - 1
+        if plan.structured and n >= 0:
+            number = self.index(place_and_grad[0], len(plan.groups), "groups")
+        bound = plan.groups[number]
+        if n != plan.structured + (not bound.bare):
+            wanted = ["group"] * plan.structured + ([] if bound.bare else ["index" if bound.keys is None else "key"])
+            raise TypeError(f"here it is now({', '.join(wanted + ['gradient'])}); got {n + 1} arguments")
+        if bound.bare:
+            return bound, 0
+        key = place_and_grad[n - 1]
+        if bound.keys is None:
+            return bound, self.index(key, bound.group.n_arrays, "arrays")
+        if key not in bound.keys:
+            raise KeyError(f"{bound.where} has no {key!r}; it has {', '.join(map(repr, bound.keys))}")
+        return bound, bound.keys[key]
+
+    cdef Py_ssize_t index(self, key, Py_ssize_t n, str what) except -1:
+        if not hasattr(key, "__index__") or isinstance(key, bool):
+            raise TypeError(f"there are {n} {what}, named by their index, an integer; got {key!r}")
+        if not 0 <= key < n:
+            raise IndexError(f"there are {n} {what}, 0 .. {n - 1}; got {key}")
+        return key
+
+    cdef int step(self, BoundGroup bound, Py_ssize_t i, grad) except -1:
+        cdef Plan plan = self.plan
+        cdef Group* group = &bound.group
+        cdef Array* a = group.arrays + i
+        cdef Py_ssize_t work
+        cdef Py_ssize_t lo = a.start // BLOCK * BLOCK, hi = min((a.stop + BLOCK - 1) // BLOCK * BLOCK, group.size)
+        cdef uint8_t* stepped = <uint8_t*> PyByteArray_AS_STRING(self.stepped[group.index])
+        if stepped[i]:
+            raise ValueError(f"{bound.name(i)} has had its step in this block; add up its gradients, and pass the sum")
+        expect_gradients(group)
+        try:
+            plan.space.by_rows = False
+            work = acquire_array(plan, bound, i, grad, 0)
+            plan.form_step(group, i, 0)
+            a.step = 0
+            if group.undo != NULL:  # chunks that a neighbour has kept excepted
+                plan.run(KEEP, work, group.position + a.start // CHUNK * CHUNK,
+                         group.position + chunks_to(a.stop) * CHUNK)
+            if group.state_format == UINT8:  # the blocks that are its own
+                if lo < a.start:
+                    lo += BLOCK
+                if hi > a.stop:
+                    hi = a.stop // BLOCK * BLOCK
+                if hi < lo:
+                    lo = hi = a.stop
+                self.share(bound, i, a.start, lo)
+                self.share(bound, i, hi, a.stop)
+            if lo < hi:
+                plan.run(STEP, work, group.position + lo, group.position + hi)
+            zero_rows(plan)
+            stepped[i] = True
+        finally:
+            a.g, a.touched = NULL, NULL
+            if bound.n_grads:
+                PyBuffer_Release(bound.grads)
+                bound.n_grads = 0
+        return 0
+
+    cdef int share(self, BoundGroup bound, Py_ssize_t i, Py_ssize_t start, Py_ssize_t stop) except -1:
+        """Copy the gradient of elements of a block that several arrays share; of rows, all rows."""
+        cdef Group* group = &bound.group
+        cdef Array* a = group.arrays + i
+        cdef Piece piece
+        cdef Py_ssize_t block = start // BLOCK
+        if start == stop:
+            return 0
+        copies = self.shared.setdefault((group.index, block), bytearray(BLOCK * sizeof(float)))
+        if a.touched != NULL and (group.index, i) not in self.shared_rows:
+            self.shared_rows[group.index, i] = summed_rows(bound, i)
+        elif a.touched == NULL:
+            piece = pieces_from(group, start)
+            next_piece(&piece, stop)
+            add_segment(&self.plan.space, group, &piece,
+                        <float*> PyByteArray_AS_STRING(copies) + (start - block * BLOCK), True)
+        return 0
+
+    cdef int finish(self) except -1:
+        """Step the shared blocks, and count."""
+        cdef Plan plan = self.plan
+        cdef Group* group
+        cdef Array* a
+        cdef Piece piece
+        cdef Py_ssize_t i, j, start, stop
+        cdef const char* stepped
+        cdef const char* g
+        plan.space.by_rows = False
+        for i in range(plan.space.n_groups):
+            group = plan.space.groups[i]
+            group.narrow_grads = group.only_bfloat16 = group.by_rows = False
+            stepped = PyByteArray_AS_STRING(self.stepped[i])
+            for j in range(group.n_arrays):
+                if stepped[j]:  # any address says that it takes part
+                    group.arrays[j].g, group.arrays[j].g_format = stepped, NATIVE
+        for (number, index), rows in self.shared_rows.items():
+            acquire_array(plan, plan.groups[number], index, rows, 0)
+        plan.form_steps()
+        for (number, block), copies in self.shared.items():
+            group = plan.space.groups[<Py_ssize_t> number]
+            start = <Py_ssize_t> block * BLOCK
+            stop = min(start + BLOCK, group.size)
+            g = PyByteArray_AS_STRING(copies)
+            piece = pieces_from(group, start)
+            while next_piece(&piece, stop):
+                a = <Array*> piece.array
+                if a.g != NULL and a.touched == NULL:
+                    a.g = g + (piece.start - start - piece.at) * <Py_ssize_t> sizeof(float)
+            plan.run(STEP, stop - start, group.position + start, group.position + stop)
+        plan.count(self.moved)
+        return 0

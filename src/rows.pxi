@@ -1,0 +1,176 @@
+# Rows: what the caller hands in as a gradient of a few rows, checked.
+
+
+cdef int check_kind(x, str name, str kinds, Py_ssize_t ndim) except -1:
+    """An array of one of these types, in native byte order and C-contiguous; ndim 0: of any dimensions."""
+    if type(x) is not ndarray and type(x) is not numpy.memmap:
+        raise TypeError(f"{name} must be a NumPy array, got a {type(x).__name__}; pass np.asarray(x)")
+    if kinds and (x.dtype.name not in kinds.split(" or ") or not x.dtype.isnative):
+        raise TypeError(f"{name} must be {kinds}, got {named(x.dtype)}")
+    if ndim and x.ndim != ndim:
+        raise ValueError(f"{name} must have one dimension, got shape {x.shape}")
+    if not x.flags.c_contiguous:
+        raise ValueError(f"{name} must be C-contiguous; pass np.ascontiguousarray(x)")
+    return 0
+
+
+cdef class Rows:
+    """Rows(indices, values, *, offsets=None, weights=None)
+
+    A gradient of a few rows of an array; all other rows have none.
+
+    It may stand wherever a gradient array may: ``opt.step(Rows(indices, values))``, and in lists, dicts and groups.
+    Row i of an array w is ``w[i]``, so that a table of embeddings has the shape (rows, columns).  ::
+
+        G[i] = sum over j with indices[j] == i of values[j]                                  without offsets
+        G[i] = sum over j with indices[j] == i of weights[j] * values[bag of j]              with offsets
+
+    A row that is named several times is stepped once, with the sum in the order of j, formed in float32 (float64 for
+    float64 parameters).
+
+    Parameters
+    ----------
+    indices : (k,) array of int32 or int64
+        The rows, in any order.  Negative numbers are refused, not counted from the end.
+    values : (k, ...) array
+        The gradients, each of the shape of one row, in any number format that a gradient may have; C-contiguous.  With
+        `offsets` (bags, ...): one row for each bag, which all indices of the bag have in common.
+    offsets : (bags,) array of int32 or int64, optional
+        Bag b has the entries ``offsets[b]`` up to ``offsets[b + 1]``, the last bag all that follow, as in
+        torch.nn.EmbeddingBag.  The first offset is 0, and they ascend; a bag may be empty.
+    weights : (k,) array, optional
+        A factor for each entry: float64 for float64 parameters, else float32.  For bags whose mean was taken, 1 / size
+        of the bag.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If something does not fit together; the message names the first offender.  What depends on the parameter (the
+        shape of a row, the range of the indices) is checked by the step, before anything is written.
+
+    Notes
+    -----
+    Nothing is copied: the arrays are read when the step is made, and not written (with zero_grad=True, `values` is
+    zeroed).
+    """
+    cdef readonly object indices
+    cdef readonly object values
+    cdef readonly object offsets
+    cdef readonly object weights
+
+    def __init__(self, indices, values, *, offsets=None, weights=None):
+        self.indices, self.values, self.offsets, self.weights = indices, values, offsets, weights
+        self.check()
+
+    cdef int check(self) except -1:
+        """That the arrays fit together, at construction and, since somebody may have written to them, at the step."""
+        cdef Py_ssize_t k, n
+        check_kind(self.indices, "indices", "int32 or int64", 1)
+        check_kind(self.values, "values", "", 0)
+        k = n = len(self.indices)
+        wanted = f"each of the {k} indices"
+        if self.offsets is not None:
+            check_kind(self.offsets, "offsets", "int32 or int64", 1)
+            n = len(self.offsets)
+            wanted = f"each of the {n} bags"
+            self.check_offsets(k)
+        if self.weights is not None:
+            check_kind(self.weights, "weights", "float32 or float64", 1)
+            if len(self.weights) != k:
+                raise ValueError(f"weights must have one number for each of the {k} indices, got {len(self.weights)}")
+        if self.values.ndim == 0 or len(self.values) != n:
+            raise ValueError(f"values must have one row for {wanted}, got shape {self.values.shape}")
+        return 0
+
+    cdef int check_offsets(self, Py_ssize_t k) except -1:
+        offsets = self.offsets
+        if len(offsets) == 0:
+            if k:
+                raise ValueError(f"offsets has no bag for the {k} indices")
+            return 0
+        if offsets[0] != 0:
+            raise ValueError(f"offsets[0] must be 0, got {offsets[0]}")
+        descends = numpy.flatnonzero(numpy.diff(offsets) < 0)
+        if len(descends):
+            j = int(descends[0]) + 1
+            raise ValueError(f"offsets must ascend, but offsets[{j}] is {offsets[j]}, after {offsets[j - 1]}")
+        beyond = numpy.flatnonzero(offsets > k)
+        if len(beyond):
+            raise ValueError(f"offsets[{beyond[0]}] is {offsets[beyond[0]]}, more than the {k} indices")
+        return 0
+
+    def __len__(self):
+        return len(self.indices)
+
+    def __repr__(self):
+        bags = "" if self.offsets is None else f" in {len(self.offsets)} bags"
+        return f"Rows({len(self.indices)} indices{bags}, values of shape {self.values.shape}, {self.values.dtype})"
+
+
+cdef Rows summed_rows(BoundGroup bound, Py_ssize_t i):
+    """A copy of a gradient of rows that is bound, each row once."""
+    cdef Group* group = &bound.group
+    cdef Array* a = group.arrays + i
+    cdef Touched* touched = a.touched
+    cdef Piece piece = pieces_from(group, a.start)
+    cdef Py_ssize_t row, n, at, itemsize = native_itemsize(group)
+    cdef char* sums
+    cdef const char* g
+    indices = numpy.empty(touched.n, "int64")
+    values = numpy.empty((touched.n, *bound.arrays[i].shape[1:]), "float64" if group.wide else "float32")
+    memcpy(<void*> address(indices), touched.rows, touched.n * sizeof(Py_ssize_t))
+    sums = <char*> address(values)
+    piece.most = CHUNK
+    while next_stepped(&piece, a.stop):
+        n = (piece.stop - piece.start) * itemsize
+        at = (piece.row - touched.rows[piece.row]) * touched.length + piece.at
+        if group.wide:
+            g = <const char*> sum_row(&piece, <double*> sums + at)
+        else:
+            g = <const char*> sum_row(&piece, <float*> sums + at)
+        if g != sums + at * itemsize:
+            memcpy(sums + at * itemsize, g, n)
+    return Rows(indices, values)
+
+
+cdef Rows joined_rows(list parts):
+    """The rows of several gradients, one after the other."""
+    cdef Rows part
+    if len(parts) == 1:
+        return parts[0]
+    return Rows(numpy.concatenate([part.indices for part in parts]),
+                numpy.concatenate([part.values for part in parts]))
+
+
+cdef Py_ssize_t bind_rows(BoundGroup bound, Py_ssize_t i, Rows rows) except -1:
+    """Sort the rows of a gradient whose values are bound; returns the number of elements that they touch."""
+    cdef Group* group = &bound.group
+    cdef Array* a = group.arrays + i
+    cdef Touched* touched = bound.touched_rows(i)
+    cdef Py_ssize_t k = len(rows.indices), n_rows = a.shape[0], itemsize = native_itemsize(group), bad
+    cdef const Py_ssize_t* bags = NULL
+    cdef const void* weights = NULL
+    cdef uintptr_t indices = address(rows.indices)
+    rows.check()
+    if rows.weights is not None:
+        if rows.weights.dtype.itemsize != itemsize:
+            raise TypeError(f"{bound.name(i, True)}: weights are {rows.weights.dtype}, but must be float{8 * itemsize} "
+                            f"for {bound.dtype} parameters; convert them")
+        weights = <const void*> address(rows.weights)
+    if bits_in(k) + bits_in(n_rows) > 64:
+        raise ValueError(f"{bound.name(i, True)} has {k} indices into {n_rows} rows, too many for one call")
+    touched.length = (a.stop - a.start) // n_rows if n_rows else 0
+    reserve_entries(touched, k)
+    if rows.offsets is not None:
+        sizes = numpy.diff(rows.offsets, append=k)
+        of_entries = numpy.repeat(numpy.arange(len(sizes)), sizes)
+        bags = <const Py_ssize_t*> address(of_entries)
+    if rows.indices.dtype.itemsize == 4:
+        bad = sort_entries(touched, k, <const int32_t*> indices, n_rows, bags, weights, itemsize)
+    else:
+        bad = sort_entries(touched, k, <const int64_t*> indices, n_rows, bags, weights, itemsize)
+    if bad >= 0:
+        raise ValueError(f"{bound.name(i, True)}: indices[{bad}] is {rows.indices[bad]}; the array has {n_rows} rows, "
+                         f"0 .. {n_rows - 1}")
+    touched.nbytes = rows.values.nbytes
+    return touched.n * touched.length
