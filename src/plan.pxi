@@ -153,11 +153,11 @@ cdef class Plan:
         self.counts = Counts(t, skipped_steps, pending, growth_tracker, loss_scale, grad_norm)
 
     def need_sums(self):
-        """Allocate the sums of the groups that have none yet."""
+        """Allocate the sums of the groups that have none yet, but for those that were given nothing but rows."""
         cdef BoundGroup group
         cdef list spans = []
         for group in self.groups:
-            if group.group.sums == NULL:
+            if group.group.sums == NULL and not (group.row_sums and all_none(group)):
                 group.attach_sums()
                 spans += group.new_spans()
         if spans:
@@ -323,10 +323,9 @@ cdef class Plan:
             if self.space.zero_grad:
                 check_apart(self)
             work = put_rows_aside(self, work)
-            if work > 0:
-                self.need_sums()
-                self.run(ADD, work, 0, self.space.end)
-                zero_rows(self)
+            self.need_sums()
+            self.run(ADD, work, 0, self.space.end)
+            zero_rows(self)
             for i in range(self.space.n_groups):
                 group = self.space.groups[i]
                 for j in range(group.n_arrays):
