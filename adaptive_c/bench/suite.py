@@ -27,7 +27,7 @@ from .. import __version__, optimizers
 from .._native import build_info, counted, get_num_threads, isa, processors
 from .contenders import CONTENDERS, Task
 
-OURS = "adaptive_c"
+OURS, DROP_IN = "adaptive_c", "adaptive_c.torch"
 ENOUGH = 5  # rounds for a contender that is ten times slower
 
 # Each rule as it is by default, and options with which some of them sweep over more arrays.
@@ -115,7 +115,8 @@ class Row:
 
 def rows(settings: Settings) -> Iterator[Row]:
     """The rows that the settings ask for; a row without any of the wanted contenders is left out."""
-    every = [name for name, c in CONTENDERS.items() if c.bits == 32 and not c.dtype and "call by call" not in name]
+    every = [name for name, c in CONTENDERS.items()
+             if c.bits == 32 and not c.dtype and "call by call" not in name and name != DROP_IN]  # fmt: skip
     n, cached = settings.large, min(settings.large, 1 << 13)
     state_formats = [("float32", None), ("float32", "bfloat16"), ("float32", "uint8"), ("bfloat16", "bfloat16"),
                      ("bfloat16", "uint8")]  # fmt: skip
@@ -131,6 +132,9 @@ def rows(settings: Settings) -> Iterator[Row]:
             yield Row("in cache", label, Task((cached,), rule, options, threads=1), [OURS])
         yield Row("float64", f"{n // 2:,}", Task((n // 2,), dtype="float64"), [*FAST[:2], *FAST[3:], "optax jitted"])
         yield Row("whole", f"{n:,}", Task((n,), whole=True), [OURS, "torch, call by call"])
+        yield Row(
+            "whole", f"{n:,}, no copy", Task((n,), whole=True, copy=False), [OURS, DROP_IN, "torch, call by call"]
+        )
         yield Row("in cache", "whole step", Task((cached,), whole=True, threads=1), [OURS])
         for dtype, state in state_formats:
             label = f"{dtype} parameters, {state or dtype} state"
@@ -146,10 +150,12 @@ def rows(settings: Settings) -> Iterator[Row]:
                 yield Row("formats", f"{label}, uneven gradients, {n // 4:,}", uneven, [OURS, "torch fused"])
                 yield Row("in cache", f"{label}, uneven gradients", replace(uneven, sizes=(cached,), threads=1), [OURS])
         many = 10_000 if n >= 1 << 24 else 1000
-        yield Row("lists", f"{many:,} arrays of 1,000", Task((1000,) * many), [OURS, *every[1:5], "scikit-learn Adam"])
+        names = [OURS, DROP_IN, *every[1:5]]
+        yield Row("lists", "20 arrays of 1,000", Task((1000,) * 20), [*names, "scikit-learn Adam"])
+        yield Row("lists", f"{many:,} arrays of 1,000", Task((1000,) * many), [*names, "scikit-learn Adam"])
         gpt2 = GPT2 if n >= 1 << 24 else tuple(-(-size // 64) for size in GPT2)
         label = "GPT-2 124M, 148 arrays" + ("" if gpt2 is GPT2 else ", each cut to a 64th")
-        yield Row("lists", label, Task(gpt2), [OURS, *every[1:5]])
+        yield Row("lists", label, Task(gpt2), names)
         for threads in range(1, get_num_threads() + 1):
             yield Row("threads", counted(threads, "thread"), Task((n,), threads=threads), [*FAST[:4]])
         yield Row("memory", f"{n // 4:,}", Task((n // 4,)), every)
