@@ -50,7 +50,7 @@ class Settings:
     """What is measured, and how often.  A TOML file given with ``--config`` may set any of these names."""
 
     groups: tuple[str, ...] = (
-        "sizes", "rules", "float64", "whole", "formats", "lists", "threads", "import", "memory",
+        "sizes", "rules", "float64", "whole", "formats", "lists", "drop-in", "threads", "import", "memory",
     )  # fmt: skip
     rounds: int = 21
     seconds: float = 0.04  # the length of one timing, which has at least one step
@@ -132,9 +132,6 @@ def rows(settings: Settings) -> Iterator[Row]:
             yield Row("in cache", label, Task((cached,), rule, options, threads=1), [OURS])
         yield Row("float64", f"{n // 2:,}", Task((n // 2,), dtype="float64"), [*FAST[:2], *FAST[3:], "optax jitted"])
         yield Row("whole", f"{n:,}", Task((n,), whole=True), [OURS, "torch, call by call"])
-        yield Row(
-            "whole", f"{n:,}, no copy", Task((n,), whole=True, copy=False), [OURS, DROP_IN, "torch, call by call"]
-        )
         yield Row("in cache", "whole step", Task((cached,), whole=True, threads=1), [OURS])
         for dtype, state in state_formats:
             label = f"{dtype} parameters, {state or dtype} state"
@@ -150,12 +147,16 @@ def rows(settings: Settings) -> Iterator[Row]:
                 yield Row("formats", f"{label}, uneven gradients, {n // 4:,}", uneven, [OURS, "torch fused"])
                 yield Row("in cache", f"{label}, uneven gradients", replace(uneven, sizes=(cached,), threads=1), [OURS])
         many = 10_000 if n >= 1 << 24 else 1000
-        names = [OURS, DROP_IN, *every[1:5]]
-        yield Row("lists", "20 arrays of 1,000", Task((1000,) * 20), [*names, "scikit-learn Adam"])
-        yield Row("lists", f"{many:,} arrays of 1,000", Task((1000,) * many), [*names, "scikit-learn Adam"])
         gpt2 = GPT2 if n >= 1 << 24 else tuple(-(-size // 64) for size in GPT2)
         label = "GPT-2 124M, 148 arrays" + ("" if gpt2 is GPT2 else ", each cut to a 64th")
-        yield Row("lists", label, Task(gpt2), names)
+        lists = {f"{many:,} arrays of 1,000": (1000,) * many, label: gpt2}
+        for label, sizes in lists.items():
+            more = ["scikit-learn Adam"] if sizes is not gpt2 else []
+            yield Row("lists", label, Task(sizes), [OURS, *every[1:5], *more])
+        for label, sizes in {"20 arrays of 1,000": (1000,) * 20, **lists}.items():
+            yield Row("drop-in", label, Task(sizes), [OURS, DROP_IN, "torch fused"])
+        task = Task((n,), whole=True, copy=False)
+        yield Row("drop-in", f"whole step, {n:,}", task, [OURS, DROP_IN, "torch, call by call"])
         for threads in range(1, get_num_threads() + 1):
             yield Row("threads", counted(threads, "thread"), Task((n,), threads=threads), [*FAST[:4]])
         yield Row("memory", f"{n // 4:,}", Task((n // 4,)), every)
