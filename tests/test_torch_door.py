@@ -1,6 +1,7 @@
 """adaptive_c.torch against torch.optim: the same numbers from the same tensors, by torch's own tables of inputs."""
 
 import copy
+import doctest
 import inspect
 import re
 import subprocess
@@ -247,6 +248,13 @@ def test_positional_arguments_are_torchs():
     ours, theirs = (kind.RMSprop(x, 0.1, 0.9, 1e-3, 0.1, 0.5, True) for kind, x in ((door, p), (torch.optim, q)))
     kept = {key: value for key, value in ours.param_groups[0].items() if key in theirs.param_groups[0]}
     assert {**kept, "params": 0} == {**theirs.param_groups[0], "params": 0}
+
+
+def test_the_example_of_the_module():
+    torch.set_default_dtype(torch.float32)
+    found = doctest.testmod(door)
+    assert found.attempted > 4
+    assert not found.failed
 
 
 def test_a_missing_torch_is_named():

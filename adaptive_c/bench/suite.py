@@ -28,7 +28,7 @@ from .._native import build_info, counted, get_num_threads, isa, processors
 from .contenders import CONTENDERS, Task
 from .worker import told, told_bytes
 
-OURS = "adaptive_c"
+OURS, DROP_IN = "adaptive_c", "adaptive_c.torch"
 ENOUGH = 5  # rounds for a contender that is ten times slower
 
 # Each rule as it is by default, and options with which some of them sweep over more arrays.
@@ -51,7 +51,7 @@ class Settings:
     """What is measured, and how often.  A TOML file given with ``--config`` may set any of these names."""
 
     groups: tuple[str, ...] = (
-        "sizes", "rules", "float64", "whole", "formats", "lists", "threads", "import", "memory",
+        "sizes", "rules", "float64", "whole", "formats", "lists", "drop-in", "threads", "import", "memory",
     )  # fmt: skip
     rounds: int = 21
     seconds: float = 0.04  # the length of one timing, which has at least one step
@@ -116,7 +116,8 @@ class Row:
 
 def rows(settings: Settings) -> Iterator[Row]:
     """The rows that the settings ask for; a row without any of the wanted contenders is left out."""
-    every = [name for name, c in CONTENDERS.items() if c.bits == 32 and not c.dtype and "call by call" not in name]
+    every = [name for name, c in CONTENDERS.items()
+             if c.bits == 32 and not c.dtype and "call by call" not in name and name != DROP_IN]  # fmt: skip
     n, cached = settings.large, min(settings.large, 1 << 13)
     state_formats = [("float32", None), ("float32", "bfloat16"), ("float32", "uint8"), ("bfloat16", "bfloat16"),
                      ("bfloat16", "uint8")]  # fmt: skip
@@ -147,10 +148,16 @@ def rows(settings: Settings) -> Iterator[Row]:
                 yield Row("formats", f"{label}, uneven gradients, {n // 4:,}", uneven, [OURS, "torch fused"])
                 yield Row("in cache", f"{label}, uneven gradients", replace(uneven, sizes=(cached,), threads=1), [OURS])
         many = 10_000 if n >= 1 << 24 else 1000
-        yield Row("lists", f"{many:,} arrays of 1,000", Task((1000,) * many), [OURS, *every[1:5], "scikit-learn Adam"])
         gpt2 = GPT2 if n >= 1 << 24 else tuple(-(-size // 64) for size in GPT2)
         label = "GPT-2 124M, 148 arrays" + ("" if gpt2 is GPT2 else ", each cut to a 64th")
-        yield Row("lists", label, Task(gpt2), [OURS, *every[1:5]])
+        lists = {f"{many:,} arrays of 1,000": (1000,) * many, label: gpt2}
+        for label, sizes in lists.items():
+            more = ["scikit-learn Adam"] if sizes is not gpt2 else []
+            yield Row("lists", label, Task(sizes), [OURS, *every[1:5], *more])
+        for label, sizes in {"20 arrays of 1,000": (1000,) * 20, **lists}.items():
+            yield Row("drop-in", label, Task(sizes), [OURS, DROP_IN, "torch fused"])
+        task = Task((n,), whole=True, copy=False)
+        yield Row("drop-in", f"whole step, {n:,}", task, [OURS, DROP_IN, "torch, call by call"])
         for threads in range(1, get_num_threads() + 1):
             yield Row("threads", counted(threads, "thread"), Task((n,), threads=threads), [*FAST[:4]])
         yield Row("memory", f"{n // 4:,}", Task((n // 4,)), every)
