@@ -192,6 +192,13 @@ def test_x0_of_any_shape_and_type_is_not_written(x0):
     assert_same_bits(np.array(x0), before)
 
 
+def test_a_gradient_of_one_element_may_have_another_shape():
+    for x0, shape in ((0.5, (1,)), ([0.5], ()), ([[0.5]], (1,))):
+        result = ac.minimize(lambda x, shape=shape: (bowl(x)[0], bowl(x)[1].reshape(shape)), x0, jac=True, lr=0.1)
+        assert result.success
+        assert result.jac.shape == np.shape(x0)
+
+
 def test_args_come_after_x_and_a_batch():
     def fun(x, *rest):
         seen.append(rest)
@@ -211,6 +218,13 @@ def test_both_functions_are_given_args_and_batch():
     for b in (3, 5, 3, 5):
         opt.step(4 * b * x)
     assert_same_bits(result.x, x)
+
+
+def test_the_gradient_that_is_returned_is_the_callers():
+    buffer = np.zeros(2)
+    result = ac.minimize(lambda x: (1.0, np.subtract(x, 3, out=buffer)), START, jac=True, maxiter=2)
+    assert (result.jac == buffer).all()
+    assert not np.shares_memory(result.jac, buffer)
 
 
 def test_x_is_live_and_can_only_be_read():
@@ -302,7 +316,7 @@ REFUSED = {
     "an odd average": ({"average": "mean"}, ValueError, "average must be 'best', 'last', True, a decay or None, got 'mean'"),
     "no average": ({"average": False}, ValueError, "average must be"),
     "an odd decay": ({"average": 1.5}, ValueError, r"ema_decay must be in \[0"),
-    "two averages": ({"average": 0.9, "ema_decay": 0.9}, TypeError, "two names for one thing"),
+    "two averages": ({"average": 0.9, "ema_decay": 0.9}, TypeError, "average=0.9 and ema_decay=0.9 are one thing; drop one"),
     "the best of noise": ({"average": "best", "batches": [1]}, ValueError, "needs patience"),
     "batches of a number": ({"batches": 3}, TypeError, "batches must be iterable, got 3"),
     "no batches": ({"batches": []}, ValueError, "batches has no items"),
@@ -409,6 +423,8 @@ def test_bounds_are_rounded_inward_for_float32():
 
 
 def test_an_average_is_inside_the_bounds():
+    result = ac.minimize(bowl, -1, jac=True, bounds=(None, 0.1), average=True, optimizer=ac.SGD, lr=1, maxiter=1)
+    assert result.x == 0.1 < -1 + (0.1 - -1)  # which is what e + (x - e) gives
     for hi in np.random.default_rng(0).uniform(0, 1, 20):
         for decay in (0.3, True):
             result = ac.minimize(
