@@ -141,7 +141,7 @@ def items(batches: Any) -> Iterator[tuple[Any]]:
             yield (item,)
         if not n:
             raise ValueError("batches has no items")
-        if n == before or hasattr(batches, "__next__"):
+        if n == before:  # an iterator begins where it ended
             return
 
 

@@ -1,9 +1,13 @@
 """`scipy_method` under SciPy's minimize, basinhopping and dual_annealing; and results compared with L-BFGS-B's."""
 
+import doctest
 import itertools
 import math
 import pickle
+import re
+import sys
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -154,6 +158,7 @@ def test_a_function_may_keep_and_write_its_x():
         return f, g
 
     assert_same_bits(minimize(fun).x, minimize().x)
+    assert_same_bits(minimize(lambda x: fun(x)[0], jac=lambda x: fun(x)[1]).x, minimize().x)
     assert len({id(x) for x in kept}) == len(kept)
     assert minimize(lambda x: (x @ x / 2, x)).success  # the gradient is x itself
 
@@ -328,3 +333,23 @@ def test_dual_annealing():
     result = optimize.dual_annealing(rastrigin, bounds, args=(10,), minimizer_kwargs=local, maxiter=200, rng=0)
     assert calls
     np.testing.assert_allclose(result.x, 0, atol=1e-4)
+
+
+# --- the page ----------------------------------------------------------------------------------------------------------
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "minimize.md"
+
+
+@pytest.mark.skipif(not PAGE.is_file(), reason="not in a clone")
+def test_the_examples_of_the_page():
+    blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.S)
+    assert len(blocks) == 6
+    for block in blocks:
+        exec(compile(block, PAGE.name, "exec"), {})
+
+
+def test_the_examples_of_the_docstrings():
+    for function in (ac.minimize, ac.scipy_method):
+        result = doctest.testmod(sys.modules[function.__module__], extraglobs={"np": np})
+        assert result.attempted
+        assert not result.failed
