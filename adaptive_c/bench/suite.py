@@ -209,6 +209,7 @@ class Processes:
 
     def __init__(self) -> None:
         self._running: dict[tuple[str, int | None], Process] = {}
+        self.missing: dict[str, dict[str, Any]] = {}  # what a contender reported that can't be imported here
 
     def get(self, name: str, threads: int | None) -> Process:
         key = name, threads
@@ -239,7 +240,9 @@ def measure(row: Row, settings: Settings, processes: Processes, say: Callable[[s
     task, ready = row.task, []
     itemsize = {"float64": 8, "float32": 4, "bfloat16": 2}[task.dtype]
     for name in row.names:
-        if 8 * task.elements * itemsize > 0.9 * free_memory():
+        if name in processes.missing:
+            row.results[name] = processes.missing[name]
+        elif 8 * task.elements * itemsize > 0.9 * free_memory():
             row.results[name] = {"failed": "not enough free memory beside the others"}
         else:
             if row.group == "memory":  # in an old process, memory that it has freed would count
@@ -254,8 +257,9 @@ def measure(row: Row, settings: Settings, processes: Processes, say: Callable[[s
         hint = f"; {CONTENDERS[name].install}" if why == "missing" and CONTENDERS[name].install else ""
         where = "" if why == "missing" else f"{row.group}, {row.label}: "
         say(f"{where}{name} is left out ({why}: {facts[why]}{hint})")
-        if why != "missing":
-            processes.stop(name, task.threads)
+        processes.stop(name, task.threads)
+        if why == "missing":
+            processes.missing[name] = facts
     turns = [(process, what) for process in ready for what in process.facts["steps"]]
     seconds: dict[tuple[Process, str], list[float]] = {turn: [] for turn in turns}
     for number in range(settings.rounds if row.group != "memory" else 0):
@@ -264,7 +268,8 @@ def measure(row: Row, settings: Settings, processes: Processes, say: Callable[[s
             once = process.facts["seconds"]
             if number < ENOUGH or once < 10 * ready[0].facts["seconds"]:
                 repeat = max(1, min(5000, int(settings.seconds / max(once, 1e-7))))
-                time.sleep(0.02)  # until the threads of the previous contender have stopped spinning
+                if len(ready) > 1:
+                    time.sleep(0.02)  # until the threads of the previous contender have stopped spinning
                 took = process.ask(time=what, repeat=repeat)
                 if isinstance(took, dict):  # the process died, perhaps for lack of memory
                     row.results[process.name] = took
@@ -347,12 +352,14 @@ def imports(settings: Settings, advance: Callable[[float], None]) -> dict[str, A
     rounds: dict[str, list[float]] = {name: [] for name in names}
     total = min(settings.rounds, ENOUGH)
     for _ in range(total):
-        for name in names:
+        for name in list(names):
             command = [sys.executable, "-P", "-c", script.format(IMPORTS[name])]
             env = {**os.environ, "DS_ACCELERATOR": "cpu"}
             out = subprocess.run(command, capture_output=True, text=True, env=env)
             if out.returncode == 0:
                 rounds[name].append(float(out.stdout.split()[-1]))
+            else:
+                names.remove(name)
         advance(1 / total)
     found = {name: {"median": statistics.median(times), "rounds": times} for name, times in rounds.items() if times}
     return {"group": "import", "label": "after NumPy", "contenders": found}
