@@ -69,6 +69,35 @@ def test_a_class_made_on_the_fly():
     assert type(opt).__init__ is door.AdamW.__init__
 
 
+def test_a_wrapper_with_the_class_and_a_dict_of_its_own():
+    """Lightning's, which passes on the attributes that it lacks: what is read and set there is the optimizer's."""
+
+    class Wrapper:
+        def __init__(self, inner):
+            self.inner = inner
+            self.__class__ = type("Wrapped", (Wrapper, type(inner)), {})
+
+        def __getattr__(self, name):
+            return getattr(self.inner, name)
+
+    m = model()
+    opt = door.AdamW(m.parameters(), max_grad_norm=1.0, ema_decay=0.5)
+    wrapper = Wrapper(opt)
+    backward(m, opt)
+    opt.step()
+    assert wrapper.t == opt.t == 1
+    assert wrapper.grad_norm == opt.grad_norm > 0
+    before = m[0].weight.clone()
+    with wrapper.averaged_parameters():
+        assert not torch.equal(m[0].weight, before)
+    wrapper.on_nonfinite = "skip"
+    m[0].weight.grad[0, 0] = float("nan")
+    opt.step()
+    assert (wrapper.t, wrapper.skipped_steps) == (1, 1)
+    with pytest.raises(TypeError, match="complex"):
+        wrapper.add_param_group({"params": torch.zeros(2, dtype=torch.complex64)})
+
+
 def test_a_subclass():
     class Mine(door.AdamW):
         """Mine."""

@@ -38,6 +38,15 @@ class _Whole:
         self.value = value
 
 
+class _Live:
+    """What changes as an optimizer steps.  It is an object so that a wrapper which has the optimizer's class and passes
+    on the attributes that it lacks, as those of Lightning do, reads and changes the optimizer's own."""
+
+    def __init__(self, counted: dict[str, Any]) -> None:
+        self.counted = counted
+        self.bound: Bound | None = None
+
+
 class Optimizer(torch.optim.Optimizer):
     """Base of all optimizers for tensors: what they have beside torch's arguments.
 
@@ -95,8 +104,7 @@ class Optimizer(torch.optim.Optimizer):
     _rule: ClassVar[type[Plain]]
     _torch_names: ClassVar[tuple[str, ...]] = ()  # the arguments of torch's class of this rule
     _step_supports_amp_scaling = True  # GradScaler leaves the gradients scaled, and says by how much
-    _bound: Bound | None = None
-    _ready = False
+    _live: _Live
 
     if TYPE_CHECKING:  # each class has a constructor of its own, with torch's arguments in torch's order
 
@@ -124,7 +132,6 @@ class Optimizer(torch.optim.Optimizer):
                 raise TypeError(f"{name} can't follow a schedule of adaptive_c here, got {given[name]!r}; give a "
                                 "number, and construct one of torch.optim.lr_scheduler over the optimizer")  # fmt: skip
         self._settings = {name: given[name] for name in WHOLE}
-        self._counted = dict(FRESH)
         if self._torch_names:
             super().__init__(**{name: given[name] for name in self._torch_names})
         else:
@@ -136,7 +143,7 @@ class Optimizer(torch.optim.Optimizer):
                 group.setdefault(name, value)
         self._start()
         self._form.check(self.param_groups, 0)
-        self._ready = True
+        self._live = _Live(dict(FRESH))
 
     def _start(self) -> None:
         rule = self._rule.rule._replace(label=self._rule.__name__)
@@ -146,7 +153,7 @@ class Optimizer(torch.optim.Optimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         super().add_param_group(param_group)
-        if self._ready:
+        if hasattr(self, "_live"):  # otherwise the constructor calls, and checks all groups
             try:
                 self._form.check(self.param_groups[-1:], len(self.param_groups) - 1)
             except Exception:
@@ -194,17 +201,19 @@ class Optimizer(torch.optim.Optimizer):
 
     def _fitting(self) -> Bound:
         """What is bound, bound anew if something about it has changed."""
-        bound = self._bound
+        bound = self._live.bound
         if bound is None or not bound.fits(self.param_groups, self.state):
             self._unbind()
-            self._bound = bound = Bound(self._form, self.param_groups, self.state, self._counted)
+            bound = Bound(self._form, self.param_groups, self.state, self._live.counted)
+            self._live.bound = bound
         return bound
 
     def _unbind(self) -> None:
-        self._counted, self._bound = self._counts(), None
+        self._live.counted, self._live.bound = self._counts(), None
 
     def _counts(self) -> dict[str, Any]:
-        return self._counted if self._bound is None else self._bound.counted()
+        bound = self._live.bound
+        return self._live.counted if bound is None else bound.counted()
 
     # --- checkpoints --------------------------------------------------------------------------------------------------
 
@@ -245,16 +254,17 @@ class Optimizer(torch.optim.Optimizer):
             counted.update(given.get(_KEY, {}))
             return {**given, "state": {key: _Whole(value) for key, value in given["state"].items()}}
 
-        before = self.param_groups, self.state, self._bound, self._counted
+        live = self._live
+        before = self.param_groups, self.state, live.bound, live.counted
         hook = self.register_load_state_dict_pre_hook(keep)
         try:
             super().load_state_dict(state_dict)
-            self._bound, self._counted = None, counted
+            live.bound, live.counted = None, counted
             self._form.check(self.param_groups, 0)
             if self.state:
                 self._fitting()
         except BaseException:
-            self.param_groups, self.state, self._bound, self._counted = before
+            self.param_groups, self.state, live.bound, live.counted = before
             raise
         finally:
             hook.remove()
@@ -271,9 +281,9 @@ class Optimizer(torch.optim.Optimizer):
             group.update({name: own[name] for name in (*FORMATS, *REFUSED) if name in own})
             for name, default in self.defaults.items():
                 group.setdefault(name, own.get(name, default))
-        if not self._ready:
+        if not hasattr(self, "_live"):  # unpickled
+            self._live = _Live(self.__dict__.pop("_counted"))
             self._start()
-            self._ready = True
 
     # --- what the run knows -------------------------------------------------------------------------------------------
 
@@ -313,12 +323,13 @@ class Optimizer(torch.optim.Optimizer):
 
     def _set(self, name: str, value: Any) -> None:
         """Assign an option of the optimizer as a whole."""
+        bound = self._live.bound
         if name == "n_threads":
             number = checked_threads(value)
-            if self._bound is not None:
-                self._bound.plan.n_threads = number
-        elif self._bound is not None:
-            self._bound.run.configure(name, value)
+            if bound is not None:
+                bound.plan.n_threads = number
+        elif bound is not None:
+            bound.run.configure(name, value)
         else:
             SETTINGS[name](name, value)
         self._settings[name] = value
