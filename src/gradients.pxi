@@ -81,7 +81,7 @@ cdef Py_ssize_t acquire_array(Plan plan, BoundGroup bound, Py_ssize_t i, grad, P
         if shared >= 0:
             raise ValueError(f"{bound.name(i, True)} shares memory with {plan.owner(shared)}; pass a copy")
     if by_rows:
-        work = max(work, 0) + bind_rows(bound, i, <Rows> grad)
+        work = max(work, 0) + bind_rows(bound, i, <Rows> grad, g.len)
         a.touched = bound.touched[i]
         a.g = <const char*> g.buf
         group.by_rows = plan.space.by_rows = True
