@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from .._checkpoint.torch import restore
-from .._native import checked_threads
+from .._native import Rows, checked_threads
 from .._run.rule import Rule
 from .._run.run import Run
 from ._state import restore_beside, shown, stored_as, to_restore
@@ -114,6 +114,11 @@ class Part:
         # Without an array of its own, and without a count, there is nothing to show.
         self.waiting = list(range(len(self.params))) if self.store.state or group.rule.name != "sgd" else []
 
+    def moved(self) -> bool:
+        """Do the parameters lie in memory in another way than when they were bound?"""
+        here = [p.data_ptr() for p in self.params]
+        return here != self.pointers or [(p.shape, p.stride()) for p in self.params] != self.forms
+
     def gradients(self, copied: list[Tensor]) -> list[Any] | None:
         """The gradients, which the run checks; None if the parameters don't lie where they did."""
         both = [x for p in self.params for x in (p.grad, p.data_ptr())]  # in one pass over many small objects
@@ -121,16 +126,20 @@ class Part:
             return None
         return both[::2] if self.direct else self.laid_out(copied)
 
-    def laid_out(self, copied: list[Tensor]) -> list[Array | None] | None:
+    def laid_out(self, copied: list[Tensor]) -> list[Array | Rows | None] | None:
         """The gradients as arrays, each checked, and copied where they don't lie as the parameters do.
 
         copied: takes those that were copied.
         """
-        if [(p.shape, p.stride()) for p in self.params] != self.forms:
+        if self.moved():
             return None
-        found: list[Array | None] = []
+        found: list[Array | Rows | None] = []
         for j, p in enumerate(self.params):
             g = gradient(p, f"{self.where}[{j}]")
+            if isinstance(g, Rows):
+                self.direct = False
+                found.append(g)
+                continue
             if g is not None and g.data_ptr() != p.grad.data_ptr():
                 copied.append(p.grad)
             found.append(None if g is None else array(g, p))
@@ -268,12 +277,20 @@ class Bound:
         if self.form.settings["zero_grad"]:
             for g in copied:
                 g.detach().zero_()
-            torch.autograd.graph.increment_version([p.grad for p in stepped])
+            torch.autograd.graph.increment_version([p.grad for p in stepped if not p.grad.is_sparse])
         if plan.t != t:
             torch.autograd.graph.increment_version(stepped)
-            for part in parts:
-                part.show_steps()
-                if part.waiting:
-                    part.show(self.state)
-            self.n_states = len(self.state)
+            self.show()
         return True
+
+    def show(self) -> None:
+        """Give torch's dict what a step has made."""
+        for part in self.parts:
+            part.show_steps()
+            if part.waiting:
+                part.show(self.state)
+        self.n_states = len(self.state)
+
+    def places(self) -> dict[Tensor, tuple[Part, int, int]]:
+        """Of each tensor its part, the number of that, and its own number in it."""
+        return {p: (part, i, j) for i, part in enumerate(self.parts) for j, p in enumerate(part.params)}

@@ -45,6 +45,7 @@ class _Live:
     def __init__(self, counted: dict[str, Any]) -> None:
         self.counted = counted
         self.bound: Bound | None = None
+        self.arriving: Any = None  # what steps in backward
 
 
 class Optimizer(torch.optim.Optimizer):
@@ -103,7 +104,6 @@ class Optimizer(torch.optim.Optimizer):
     state: Any
     _rule: ClassVar[type[Plain]]
     _torch_names: ClassVar[tuple[str, ...]] = ()  # the arguments of torch's class of this rule
-    _step_supports_amp_scaling = True  # GradScaler leaves the gradients scaled, and says by how much
     _live: _Live
 
     if TYPE_CHECKING:  # each class has a constructor of its own, with torch's arguments in torch's order
@@ -123,6 +123,20 @@ class Optimizer(torch.optim.Optimizer):
             theirs = getattr(torch.optim, rule.__name__, None)
             cls._rule, cls.__doc__ = rule, docstring(rule)
             cls.__init__, cls._torch_names = constructor(rule, theirs, cls._construct)  # type: ignore[method-assign]
+
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        """Does GradScaler leave the gradients scaled, and say by how much?  As in torch where fused=True asks for it,
+        since clients may want to clip gradients that the scaler has unscaled; where this optimizer clips; and for
+        narrow parameters, whose gradients the scaler refuses to unscale."""
+        wanted = ("fused", "master", "rounding")
+        return self._settings["max_grad_norm"] is not None or any(
+            group.get(name) for group in self.param_groups for name in wanted
+        )
+
+    @_step_supports_amp_scaling.setter
+    def _step_supports_amp_scaling(self, value: bool) -> None:
+        """Torch's constructors assign it."""
 
     def _construct(self, given: Mapping[str, Any]) -> None:
         """given: the arguments by name."""
@@ -184,6 +198,9 @@ class Optimizer(torch.optim.Optimizer):
         return loss
 
     def _update(self) -> None:
+        if self._live.arriving is not None:
+            self._live.arriving.finish()
+            return
         scale = 0.0  # of the gradients: none
         if "found_inf" in self.__dict__:  # GradScaler calls
             if self.found_inf.item():
@@ -198,6 +215,12 @@ class Optimizer(torch.optim.Optimizer):
     _update_uncompiled = torch._disable_dynamo(
         _update
     )  # it imports torch._dynamo, which takes seconds, when it is called
+
+    def catch_up(self) -> None:
+        """Bring all rows up to date, of groups with ``rows="exact"``: before you read parameters, as `state_dict` and
+        `averaged_parameters` do by themselves."""
+        if self._live.bound is not None:
+            self._live.bound.plan.catch_up()
 
     def _fitting(self) -> Bound:
         """What is bound, bound anew if something about it has changed."""
@@ -225,6 +248,7 @@ class Optimizer(torch.optim.Optimizer):
         format : "torch", optional
             Make a dict that holds nothing but what torch's class of this name has, with 8-bit state decoded.
         """
+        self.catch_up()
         found: dict[str, Any] = super().state_dict()
         if format is None:
             return {**found, _KEY: self._counts()}
