@@ -371,19 +371,28 @@ class Optimizer:
         """Drop what was accumulated, if anything was."""
         self._run.plan.discard()
 
-    def catch_up(self) -> None:
-        """Bring all rows up to date, of groups with ``rows="exact"``, in parallel.
+    def catch_up(self, *place_and_indices: Any) -> None:
+        """Bring rows up to date, of groups with ``rows="exact"``, in parallel: all of them, or some rows of one array.
 
         Call it before you read or write parameters or their state: until then, rows have missed the steps since they
         were last stepped.  Saving, `state_dict`, `averaged_parameters` and assigning `t` or bounds do it by themselves.
         After it there is no step to `rollback`, if a row had missed one.
 
+        Parameters
+        ----------
+        *place_and_indices : optional
+            Before you look rows up for the next gradient, those rows are enough: ``catch_up("table", indices)`` for a
+            dict, ``catch_up(3, indices)`` for a list, ``catch_up(indices)`` for one bare array, and with the number of
+            the group before that for a list of groups.  indices : (k,) array of int32 or int64.
+
         Raises
         ------
+        KeyError, IndexError, TypeError, ValueError
+            If there is no such array or row.
         RuntimeError
             While the optimizer is in use elsewhere.
         """
-        self._run.plan.catch_up()
+        self._run.plan.catch_up(*place_and_indices)
 
     def rollback(self) -> None:
         """Undo the last call of `step`, once.  Needs ``keep_undo=True`` in the constructor.

@@ -14,6 +14,7 @@ from .._run.options import SETTINGS
 from ._bound import FORMATS, FRESH, REFUSED, Bound, Form
 from ._signature import GROUP, SWITCHES, WHOLE, constructor, docstring, own_options
 from ._state import BESIDE, decoded
+from ._tensors import Tensor
 
 _KEY = "adaptive_c"  # in a state_dict, beside torch's "state" and "param_groups"
 
@@ -216,11 +217,25 @@ class Optimizer(torch.optim.Optimizer):
         _update
     )  # it imports torch._dynamo, which takes seconds, when it is called
 
-    def catch_up(self) -> None:
-        """Bring all rows up to date, of groups with ``rows="exact"``: before you read parameters, as `state_dict` and
-        `averaged_parameters` do by themselves."""
-        if self._live.bound is not None:
-            self._live.bound.plan.catch_up()
+    def catch_up(self, parameter: Tensor | None = None, indices: Tensor | None = None) -> None:
+        """Bring rows up to date, of groups with ``rows="exact"``: all of them, or some rows of a parameter.
+
+        Call it before you read parameters or look rows up; `state_dict` and `averaged_parameters` do it by themselves.
+
+        Parameters
+        ----------
+        parameter, indices : tensors, optional
+            One parameter, and the rows of it, of any shape: ``opt.catch_up(table.weight, words)``.
+        """
+        bound = self._live.bound
+        if bound is None:
+            return
+        if parameter is None or indices is None:
+            bound.plan.catch_up()
+        else:
+            _, i, j = bound.places()[parameter]
+            bound.plan.catch_up(i, j, indices.detach().reshape(-1).contiguous().numpy())
+            torch.autograd.graph.increment_version(parameter)
 
     def _fitting(self) -> Bound:
         """What is bound, bound anew if something about it has changed."""
