@@ -93,6 +93,10 @@ class Optimizer:
     bounds : (lo, hi), optional; per group
         Box constraint: parameters are clamped to it after each step.  Each side is a number, None, or arrays in the
         structure of the group's parameters.  Bounds are copied, and rounded inward to the parameters' dtype.
+    rows : "lazy" or "exact"; per group
+        What a gradient of `Rows` means for the other rows.  "lazy": nothing; they and their state stay as they are, as
+        with torch's SparseAdam.  "exact": that their gradient is 0.  They are brought up to date when they are stepped
+        next, or by `catch_up`, with the bits of the dense steps that they have missed.  Refused for 8-bit state.
     copy_to : array or structure of arrays, optional; per group
         float32, bfloat16 or float16 arrays, in the structure of the group's parameters, that receive the updated
         parameters, rounded to nearest even; they are written at construction too.  Only float32 for float64 parameters.
@@ -169,6 +173,7 @@ class Optimizer:
         flush_denormals: bool = False,
         ema_decay: Schedulable | None = None,
         bounds: Any = None,
+        rows: str = "lazy",
         copy_to: Any = None,
         state_dtype: str | None = None,
         master: str | None = None,
@@ -365,6 +370,20 @@ class Optimizer:
     def discard(self) -> None:
         """Drop what was accumulated, if anything was."""
         self._run.plan.discard()
+
+    def catch_up(self) -> None:
+        """Bring all rows up to date, of groups with ``rows="exact"``, in parallel.
+
+        Call it before you read or write parameters or their state: until then, rows have missed the steps since they
+        were last stepped.  Saving, `state_dict`, `averaged_parameters` and assigning `t` or bounds do it by themselves.
+        After it there is no step to `rollback`, if a row had missed one.
+
+        Raises
+        ------
+        RuntimeError
+            While the optimizer is in use elsewhere.
+        """
+        self._run.plan.catch_up()
 
     def rollback(self) -> None:
         """Undo the last call of `step`, once.  Needs ``keep_undo=True`` in the constructor.

@@ -14,42 +14,19 @@ Schedules are computed by plain Python in float64; nothing here needs the compil
 import math
 from bisect import bisect_right
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, dataclass, field, fields, replace
-from itertools import pairwise
+from dataclasses import KW_ONLY, MISSING, dataclass, fields, replace
 from typing import Any
 
-from ._run.options import Check, Number, choice, flag, moves, optional
+from ._run.options import ARGUMENTS, moves
 
 __all__ = [  # noqa: RUF022  from simple to composed
     "Schedule", "constant", "step", "multistep", "exponential", "linear", "polynomial", "cosine", "cosine_restarts",
     "inverse_sqrt", "one_cycle", "plateau", "warmup", "chain", "from_dict",
 ]  # fmt: skip
 
-_finite = Number(open_low=True)
-
-
-def _count(low: int) -> Check:
-    def check(name: str, value: Any) -> int:
-        if isinstance(value, bool) or not hasattr(value, "__index__"):
-            raise TypeError(f"{name} must be an integer, got {value!r}")
-        if value.__index__() < low:
-            raise ValueError(f"{name} must be at least {low}, got {value!r}")
-        return int(value.__index__())
-
-    return check
-
-
-def _milestones(name: str, value: Any) -> tuple[int, ...]:
-    if not isinstance(value, (list, tuple)):
-        raise TypeError(f"{name} must be a list of step numbers, got {value!r}")
-    steps = tuple(_count(1)(f"{name}[{i}]", x) for i, x in enumerate(value))
-    if any(a >= b for a, b in pairwise(steps)):
-        raise ValueError(f"{name} must ascend, got {value!r}")
-    return steps
-
 
 def _schedule(name: str, value: Any) -> Any:
-    return value if moves(value) else constant(_finite(name, value))
+    return value if moves(value) else constant(ARGUMENTS["base"](name, value))
 
 
 def _schedules(name: str, value: Any) -> tuple[Any, ...]:
@@ -58,38 +35,7 @@ def _schedules(name: str, value: Any) -> tuple[Any, ...]:
     return tuple(_schedule(f"{name}[{i}]", x) for i, x in enumerate(value))
 
 
-# An argument's name means the same in every schedule, so one table of checks serves them all.
-_CHECKS: dict[str, Check] = {
-    "base": _finite,
-    "end": _finite,
-    "start": _finite,
-    "steps": _count(1),
-    "step_size": _count(1),
-    "warmup_steps": _count(1),
-    "mult": _count(1),
-    "milestones": _milestones,
-    "gamma": Number(0),
-    "power": Number(0),
-    "pct_start": Number(0, 1, open_high=False),
-    "anneal_strategy": choice("cos", "linear"),
-    "div_factor": Number(0, open_low=True),
-    "final_div_factor": Number(0, open_low=True),
-    "three_phase": flag,
-    "mode": choice("min", "max"),
-    "factor": Number(0, 1),
-    "patience": _count(0),
-    "threshold": Number(0),
-    "threshold_mode": choice("rel", "abs"),
-    "cooldown": _count(0),
-    "min": _finite,
-    "eps": Number(0),
-    "value": optional(_finite),
-    "best": optional(_finite),
-    "num_bad_epochs": _count(0),
-    "cooldown_counter": _count(0),
-    "of": _schedule,
-    "schedules": _schedules,
-}
+_CHECKS = {**ARGUMENTS, "of": _schedule, "schedules": _schedules}
 
 
 @dataclass(frozen=True, repr=False)
@@ -151,7 +97,7 @@ class Schedule:
             from matplotlib import pyplot
         except ImportError as error:
             raise ImportError("plot needs matplotlib: pip install matplotlib") from error
-        n = _count(1)("steps", _drawn(self) if steps is None else steps)
+        n = ARGUMENTS["steps"]("steps", _drawn(self) if steps is None else steps)
         if ax is None:
             _, ax = pyplot.subplots()
         at = range(0, n, max(1, n // 2000))
@@ -396,15 +342,16 @@ class plateau(Schedule):
     factor: float = 0.1
     patience: int = 10
     threshold: float = 1e-4
-    mode: str = field(default="min", kw_only=True)
-    threshold_mode: str = field(default="rel", kw_only=True)
-    cooldown: int = field(default=0, kw_only=True)
-    min: float = field(default=0.0, kw_only=True)
-    eps: float = field(default=1e-8, kw_only=True)
-    value: float | None = field(default=None, kw_only=True)
-    best: float | None = field(default=None, kw_only=True)
-    num_bad_epochs: int = field(default=0, kw_only=True)
-    cooldown_counter: int = field(default=0, kw_only=True)
+    _: KW_ONLY
+    mode: str = "min"
+    threshold_mode: str = "rel"
+    cooldown: int = 0
+    min: float = 0.0
+    eps: float = 1e-8
+    value: float | None = None
+    best: float | None = None
+    num_bad_epochs: int = 0
+    cooldown_counter: int = 0
 
     def __call__(self, step: int) -> float:
         return self.base if self.value is None else self.value

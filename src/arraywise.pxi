@@ -121,6 +121,9 @@ cdef class Stepping:
             work = acquire_array(plan, bound, i, grad, 0)
             plan.form_step(group, i, 0)
             a.step = 0
+            plan.prepare(group, i)
+            if group.undo != NULL and a.behind != NULL and a.touched != NULL:
+                keep_past(a)
             if group.undo != NULL:  # chunks that a neighbour has kept excepted
                 plan.run(KEEP, work, group.position + a.start // CHUNK * CHUNK,
                          group.position + chunks_to(a.stop) * CHUNK)
@@ -136,6 +139,8 @@ cdef class Stepping:
             if lo < hi:
                 plan.run(STEP, work, group.position + lo, group.position + hi)
             zero_rows(plan)
+            if a.touched != NULL and a.behind != NULL:
+                note_past(group, a, plan.space.steps, group.t[i])
             stepped[i] = True
         finally:
             a.g, a.touched = NULL, NULL

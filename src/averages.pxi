@@ -47,6 +47,7 @@ cdef class Averages:
         cdef Guard guard = self.plan.guard
         guard.take(AVERAGED)
         try:
+            self.plan.bring_up()
             self.plan.narrow_saved = []
             for i in range(self.plan.space.n_groups):
                 group = self.plan.space.groups[i]

@@ -16,7 +16,7 @@ cdef void start_slot(const Group* group, int slot, Py_ssize_t start, Py_ssize_t 
         memset(s, 0, n * group.state_itemsize[slot])
     elif group.state_format != NATIVE:
         fill(n, x, value)
-        encode_block(group, slot, start, n, x, True)
+        encode_block(group, slot, start, n, x, True, group.keys)
     elif group.wide:
         fill(n, <double*> s, value)
     else:

@@ -13,24 +13,28 @@ cdef void decode_block(const Group* group, int slot, Py_ssize_t start, Py_ssize_
 
 
 cdef void encode_block(const Group* group, int slot, Py_ssize_t start, Py_ssize_t n, const float* x,
-                       bint nearest) noexcept nogil:
-    """The inverse.  Decoded numbers are encoded as they were, except those that a new scale leaves too small."""
+                       bint nearest, const uint64_t* keys) noexcept nogil:
+    """The inverse.  Decoded numbers are encoded as they were, except those that a new scale leaves too small.
+
+    keys: of the step's noise.
+    """
     cdef char* code = group.state[slot] + start * group.state_itemsize[slot]
-    cdef uint32_t word = 0 if nearest else noise_word(group.keys[1 + slot], start // BLOCK)
+    cdef Py_ssize_t at = start % BLOCK  # 8-bit state comes in whole blocks
+    cdef uint32_t word = 0 if nearest else noise_word(keys[1 + slot], start // BLOCK)
     cdef const Noises* noise = &noises
     if nearest:
         noise = &halves
     if group.only_bfloat16:
-        round_number(n, <uint16_t*> code, x, noise.bfloat16, word >> (32 - CUT_BFLOAT16))
+        round_number(n, <uint16_t*> code, x, noise.bfloat16 + at, word >> (32 - CUT_BFLOAT16))
     elif group.state_format == BFLOAT16:
-        round_head(n, <uint16_t*> code, x, noise.bfloat16, word >> (32 - CUT_BFLOAT16))
+        round_head(n, <uint16_t*> code, x, noise.bfloat16 + at, word >> (32 - CUT_BFLOAT16))
     else:
         group.scales[slot][start // BLOCK] = encode_uint8(n, <uint8_t*> code, x, group.signed[slot], noise.uint8,
                                                           word >> (32 - CUT_UINT8),
                                                           group.scales[slot][start // BLOCK])
 
 
-cdef void store_parameters(const Group* group, const Piece* piece, floating* p) noexcept nogil:
+cdef void store_parameters(const Group* group, const Piece* piece, floating* p, const uint64_t* keys) noexcept nogil:
     """Round p, a piece of one block, into its narrow array; without a master copy, p becomes what was stored."""
     cdef char* out = piece.array.p + 2 * piece.at
     cdef Py_ssize_t at = piece.start % BLOCK, n = piece.stop - piece.start
@@ -39,7 +43,7 @@ cdef void store_parameters(const Group* group, const Piece* piece, floating* p) 
         if group.master != NULL:
             narrow(group.format, n, out, 0, p)
             return
-        word = noise_word(group.keys[0], piece.start // BLOCK)
+        word = noise_word(keys[0], piece.start // BLOCK)
         if group.only_bfloat16:
             round_number(n, <uint16_t*> out, p, noises.bfloat16 + at, word >> (32 - CUT_BFLOAT16))
         elif group.format == BFLOAT16:

@@ -13,6 +13,7 @@ include "formats.pxi"    # one pair of loops for each number format
 include "stages.pxi"     # one loop for each extra
 include "space.pxi"      # groups, arrays, and the walker over their elements
 include "touched.pxi"    # gradients of a few rows, sorted and summed
+include "behind.pxi"     # steps that rows have missed, to be replayed
 include "blocks.pxi"     # narrow numbers, block by block
 include "begin.pxi"      # the first write
 include "passes.pxi"     # sums of micro-batches

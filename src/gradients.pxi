@@ -81,7 +81,7 @@ cdef Py_ssize_t acquire_array(Plan plan, BoundGroup bound, Py_ssize_t i, grad, P
         if shared >= 0:
             raise ValueError(f"{bound.name(i, True)} shares memory with {plan.owner(shared)}; pass a copy")
     if by_rows:
-        work = max(work, 0) + bind_rows(bound, i, <Rows> grad)
+        work = max(work, 0) + bind_rows(bound, i, <Rows> grad, g.len)
         a.touched = bound.touched[i]
         a.g = <const char*> g.buf
         group.by_rows = plan.space.by_rows = True
@@ -111,6 +111,14 @@ cdef Py_ssize_t acquire_sums(Plan plan) except -2:
         for index, parts in bound.row_sums.items():
             work = acquire_array(plan, bound, index, joined_rows(parts), work)
     return work
+
+
+cdef bint all_none(BoundGroup group) noexcept:
+    cdef Py_ssize_t i
+    for i in range(group.group.n_arrays):
+        if group.group.arrays[i].g != NULL:
+            return False
+    return True
 
 
 cdef Py_ssize_t put_rows_aside(Plan plan, Py_ssize_t work) except -2:

@@ -3,18 +3,11 @@
 from cpython.buffer cimport PyBUF_FULL_RO, PyBuffer_IsContiguous, PyBuffer_Release, PyObject_GetBuffer
 from libc.stdlib cimport calloc, free
 
+import sys
+
 import numpy
 
-cdef extern from *:
-    """
-    #if defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
-    #define LITTLE_ENDIAN_HOST 0
-    #else
-    #define LITTLE_ENDIAN_HOST 1
-    #endif
-    """
-    const bint LITTLE_ENDIAN_HOST
-
+cdef char HOST_ORDER = ord("<" if sys.byteorder == "little" else ">")  # as a buffer's format says it
 cdef object ndarray = numpy.ndarray
 cdef object MaskedArray = numpy.ma.MaskedArray
 cdef dict FORMATS = {"float32": FLOAT32, "bfloat16": BFLOAT16, "float16": FLOAT16}
@@ -46,7 +39,7 @@ cdef str named(dtype):
 cdef bint is_native(const Py_buffer* view, char code) noexcept:
     """Is the element type `code` ("f" or "d") in native byte order?"""
     cdef const char* f = view.format
-    if f[0] == b"@" or f[0] == b"=" or f[0] == (b"<" if LITTLE_ENDIAN_HOST else b">"):
+    if f[0] == b"@" or f[0] == b"=" or f[0] == HOST_ORDER:
         f += 1
     return f[0] == code and f[1] == 0
 

@@ -133,6 +133,8 @@ cdef class Plan:
 
     def configure(self, dict settings):
         """Take over the options of the optimizer as a whole, already checked."""
+        if settings["flush_denormals"] != self.space.flush_denormals:
+            self.bring_up()
         self.settings = settings
         self.max_grad_norm = settings["max_grad_norm"] or 0
         self.space.max_grad_value = settings["max_grad_value"] or 0
@@ -151,20 +153,70 @@ cdef class Plan:
         self.counts = Counts(t, skipped_steps, pending, growth_tracker, loss_scale, grad_norm)
 
     def need_sums(self):
-        """Allocate the sums of the groups that have none yet."""
+        """Allocate the sums of the groups that have none yet, but for those that were given nothing but rows."""
         cdef BoundGroup group
         cdef list spans = []
         for group in self.groups:
-            if group.group.sums == NULL:
+            if group.group.sums == NULL and not (group.row_sums and all_none(group)):
                 group.attach_sums()
                 spans += group.new_spans()
         if spans:
             self.memory = self.memory.joined(spans)
 
     def forget(self):
-        """Before a load: drop the sums, and the step that could be undone."""
+        """Before a load: drop the sums, what rows have missed, and the step that could be undone."""
         self.drop_sums()
+        self.forget_past()
         self.undoable = False
+
+    def settle(self):
+        """Before a save: all rows are up to date, and no sums of rows are pending."""
+        cdef BoundGroup bound
+        for bound in self.groups:
+            if bound.row_sums:
+                raise ValueError("accumulated rows are pending, which can't be saved: step() takes their mean, "
+                                 "discard() drops them")
+        self.bring_up()
+
+    cdef int bring_up(self) except -1:
+        """Replay what rows have missed, on all of them.  A step made before can't be undone then."""
+        cdef Group* group
+        cdef Py_ssize_t i, j
+        cdef bint behind = False
+        for i in range(self.space.n_groups):
+            group = self.space.groups[i]
+            for j in range(group.n_arrays):
+                behind |= group.arrays[j].behind != NULL and group.arrays[j].behind.n > 0
+        if behind:
+            self.sweep_all(CATCH_UP)
+            self.undoable = False
+            for i in range(self.space.n_groups):
+                group = self.space.groups[i]
+                for j in range(group.n_arrays):
+                    if group.arrays[j].behind != NULL:
+                        group.arrays[j].behind.n = 0
+        return 0
+
+    cdef int prepare(self, Group* group, Py_ssize_t j) except -1:
+        """Before an array is stepped under rows="exact"."""
+        cdef Array* a = group.arrays + j
+        if not group.options.exact:
+            return 0
+        if a.behind != NULL and a.behind.n > 0 and (a.touched == NULL or a.behind.n == LOGGED):
+            self.run(CATCH_UP, a.stop - a.start, group.position + a.start, group.position + a.stop)
+            a.behind.n, self.undoable = 0, False
+        if a.touched != NULL:
+            expect_rows(a)
+        return 0
+
+    cdef int forget_past(self) noexcept:
+        cdef Group* group
+        cdef Py_ssize_t i, j
+        for i in range(self.space.n_groups):
+            group = self.space.groups[i]
+            for j in range(group.n_arrays):
+                forget_past(group.arrays + j)
+        return 0
 
     cdef drop_sums(self):
         cdef Group* group
@@ -200,6 +252,9 @@ cdef class Plan:
         cdef double product
         self.guard.take(STEPPING, AVERAGED)
         try:
+            if self.guard.rest != AVERAGED:  # inside the block all rows are up to date
+                self.bring_up()
+            self.forget_past()
             self.follow(t)
             for i in range(self.space.n_groups):
                 group = self.space.groups[i]
@@ -226,6 +281,14 @@ cdef class Plan:
                 return False
             self.configure(settings)
             return True
+        finally:
+            self.guard.release()
+
+    def catch_up(self):
+        """Replay what rows have missed, on all of them."""
+        self.guard.take(STEPPING, AVERAGED)
+        try:
+            self.bring_up()
         finally:
             self.guard.release()
 
@@ -260,10 +323,9 @@ cdef class Plan:
             if self.space.zero_grad:
                 check_apart(self)
             work = put_rows_aside(self, work)
-            if work > 0:
-                self.need_sums()
-                self.run(ADD, work, 0, self.space.end)
-                zero_rows(self)
+            self.need_sums()
+            self.run(ADD, work, 0, self.space.end)
+            zero_rows(self)
             for i in range(self.space.n_groups):
                 group = self.space.groups[i]
                 for j in range(group.n_arrays):
@@ -283,7 +345,7 @@ cdef class Plan:
         lo and hi are multiples of CHUNK or the end (hi=-1).  The pieces of one step are calls of which all but the last
         have count=False: they share a step number, and equal the whole step whatever their order.
         """
-        cdef Py_ssize_t first = 0, last, work
+        cdef Py_ssize_t first = 0, last, work, i, j
         cdef bint usable = False, summed = grads is ...
         cdef Counts before
         cdef list moved = None
@@ -314,6 +376,10 @@ cdef class Plan:
                 self.counts.skipped_steps += count
                 if self.space.zero_grad:
                     zero_gradients(self)
+            for i in range(self.space.n_groups if usable else 0):
+                for j in range(self.space.groups[i].n_arrays):
+                    if self.space.groups[i].arrays[j].g != NULL:
+                        self.prepare(self.space.groups[i], j)
             if self.keeps_undo:
                 keep(self, before, usable, work)
             if usable:
@@ -447,6 +513,8 @@ cdef class Plan:
             writes = writes_state(group.rule, &group.options)
             for j in range(group.n_arrays):
                 if group.arrays[j].g != NULL:
+                    if group.arrays[j].touched != NULL and group.arrays[j].behind != NULL:
+                        note_past(group, group.arrays + j, self.space.steps + group.arrays[j].step, group.t[j])
                     group.t[j] += 1
                     if writes:
                         group.started[j] = True

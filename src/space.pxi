@@ -33,8 +33,23 @@ cdef struct Touched:         # rows of an array that a gradient has, each once
     void* memory             # of all that, with room for so many entries
     Py_ssize_t room
 
+cdef struct Past:            # a step that rows may have missed
+    Options options
+    Step step
+    uint64_t keys[1 + SLOTS]  # of its noise
+    double zero              # what became of a gradient of 0: -0 under maximize, NaN if the norm was that
+
+cdef struct Behind:          # of an array under rows="exact": which steps its rows have missed
+    Py_ssize_t length        # elements of a row
+    long long* done          # the array's count when a row was last stepped; the row has missed what is logged since
+    Past* log                # the array's last n steps
+    Py_ssize_t n, room
+    Py_ssize_t* kept         # for a rollback: rows, what they had done, and the length of the log
+    Py_ssize_t n_kept, kept_room, log_kept
+
 cdef struct Array:
     char* p
+    Behind* behind           # NULL: no step by rows was made, or under rows="lazy"
     const char* g            # NULL: no gradient in this call
     Touched* touched         # NULL: it is dense; otherwise g points to the values of rows
     Format g_format

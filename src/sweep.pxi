@@ -13,7 +13,7 @@ cdef enum:
     PARALLEL_FROM = 1 << 14  # elements: from here on a step takes several threads, and runs without the GIL
 
 cdef enum Work:          # of a sweep
-    STEP, START, COPY, ADD, SQUARES, LARGEST, KEEP, RESTORE
+    STEP, START, COPY, ADD, SQUARES, LARGEST, KEEP, RESTORE, CATCH_UP
 
 
 cdef bint staged(const Space* space, const Group* group) noexcept nogil:
@@ -23,6 +23,27 @@ cdef bint staged(const Space* space, const Group* group) noexcept nogil:
             or (group.options.weight_decay != 0 and not group.options.decoupled))
 
 
+cdef inline void apply(const Group* group, const Piece* piece, const floating* g, floating* p, void** s,
+                       const Options* o, const Step* k, const uint64_t* keys) noexcept nogil:
+    """The rule and the stages around it, over one piece whose gradient is unscaled and clipped."""
+    cdef floating decayed[TILE]
+    cdef Py_ssize_t n = piece.stop - piece.start
+    if o.weight_decay != 0 and not o.decoupled:
+        decay_gradient(n, decayed, g, p, o.weight_decay)
+        g = decayed
+    apply_rule(group.rule, n, p, g, s, o, k)
+    if group.bounds == SAME_BOUNDS:
+        bound(n, p, group.low, group.high)
+    elif group.bounds == OWN_BOUNDS:
+        bound_each(n, p, <const floating*> group.lows + piece.start, <const floating*> group.highs + piece.start)
+    if group.format != NATIVE:
+        store_parameters(group, piece, p, keys)
+    if group.ema != NULL:
+        average(n, <floating*> group.ema + piece.start, p, o.ema_decay)
+    if group.copy_format != NATIVE:
+        narrow(group.copy_format, n, piece.array.copy, piece.at, p)
+
+
 cdef void run_segment(const Space* space, const Group* group, const Piece* piece, floating* p,
                       void** s) noexcept nogil:
     """All stages over one piece.  p, s: its parameters and its state as the rule takes them."""
@@ -30,7 +51,6 @@ cdef void run_segment(const Space* space, const Group* group, const Piece* piece
     cdef int turn = 0
     cdef Py_ssize_t n = piece.stop - piece.start
     cdef const floating* g = <const floating*> piece.array.g + piece.at
-    cdef const Options* o = &group.options
     if piece.array.touched != NULL:
         g = sum_row(piece, spare[turn])
         turn = 1 - turn
@@ -45,21 +65,7 @@ cdef void run_segment(const Space* space, const Group* group, const Piece* piece
     if space.max_grad_value != 0:
         clamp_gradient(n, spare[turn], g, space.max_grad_value)
         g = spare[turn]
-        turn = 1 - turn
-    if o.weight_decay != 0 and not o.decoupled:
-        decay_gradient(n, spare[turn], g, p, o.weight_decay)
-        g = spare[turn]
-    apply_rule(group.rule, n, p, g, s, o, space.steps + piece.array.step)
-    if group.bounds == SAME_BOUNDS:
-        bound(n, p, group.low, group.high)
-    elif group.bounds == OWN_BOUNDS:
-        bound_each(n, p, <const floating*> group.lows + piece.start, <const floating*> group.highs + piece.start)
-    if group.format != NATIVE:
-        store_parameters(group, piece, p)
-    if group.ema != NULL:
-        average(n, <floating*> group.ema + piece.start, p, o.ema_decay)
-    if group.copy_format != NATIVE:
-        narrow(group.copy_format, n, piece.array.copy, piece.at, p)
+    apply(group, piece, g, p, s, &group.options, space.steps + piece.array.step, group.keys)
     if space.zero_grad and piece.array.touched == NULL:
         zero_piece(group, piece)
 
@@ -97,6 +103,8 @@ cdef void prefetch_row(const Group* group, const Piece* piece) noexcept nogil:
              gradient_itemsize(group, piece.array), n)
     at = touched.rows[row] * touched.length
     prefetch(piece.array.p, at, parameter_itemsize(group), n)
+    if piece.array.behind != NULL:
+        prefetch(piece.array.behind.done, touched.rows[row], sizeof(long long), 1)
     at += piece.array.start
     for j in range(SLOTS):
         if group.state[j] != NULL:
@@ -107,6 +115,57 @@ cdef void prefetch_row(const Group* group, const Piece* piece) noexcept nogil:
         prefetch(group.ema, at, native_itemsize(group), n)
 
 
+cdef void replay(const Group* group, const Piece* piece, const Past* past, floating* p, void** s) noexcept nogil:
+    """A step that a piece of a row has missed."""
+    cdef floating zeros[TILE]
+    fill(piece.stop - piece.start, zeros, past.zero)
+    apply(group, piece, zeros, p, s, &past.options, &past.step, past.keys)
+
+
+cdef void catch_up_piece(const Group* group, const Piece* piece) noexcept nogil:
+    """All steps that a piece has missed, which lies in one row, one tile and, of narrow numbers, one block."""
+    cdef const Behind* behind = piece.array.behind
+    if behind.n == 0:
+        return
+    cdef Py_ssize_t i, j, n = piece.stop - piece.start
+    cdef Py_ssize_t oldest = group.t[piece.array - group.arrays] - behind.n
+    cdef Py_ssize_t first = max(behind.done[piece.at // behind.length] - oldest, 0)
+    cdef float buffer[SLOTS][BLOCK]
+    cdef float widened[BLOCK]
+    cdef void* s[SLOTS]
+    for i in range(first, behind.n):
+        for j in range(SLOTS):
+            s[j] = group.state[j] + piece.start * group.state_itemsize[j]
+            if group.state[j] != NULL and group.state_format != NATIVE:
+                decode_block(group, j, piece.start, n, buffer[j])
+                s[j] = buffer[j]
+        if group.wide:
+            replay(group, piece, behind.log + i, <double*> piece.array.p + piece.at, s)
+        elif group.master != NULL:
+            replay(group, piece, behind.log + i, group.master + piece.start, s)
+        elif group.format == NATIVE:
+            replay(group, piece, behind.log + i, <float*> piece.array.p + piece.at, s)
+        else:
+            widen(group.format, n, widened, piece.array.p, piece.at)
+            replay(group, piece, behind.log + i, widened, s)
+        for j in range(SLOTS):
+            if group.state[j] != NULL and group.state_format != NATIVE:
+                encode_block(group, j, piece.start, n, buffer[j], group.nearest[j], behind.log[i].keys)
+
+
+cdef void catch_up_group(const Group* group, Py_ssize_t start, Py_ssize_t end) noexcept nogil:
+    """Bring elements start .. end-1 up to date."""
+    cdef Piece piece = pieces_from(group, start)
+    cdef Py_ssize_t length
+    while next_piece(&piece, end):
+        if piece.array.behind == NULL or piece.array.behind.n == 0:
+            continue
+        length = piece.array.behind.length
+        piece.stop = min(piece.stop, min(piece.array.start + (piece.at // length + 1) * length,
+                                         (piece.start // BLOCK + 1) * BLOCK))
+        catch_up_piece(group, &piece)
+
+
 cdef void run_pieces(const Space* space, const Group* group, Piece* piece, Py_ssize_t end) noexcept nogil:
     """The pieces up to `end` of a group whose parameters and state are as the rule computes."""
     cdef void* s[SLOTS]
@@ -114,6 +173,8 @@ cdef void run_pieces(const Space* space, const Group* group, Piece* piece, Py_ss
     while next_stepped(piece, end):
         if piece.array.touched != NULL:
             prefetch_row(group, piece)
+            if piece.array.behind != NULL:
+                catch_up_piece(group, piece)
         for j in range(SLOTS):
             s[j] = group.state[j] + piece.start * group.state_itemsize[j]
         if group.wide:
@@ -153,7 +214,11 @@ cdef WIDE run_block(const Space* space, const Group* group, Piece* piece, Py_ssi
     cdef void* s[SLOTS]
     cdef Py_ssize_t start = piece.stop
     cdef bint dense = first.touched == NULL
+    cdef Piece missed = piece[0]
     cdef int j
+    while group.by_rows and group.options.exact and next_stepped(&missed, end):
+        if missed.array.touched != NULL:
+            catch_up_piece(group, &missed)
     if dense and group.master != NULL:
         prefetch(group.master, start + AHEAD, 4)
     elif dense:
@@ -182,7 +247,7 @@ cdef WIDE run_block(const Space* space, const Group* group, Piece* piece, Py_ssi
             if dense:
                 prefetch(group.state[j], start + AHEAD, group.state_itemsize[j])
             if group.state_format != NATIVE:
-                encode_block(group, j, start, end - start, buffer[j], group.nearest[j])
+                encode_block(group, j, start, end - start, buffer[j], group.nearest[j], group.keys)
 
 
 cdef void run_group(const Space* space, const Group* group, Py_ssize_t start, Py_ssize_t end) noexcept nogil:
@@ -203,7 +268,8 @@ cdef void run_part(const Space* space, Work work, Py_ssize_t first, Py_ssize_t l
     """One thread's part of a sweep: positions first .. last-1."""
     cdef const Group* group
     cdef Py_ssize_t i, start, end
-    cdef bint flush = space.flush_denormals and (work == STEP or work == ADD)  # the others compute nothing
+    # the others compute nothing
+    cdef bint flush = space.flush_denormals and (work == STEP or work == ADD or work == CATCH_UP)
     cdef uint64_t mode = enter_mode(flush)
     for i in range(space.n_groups):
         group = space.groups[i]
@@ -217,6 +283,8 @@ cdef void run_part(const Space* space, Work work, Py_ssize_t first, Py_ssize_t l
             start_group(group, start, end)
         elif work == COPY:
             copy_parameters(group, start, end)
+        elif work == CATCH_UP:
+            catch_up_group(group, start, end)
         elif work == ADD:
             add_gradients(space, group, start, end)
         elif work == SQUARES or work == LARGEST:
@@ -241,7 +309,7 @@ cdef Py_ssize_t cut(const Space* space, Work work, Py_ssize_t first, Py_ssize_t 
                     Py_ssize_t n) noexcept nogil:
     """The position where a part of n begins, at a multiple of CHUNK."""
     cdef Py_ssize_t chunk = first // CHUNK
-    if space.by_rows and work != RESTORE and 0 < part < n:
+    if space.by_rows and work != RESTORE and work != CATCH_UP and 0 < part < n:
         chunk = cut_by_rows(space, part, n) // CHUNK
     else:
         chunk += (chunks_to(last) - chunk) * part // n

@@ -103,12 +103,17 @@ cdef int move_counts(Group* group, bint back) noexcept:
 cdef int keep(Plan plan, Counts before, bint usable, Py_ssize_t work) except -1:
     """Keep what the step is about to overwrite; of a step that is skipped, the counts."""
     cdef Group* group
-    cdef Py_ssize_t i
+    cdef Py_ssize_t i, j
     plan.undoable, plan.moved = False, []
     for i in range(plan.space.n_groups):
         group = plan.space.groups[i]
         memset(group.undo.chunks, 0, chunks_to(group.size))
         move_counts(group, False)
+        for j in range(group.n_arrays):
+            if group.arrays[j].behind != NULL:
+                group.arrays[j].behind.n_kept = -1
+                if usable and group.arrays[j].touched != NULL:
+                    keep_past(group.arrays + j)
     if usable:
         plan.run(KEEP, work, 0, plan.space.end)
     plan.before = before
@@ -127,7 +132,10 @@ cdef int restore(Plan plan) except -1:
             work += group.undo.chunks[j] * CHUNK
     plan.run(RESTORE, work, 0, plan.space.end)
     for i in range(plan.space.n_groups):
-        move_counts(plan.space.groups[i], True)
+        group = plan.space.groups[i]
+        move_counts(group, True)
+        for j in range(group.n_arrays):
+            restore_past(group.arrays + j)
     if not plan.dynamic:  # a number that was assigned since stays
         plan.before.loss_scale = plan.counts.loss_scale
     plan.counts = plan.before

@@ -12,7 +12,7 @@ S = ac.schedules
 DTYPES = {name: np.dtype(name) for name in ("float32", "float64", "float16")} | {
     "bfloat16": np.dtype(ml_dtypes.bfloat16)
 }
-RULES = [name for name in ac.__all__ if inspect.isclass(getattr(ac, name)) and name != "Optimizer"]
+RULES = list(ac.optimizers.__all__)
 SIZES = [0, 1, 2, 255, 256, 257, 4095, 4096, 4097, 8193, 16_384, 20_000]  # blocks of 256, chunks of 4,096, threads
 PER_ARRAY = {"step", "started", "summed", "mu_product"}  # docs/checkpoints.md: a number for each array
 MARGIN, CANARY = 64, 0xA5

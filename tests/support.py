@@ -11,9 +11,11 @@ from collections.abc import Mapping
 import numpy as np
 
 import adaptive_c as ac
-from adaptive_c import reference
+from adaptive_c import _native, reference
 
 CHUNK = 4096  # elements; a piece of a step begins at a multiple of it
+# The builds that this machine runs, but for the one that is loaded here, which every test tests.
+OTHER_BUILDS = [level for level in _native.LEVELS if level not in (*_native.unused_levels, _native.isa)]
 
 
 # --- optimizers --------------------------------------------------------------------------------------------------------

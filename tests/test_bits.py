@@ -1,5 +1,6 @@
 """Promise 2: the same bits everywhere, and the bits of the reference."""
 
+import functools
 import itertools
 import json
 import os
@@ -11,10 +12,9 @@ import pytest
 from cases import CASES, IDS, PAIRS
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import CHUNK, assert_same_bits, build, gradients, random_state, spec, step_range
+from support import CHUNK, OTHER_BUILDS, assert_same_bits, build, gradients, random_state, spec, split, step_range
 
-from adaptive_c import _native
-
+CASE = dict(zip(IDS, PAIRS, strict=True))
 SIZES = [0, 1, 7, 64, CHUNK - 1, CHUNK + 1, 3 * CHUNK + 5]
 
 
@@ -92,28 +92,35 @@ def test_a_maximum_that_is_not_a_number_stays_one():
     assert_same_state(opt, state, "float32", "t 4")
 
 
+@functools.lru_cache(maxsize=8)
+def problem(size, dtype, steps):
+    """The first parameters and the gradients of each step."""
+    rng = np.random.default_rng(7)
+    return rng.normal(size=size).astype(dtype), gradients(rng, size, dtype, steps)
+
+
 def run(name, options, cuts=None, n_threads=None, ranges=False, steps=3, size=20 * CHUNK + 123, dtype="float32"):
     """Parameters and state after some steps of a fixed problem, the array cut at `cuts` into a list."""
-    rng = np.random.default_rng(7)
-    p = rng.normal(size=size).astype(dtype)
-    grads = gradients(rng, size, dtype, steps)
-    if cuts is None:
-        opt = build(name, p, options, n_threads=n_threads)
-    else:
-        opt = build(name, [part.copy() for part in np.split(p, cuts)], options, n_threads=n_threads)
+    p, grads = problem(size, dtype, steps)
+    opt = build(name, p.copy() if cuts is None else split(p, cuts), options, n_threads=n_threads)
     for g in grads:
-        whole = g if cuts is None else [part.copy() for part in np.split(g, cuts)]
+        whole = g if cuts is None else split(g, cuts)
         if not ranges:
             opt.step(whole)
             continue
         edges = [*range(0, size, 3 * CHUNK), size]
         pieces = list(itertools.pairwise(edges))
-        rng.shuffle(pieces)
+        np.random.default_rng(8).shuffle(pieces)
         for i, (lo, hi) in enumerate(pieces):
             step_range(opt, whole, lo=lo, hi=hi, count=i == len(pieces) - 1)
     out = {"p": opt.param_groups[0]["params"], **opt.state}
     flat = {k: v if cuts is None else np.concatenate([np.atleast_1d(x) for x in v]) for k, v in out.items()}
     return {k: v for k, v in flat.items() if k not in ("step", "mu_product")}
+
+
+@functools.lru_cache(maxsize=1)  # hypothesis asks again for each of its examples
+def uncut(case):
+    return run(*CASE[case])
 
 
 def same(a, b):
@@ -134,16 +141,16 @@ def test_ranges_in_any_order_equal_the_whole_step(name, options):
     same(run(name, options, ranges=True), run(name, options))
 
 
-@pytest.mark.parametrize(("name", "options"), PAIRS, ids=IDS)
+@pytest.mark.parametrize("case", CASE)
 @given(cuts=st.lists(st.integers(0, 20 * CHUNK + 123), max_size=12))
 @settings(max_examples=8, deadline=None)
-def test_any_cut_of_the_array_gives_the_same_bits(name, options, cuts):
-    same(run(name, options, cuts=sorted(cuts), n_threads=3), run(name, options))
+def test_any_cut_of_the_array_gives_the_same_bits(case, cuts):
+    same(run(*CASE[case], cuts=sorted(cuts), n_threads=3), uncut(case))
 
 
-@pytest.mark.parametrize("level", [level for level in _native.LEVELS if level not in _native.unused_levels])
+@pytest.mark.parametrize("level", OTHER_BUILDS)
 def test_every_instruction_set_gives_the_same_bits(level, tmp_path):
-    """Each build that this machine runs, in a process of its own, against the one loaded here."""
+    """Each other build that this machine runs, in a process of its own, against the one loaded here."""
     script = (
         "import sys, json, numpy as np; sys.path.insert(0, sys.argv[1])\n"
         "from test_bits import run; from cases import CASES; from adaptive_c import _native\n"

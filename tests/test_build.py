@@ -234,6 +234,13 @@ def in_readme(name):
     return {f"`{name}` in the table of rules": any(f"`{name}`" in row for row in rows)}
 
 
+def in_torch(name):
+    found = ast.parse(text("adaptive_c/torch/__init__.py"))
+    classes = [node.name for node in ast.walk(found) if isinstance(node, ast.ClassDef)]
+    names = [node.value for node in ast.walk(found) if isinstance(node, ast.Constant)]
+    return {f"class {name}": name in classes, f"{name!r} in __all__": name in names}
+
+
 PLACES = {  # in the order of CONTRIBUTING.md
     "adaptive_c/reference.py": in_reference,
     "src/rules.pxi, loop": in_loops,
@@ -244,6 +251,7 @@ PLACES = {  # in the order of CONTRIBUTING.md
     "docs/update_rules.md": in_docs,
     "benchmarks/instructions.json": in_record,
     "README.md": in_readme,
+    "adaptive_c/torch/__init__.py": in_torch,
 }
 
 

@@ -1,20 +1,34 @@
 """Narrow numbers: parameters in float16 and bfloat16, state in bfloat16 and 8 bits, and how they are rounded."""
 
+import functools
+import hashlib
+import json
 import math
 import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 from cases import IDS, PAIRS
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import CHUNK, assert_same_bits, build, gradients, slots, spec, starts, step_range
+from support import (
+    CHUNK,
+    OTHER_BUILDS,
+    assert_same_bits,
+    build,
+    child,
+    flat,
+    gradients,
+    slots,
+    spec,
+    split,
+    starts,
+    step_range,
+)
 from test_stages import norm, to_bfloat16
 
 import adaptive_c as ac
-from adaptive_c import _native, optimizers
+from adaptive_c import optimizers
 from adaptive_c import reference as ref
 
 NARROW = [(i, *pair) for i, pair in zip(IDS, PAIRS, strict=True)
@@ -30,6 +44,7 @@ FORMATS = [
     {"parameters": "float16", "master": "float32"},
 ]  # fmt: skip
 every_format = pytest.mark.parametrize("formats", FORMATS, ids=[" ".join(f.values()) for f in FORMATS])
+noise = functools.lru_cache(maxsize=64)(ref.noise)  # the same for all rules; nobody writes it
 every_rule = pytest.mark.parametrize(("name", "options"), [n[1:] for n in NARROW], ids=[n[0] for n in NARROW])
 
 
@@ -87,7 +102,7 @@ class Composition:
         return x if kind == "float32" else ref.from_uint8(x, self.state[f"{name}_scale"], name not in UNSIGNED)
 
     def words(self, quantity):
-        return ref.noise(self.p.size, self.seed, self.t, 0, quantity)
+        return noise(self.p.size, self.seed, self.t, 0, quantity)
 
     def step(self, g):
         self.t += 1
@@ -126,20 +141,27 @@ class Composition:
             assert_same_bits(np.concatenate([x.ravel() for x in opt.state["master"]]), self.master, "master")
 
 
-@every_format
-@every_rule
-def test_every_step_has_the_bits_of_the_composition_by_hand(name, options, formats):
+def runs(name, options, formats):
+    """The steps of two optimizers: each after its step, with what its parameters began with and are now, and the gradient."""
     rng = np.random.default_rng(0)
     for cuts, size in ([], 300), ([5, 250, 260, 4000, 4100, 4200], CHUNK + 333):
         p, _ = allocate(rng, size, formats)
-        parts = [x.copy() for x in np.split(p, cuts)]
-        want = Composition(name, options, formats, p, seed=3)
+        parts = split(p, cuts)
         opt = build(name, parts, options, seed=3, n_threads=2, **shared(formats))
         for g in gradients(rng, size, "float32", 4):
-            opt.step([x.copy() for x in np.split(g, cuts)])
-            with np.errstate(over="ignore"):
-                want.step(g)
-            want.check(opt, parts)
+            opt.step(split(g, cuts))
+            yield opt, p, parts, g
+
+
+@every_format
+@every_rule
+def test_every_step_has_the_bits_of_the_composition_by_hand(name, options, formats):
+    for opt, p, parts, g in runs(name, options, formats):
+        if opt.t == 1:
+            want = Composition(name, options, formats, p, seed=3)
+        with np.errstate(over="ignore"):
+            want.step(g)
+        want.check(opt, parts)
 
 
 @every_format
@@ -206,25 +228,37 @@ def test_everything_switched_on_with_narrow_numbers(formats):
         assert_same_bits(np.concatenate(copies), q.astype("float16"))
 
 
-@pytest.mark.parametrize("level", [level for level in _native.LEVELS if level not in _native.unused_levels])
-def test_every_instruction_set_gives_the_same_bits(level):
-    """The bits of the composition by hand, in each build that this machine runs."""
-    here = os.path.dirname(__file__)
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        here + "/test_formats.py",
-        "-k",
-        "by_hand or narrow_numbers",
-    ]
-    done = subprocess.run(
-        command, env={**os.environ, "ADAPTIVE_C_ISA": level}, cwd=here, capture_output=True, text=True
+def digests():
+    """What each step of test_every_step_has_the_bits_of_the_composition_by_hand leaves: a digest of all its bits."""
+    found = {}
+    for case, name, options in NARROW:
+        for formats in FORMATS:
+            for i, (opt, _, parts, _) in enumerate(runs(name, options, formats)):
+                for key, x in {"p": parts, **opt.state}.items():
+                    what = f"{case}, {' '.join(formats.values())}, step {i}: {key}"
+                    found[what] = hashlib.sha256(flat(x).tobytes()).hexdigest()
+    return found
+
+
+@pytest.fixture(scope="module")
+def digests_here():
+    return digests()
+
+
+@pytest.mark.parametrize("level", OTHER_BUILDS)
+def test_every_instruction_set_gives_the_same_bits(level, digests_here):
+    """Each other build that this machine runs has the bits that the build loaded here has, which are the composition's."""
+    script = (
+        f"import sys; sys.path.insert(0, {os.path.dirname(__file__)!r})\n"
+        "import json, test_formats as t; from adaptive_c import _native\n"
+        f"assert _native.isa == {level!r}\n"
+        "for formats in t.FORMATS: t.test_a_run_restored_by_hand_goes_on_with_the_same_bits(formats)\n"
+        "for formats in t.FORMATS[2:4]: t.test_everything_switched_on_with_narrow_numbers(formats)\n"
+        "print(json.dumps(t.digests()))"
     )
-    assert done.returncode == 0, done.stdout
+    found = json.loads(child(script, ADAPTIVE_C_ISA=level))
+    assert found.keys() == digests_here.keys()
+    assert [what for what, bits in found.items() if bits != digests_here[what]] == []
 
 
 # --- rounding --------------------------------------------------------------------------------------------------------
@@ -418,14 +452,19 @@ def test_adabeliefs_steps_under_a_constant_gradient_are_bounded_by_the_rounding(
     assert longest / 1.3 < step < longest
 
 
+@pytest.fixture(scope="module")
+def thousand_gradients():
+    rng = np.random.default_rng(4)
+    return [(rng.normal(size=4096) + 0.5).astype("float32") for _ in range(1000)]
+
+
 @pytest.mark.parametrize("formats", [f for f in FORMATS if "master" not in f], ids=lambda f: " ".join(f.values()))
 @pytest.mark.parametrize(("name", "options"), [
     (name, {"SGD": {"momentum": 0.9}, "RMSprop": {"momentum": 0.9}, "Adam": {"amsgrad": True}}.get(name, {}))
     for name in optimizers.__all__ if any(name == narrow[1] for narrow in NARROW)
 ])  # fmt: skip
-def test_moments_and_path_stay_near_those_of_float32(name, options, formats):
+def test_moments_and_path_stay_near_those_of_float32(name, options, formats, thousand_gradients):
     n = 4096
-    rng = np.random.default_rng(4)
     p, q = np.zeros(n, "float32"), np.zeros(n, "float32")
     stored = (
         p if "parameters" not in formats else np.zeros(n, "float16" if formats["parameters"] == "float16" else "uint16")
@@ -433,8 +472,7 @@ def test_moments_and_path_stay_near_those_of_float32(name, options, formats):
     lr = {"SGD": 1e-3, "Lion": 1e-4}.get(name, 1e-3)
     opt = getattr(ac, name)(stored, lr=lr, **options, **shared(formats))
     full = getattr(ac, name)(q, lr=lr, **options)
-    for _ in range(1000):
-        g = (rng.normal(size=n) + 0.5).astype("float32")
+    for g in thousand_gradients:
         opt.step(g)
         full.step(g)
     for slot in (s for s in full.state if s not in ("step", "mu_product")):
@@ -448,6 +486,12 @@ def test_moments_and_path_stay_near_those_of_float32(name, options, formats):
     assert got.mean(dtype="float64") == pytest.approx(q.mean(dtype="float64"), rel=bound)
 
 
+def sums(rows, of, n):
+    """The sums of the rows of an array that have the same number, of n numbers."""
+    return np.stack([np.bincount(rows, column, n) for column in of.T], 1).astype("float32")
+
+
+@functools.cache  # with float32 for each format that is compared to it
 def factorise(name, seed, state_dtype, rows=200, rank=4, entries=20_000, epochs=30, lr=0.02):
     """Test loss of a matrix factorisation from observed entries with noise; the short form of benchmarks/train.py's."""
     rng = np.random.default_rng(seed)
@@ -460,10 +504,7 @@ def factorise(name, seed, state_dtype, rows=200, rank=4, entries=20_000, epochs=
     for _ in range(epochs):
         for part in np.array_split(rng.permutation(np.flatnonzero(train)), 20):
             error = ((u[i[part]] * v[j[part]]).sum(1) - y[part]).astype("float32")[:, None]
-            gu, gv = np.zeros_like(u), np.zeros_like(v)
-            np.add.at(gu, i[part], error * v[j[part]])
-            np.add.at(gv, j[part], error * u[i[part]])
-            opt.step([gu, gv])
+            opt.step([sums(i[part], error * v[j[part]], rows), sums(j[part], error * u[i[part]], rows)])
     return float(np.mean(((u[i[~train]] * v[j[~train]]).sum(1) - y[~train]) ** 2))
 
 

@@ -36,21 +36,15 @@ def _live(group: ParamGroup, parameters: bool, pending: int) -> dict[str, Entry]
         dtype = group.bound.dtype
         found["params"] = Entry(dtype, [x.view("uint16") for x in flat] if dtype == "bfloat16" else flat)
     for name, array in group.store.arrays.items():
-        if name != "sums":
+        if name != "sums" or pending:
             found[name] = Entry(group.store.kind_of(name), [array])
-        elif pending:
-            found[name] = Entry(group.store.kind_of(name), _pending_sums(group))
+    if pending:
+        end = 0
+        for size, summed in zip(group.layout.sizes, group.store.counts["summed"], strict=True):
+            end += size
+            if not summed:  # what lies there is of an earlier step
+                found["sums"].pieces[0][end - size : end] = 0
     return found
-
-
-def _pending_sums(group: ParamGroup) -> list[Array]:
-    """The sums; array by array with zeros where there is none, since what lies there is of an earlier step."""
-    sums, summed = group.store.arrays["sums"], group.store.counts["summed"]
-    if summed.all():
-        return [sums]
-    ends = np.cumsum(group.layout.sizes)
-    return [sums[end - size : end] if there else np.zeros(size, sums.dtype)
-            for end, size, there in zip(ends, group.layout.sizes, summed, strict=True)]  # fmt: skip
 
 
 def _counts(group: ParamGroup, pending: int) -> dict[str, Array]:
@@ -95,6 +89,7 @@ def _group(group: ParamGroup) -> dict[str, Any]:
 def _describe(run: Run) -> dict[str, Any]:
     """A run without its arrays."""
     plan = run.plan
+    plan.settle()
     return {
         "format": "adaptive_c",
         "version": VERSION,
@@ -113,10 +108,7 @@ def state_dict(run: Run) -> dict[str, Any]:
     with run.guard:
         found, pending = _describe(run), run.plan.pending
         for group, about in zip(run.groups, found["groups"], strict=True):
-            arrays = {
-                name: entry.pieces[0] if len(entry.pieces) == 1 else np.concatenate(entry.pieces)
-                for name, entry in _live(group, False, pending).items()
-            }
+            arrays = {name: entry.pieces[0] for name, entry in _live(group, False, pending).items()}
             about["arrays"] = {**arrays, **_counts(group, pending)}
     return found
 
@@ -240,16 +232,13 @@ def _restore(run: Run, d: Any, where: str, parameters: bool) -> None:
     plan.configure(settings)
     for group, about, (changes, bounds, counts) in zip(run.groups, groups, work, strict=True):
         group.bound.commit(changes, bounds)
-        live = _live(group, parameters, 0)
-        if pending:
-            live["sums"] = Entry(group.computed, [group.store.arrays["sums"]])
-        for name, entry in live.items():
+        for name, array in counts.items():
+            group.store.counts[name][:] = array
+        for name, entry in _live(group, parameters, pending).items():
             at = 0
             for piece in entry.pieces:
                 _read(about["arrays"][name], at, piece)
                 at += piece.size
-        for name, array in counts.items():
-            group.store.counts[name][:] = array
     plan.set_counts(t, skipped, float(grad_norm), pending, scale, tracker)
     plan.write_copies()
 
@@ -283,7 +272,11 @@ def _check_group(
         if _get(d, key, (str, type(None)), where) != ours[key]:
             raise ValueError(f"{where}: its {what} {d[key]!r}, this optimizer's {ours[key]!r}; they can't be converted:"
                              " construct the optimizer as the saved one was")  # fmt: skip
-    sizes = [_size(size, where) for size in _get(d, "sizes", (list, tuple), where)]
+    sizes = _get(d, "sizes", (list, tuple), where)
+    for size in sizes:
+        if isinstance(size, bool) or not isinstance(size, (int, np.integer)) or size < 0:
+            raise ValueError(f"{where}: its sizes can't be {size!r}; they are whole numbers")
+    sizes = list(map(int, sizes))
     _check_cut(sizes, _get(d, "names", (list, tuple, type(None)), where), ours, version, where)
     arrays = _get(d, "arrays", Mapping, where)
     wanted = {name: (array.dtype, array.size) for name, array in group.store.arrays.items() if name != "sums"}
@@ -296,12 +289,6 @@ def _check_group(
     counts = recut(sizes, ours["sizes"], counts, where)
     changes = _read_options(group, d, where)
     return (*(group.checked(changes, t, f"{where}: ") if changes else ({}, None)), counts)
-
-
-def _size(size: Any, where: str) -> int:
-    if isinstance(size, bool) or not isinstance(size, (int, np.integer)) or size < 0:
-        raise ValueError(f"{where}: its sizes can't be {size!r}; they are whole numbers")
-    return int(size)
 
 
 def _check_cut(sizes: list[int], names: Any, ours: dict[str, Any], version: int, where: str) -> None:

@@ -42,6 +42,7 @@ def state_dict(run: Run) -> dict[str, Any]:
     with run.guard:
         import torch
 
+        run.plan.settle()
         return _state_dict(run, torch)
 
 

@@ -65,6 +65,11 @@ def check_formats(rule: Rule, options: Mapping[str, Any], dtype: str, where: str
         name = "master" if master else "rounding"
         raise ValueError(f"{where}{name}={options[name]!r} is for float16 and bfloat16 parameters; these are "
                          f"{dtype}: drop it, or give their group {name}=None")  # fmt: skip
+    if options["rows"] == "exact" and state == "uint8":
+        raise ValueError(
+            f"{where}rows='exact' is refused with state_dtype='uint8', whose blocks of 256 elements are encoded as a "
+            "whole, so that no row can catch up alone; use 'bfloat16', or rows='lazy'"
+        )
     if state and dtype == "float64":
         raise ValueError(f"{where}state_dtype={state!r} is refused for float64 parameters, which would be no more "
                          "exact than their state; drop it, or give their group state_dtype=None")  # fmt: skip
@@ -126,7 +131,9 @@ class ParamGroup(MutableMapping[str, Any]):
             raise KeyError(f"{name!r} is not an option of {self.rule.label}; it has {', '.join(self._options)}")
         where = f"param_groups[{self.index}]: "
         while not self.bound.commit_if(self.bound.version, *self.checked({name: value}, self._plan.t, where)):
-            pass  # another thread has assigned an option meanwhile
+            if name == "bounds":  # rows may have missed steps with the old ones
+                self._plan.catch_up()
+            # or another thread has assigned an option meanwhile
 
     def checked(self, changes: Mapping[str, Any], t: int, where: str) -> tuple[dict[str, Any], Any]:
         """For `commit`: the changes after t applied steps, normalised, and the bounds if they are among them."""

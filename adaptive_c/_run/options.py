@@ -1,12 +1,14 @@
 """The one table of options: what each may be, whether it may follow a schedule, whether it may change.
 
-One name means one thing in every rule.  `SETTINGS` are the options of an optimizer as a whole.
+One name means one thing in every rule.  `SETTINGS` are the options of an optimizer as a whole, `ARGUMENTS` those of
+schedules.
 """
 
 import math
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import pairwise
 from types import MappingProxyType, NoneType
 from typing import Any, NamedTuple
 
@@ -103,6 +105,26 @@ def whole(name: str, value: Any) -> int:
     return int(value)
 
 
+def _count(low: int) -> Check:
+    def check(name: str, value: Any) -> int:
+        if isinstance(value, bool) or not hasattr(value, "__index__"):
+            raise TypeError(f"{name} must be an integer, got {value!r}")
+        if value.__index__() < low:
+            raise ValueError(f"{name} must be at least {low}, got {value!r}")
+        return int(value.__index__())
+
+    return check
+
+
+def _milestones(name: str, value: Any) -> tuple[int, ...]:
+    if not isinstance(value, (list, tuple)):
+        raise TypeError(f"{name} must be a list of step numbers, got {value!r}")
+    steps = tuple(_count(1)(f"{name}[{i}]", x) for i, x in enumerate(value))
+    if any(a >= b for a, b in pairwise(steps)):
+        raise ValueError(f"{name} must ascend, got {value!r}")
+    return steps
+
+
 class Option(NamedTuple):
     check: Check
     movable: bool = False  # may follow a schedule
@@ -140,6 +162,7 @@ OPTIONS: dict[str, Option] = {
     "variant": Option(choice("irprop-", "rprop+", "rprop-")),
     "ema_decay": Option(_closed, movable=True, shared=True, optional=True),
     "bounds": Option(anything, shared=True),
+    "rows": Option(choice("lazy", "exact"), fixed=True, shared=True),
     "copy_to": Option(anything, fixed=True, shared=True),
     "state_dtype": Option(number_format("float32", "bfloat16", "uint8"), fixed=True, shared=True, optional=True),
     "master": Option(number_format("float32"), fixed=True, shared=True, optional=True),
@@ -159,6 +182,25 @@ SETTINGS: dict[str, Check] = {
     "zero_grad": flag,
     "flush_denormals": flag,
     "seed": whole,
+}
+
+
+_finite = Number(open_low=True)
+# The arguments of schedules that are no schedules: a name means the same in each of them.
+ARGUMENTS: dict[str, Check] = {
+    **dict.fromkeys(("base", "start", "end", "min"), _finite),
+    **dict.fromkeys(("value", "best"), optional(_finite)),
+    **dict.fromkeys(("gamma", "power", "threshold", "eps"), Number(0)),
+    **dict.fromkeys(("div_factor", "final_div_factor"), Number(0, open_low=True)),
+    **dict.fromkeys(("steps", "step_size", "warmup_steps", "mult"), _count(1)),
+    **dict.fromkeys(("patience", "cooldown", "num_bad_epochs", "cooldown_counter"), _count(0)),
+    "milestones": _milestones,
+    "pct_start": Number(0, 1, open_high=False),
+    "anneal_strategy": choice("cos", "linear"),
+    "three_phase": flag,
+    "mode": choice("min", "max"),
+    "factor": Number(0, 1),
+    "threshold_mode": choice("rel", "abs"),
 }
 
 

@@ -16,6 +16,7 @@ TITLES = {
     "whole": "The whole step: unscale, clip to the global norm, AdamW, average, bfloat16 copy, zero the gradient",
     "formats": "AdamW with narrow numbers",
     "lists": "AdamW over lists of arrays",
+    "drop-in": "The class for torch's tensors, AdamW",
     "threads": "AdamW by the number of threads",
     "import": "Import time",
     "memory": "Peak memory of AdamW, arrays and gradients included",

@@ -10,6 +10,7 @@ import sys
 import time
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,7 @@ def sample(arrays: list[Array]) -> Array:
 
 def expected(contender: Contender, task: Task, p: Array, g: Array, norm: float) -> Array:
     """The sampled parameters after three steps of the reference in float64, the gradient doubling from step to step."""
-    ours = contender.name == "adaptive_c" or contender.name.startswith("torch ")
+    ours = contender.name.startswith(("adaptive_c", "torch "))
     rule = getattr(reference, task.rule.lower() if ours else contender.rule)
     options = {**(task.options if ours else contender.options), "lr": LR}
     state: dict[str, Any] = {}
@@ -61,13 +62,18 @@ def difference(contender: Contender, task: Task, before: Array, after: Array, wa
     return ""
 
 
-def _memory(word: str) -> int:
-    """VmRSS or VmHWM in bytes, or 0 if there is no /proc."""
-    with suppress(OSError), open("/proc/self/status") as file:
-        for line in file:
+def told(file: str, word: str) -> str:
+    """What a file of /proc says after a word; nothing where there is no such file or line."""
+    with suppress(OSError):
+        for line in Path("/proc", file).read_text().splitlines():
             if line.startswith(word):
-                return 1024 * int(line.split()[1])
-    return 0
+                return line.partition(":")[2].strip()
+    return ""
+
+
+def told_bytes(file: str, word: str) -> int:
+    """The same as a number of bytes, 0 where nothing is said."""
+    return 1024 * int((told(file, word) or "0").split()[0])
 
 
 def build(name: str, task: Task) -> tuple[Subject, dict[str, Any]]:
@@ -82,13 +88,13 @@ def build(name: str, task: Task) -> tuple[Subject, dict[str, Any]]:
     del params, grads
     with suppress(OSError), open("/proc/self/clear_refs", "w") as file:
         file.write("5")  # resets the high-water mark
-    start = _memory("VmRSS")
+    start = told_bytes("self/status", "VmRSS")
     subject = contender.build(task)
     for i in range(_STEPS):
         if i:
             subject.double()
         timed(subject, "step", 1)
-    peak = _memory("VmHWM") - start
+    peak = told_bytes("self/status", "VmHWM") - start
     after, wanted = sample(subject.params()), expected(contender, task, before, g, norm)
     if task.uneven:  # far below the largest of a block 8 bits hold a moment in the mean only
         clear = (np.abs(g) > 2.0**-12) | (g == 0)

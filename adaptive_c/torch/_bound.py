@@ -8,19 +8,21 @@ import numpy as np
 import torch
 
 from .._checkpoint.torch import restore
-from .._native import checked_threads
+from .._native import Rows, checked_threads
 from .._run.rule import Rule
 from .._run.run import Run
-from ._state import restore_beside, shown, to_restore
+from ._state import restore_beside, shown, stored_as, to_restore
 from ._tensors import Array, Tensor, array, check, gradient
 
+FORMATS_OF_BUFFERS = {torch.float32: b"f", torch.float64: b"d", torch.float16: b"e", torch.bfloat16: b"H"}
 FORMATS = ("state_dtype", "master", "rounding")  # how numbers are stored
+REFUSED = ("capturable", "differentiable")
 FRESH = {"t": 0, "skipped_steps": 0, "grad_norm": float("nan")}
 
 
 def plain(value: Any) -> Any:
     """An option as a run takes it: a number where torch may have a tensor of one, the name of a dtype."""
-    if isinstance(value, torch.Tensor):
+    if isinstance(value, torch.Tensor) and value.numel() == 1:
         return value.item()
     if isinstance(value, torch.dtype):
         return str(value).removeprefix("torch.")
@@ -35,27 +37,36 @@ def moves(value: Any) -> bool:
 class Form:
     """What a run is made of besides its tensors: the rule, the names of its options, the settings."""
 
-    def __init__(self, rule: Rule, defaults: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+    def __init__(
+        self, rule: Rule, defaults: Mapping[str, Any], settings: Mapping[str, Any], watched: tuple[str, ...]
+    ) -> None:
+        """watched: options that torch has and the rule settles."""
         self.rule, self.settings = rule, settings
         self.defaults = {"copy_to": None, **{name: plain(value) for name, value in defaults.items()}}
         self.names = tuple(defaults)
-        self.values = itemgetter(*self.names)
+        self.values = itemgetter(*self.names, *watched)
 
     def options(self, group: Mapping[str, Any]) -> dict[str, Any]:
         """The options of one of torch's groups."""
         for name, only in self.rule.fixed.items():
             if group.get(name, only) != only:
                 raise ValueError(f"{name}={group[name]!r} is no choice of {self.rule.label}, which has {name}={only!r}")
-        options = {name: plain(value) for name, value in zip(self.names, self.values(group), strict=True)}
+        options = {name: plain(value) for name, value in zip(self.names, self.values(group), strict=False)}
         bounds = options["bounds"]
-        if not (bounds is None or all(side is None or isinstance(side, (int, float)) for side in bounds)):
+        numbers = isinstance(bounds, tuple) and all(side is None or isinstance(side, (int, float)) for side in bounds)
+        if bounds is not None and not numbers:
             raise TypeError(f"bounds are two numbers for the tensors of a group, or None, got {bounds!r}")
         return options
 
-    def kept(self, options: Mapping[str, Any]) -> tuple[Any, ...]:
-        """What decides which arrays a group of the run has."""
-        formats = tuple(options[name] for name in FORMATS)
-        return (*formats, options["ema_decay"] is None, *(slot.needed(options) for slot in self.rule.state.values()))
+    def fits(self, options: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+        """Has a group of the run with the options `now` what other options need?"""
+        same = all(options[name] == now[name] for name in FORMATS)
+        there = (options["ema_decay"] is None) == (now["ema_decay"] is None)
+        return (
+            same
+            and there
+            and not any(slot.needed(options) and not slot.needed(now) for slot in self.rule.state.values())
+        )
 
     def run(self, groups: list[dict[str, Any]]) -> Run:
         """A run over groups of arrays."""
@@ -69,7 +80,7 @@ class Form:
         """Refuse groups of torch's that can't be stepped: their tensors first, then their options."""
         small = []
         for i, group in enumerate(groups, first):
-            for name in ("capturable", "differentiable"):
+            for name in REFUSED:
                 if group.get(name):
                     raise ValueError(f"{name}=True can't be had here: a step is no graph of torch's operations; drop "
                                      "it, or use torch.optim")  # fmt: skip
@@ -77,7 +88,7 @@ class Form:
                 check(p, f"parameter {j} of group {i}")
             options = self.options(group)
             for dtype in {p.dtype: None for p in group["params"]}:
-                small.append({"params": [array(x := torch.zeros(1, dtype=dtype), x)], **options})
+                small.append({"params": [array(x := torch.zeros(1, dtype=dtype, device="cpu"), x)], **options})
         if small:
             self.run(small)
 
@@ -89,36 +100,50 @@ class Part:
         self.where, self.params = where, params
         self.arrays = [array(p, p) for p in params]
         self.direct = all(p.is_contiguous() for p in params)  # then the run takes the gradients as they are
+        self.pointers = [p.data_ptr() for p in params]
         self.forms = [(p.shape, p.stride()) for p in params]
 
     def attach(self, group: Any) -> None:
         """Take the group of the run, once it is there."""
         self.group, self.store = group, group.store
+        group.bound.take_tensors(torch.Tensor, FORMATS_OF_BUFFERS)
         self.ends = np.cumsum(group.layout.sizes).tolist()
-        self.steps = torch.zeros(len(self.params))  # what torch has as "step"
+        self.steps = torch.zeros(len(self.params), device="cpu")  # what torch has as "step"
         self.shown: Array = self.steps.numpy()
         self.seen = self.steps._version
         # Without an array of its own, and without a count, there is nothing to show.
         self.waiting = list(range(len(self.params))) if self.store.state or group.rule.name != "sgd" else []
 
-    def gradients(self) -> tuple[list[Any], list[Tensor]]:
-        """The gradients, and those of them that had to be copied.  The run checks them."""
-        return ([p.grad for p in self.params], []) if self.direct else self.laid_out()
+    def moved(self) -> bool:
+        """Do the parameters lie in memory in another way than when they were bound?"""
+        here = [p.data_ptr() for p in self.params]
+        return here != self.pointers or [(p.shape, p.stride()) for p in self.params] != self.forms
 
-    def laid_out(self) -> tuple[list[Any], list[Tensor]]:
-        """The gradients as arrays, each checked, and copied where they don't lie as the parameters do."""
-        found: list[Array | None] = []
-        copied = []
+    def gradients(self, copied: list[Tensor]) -> list[Any] | None:
+        """The gradients, which the run checks; None if the parameters don't lie where they did."""
+        both = [x for p in self.params for x in (p.grad, p.data_ptr())]  # in one pass over many small objects
+        if both[1::2] != self.pointers:
+            return None
+        return both[::2] if self.direct else self.laid_out(copied)
+
+    def laid_out(self, copied: list[Tensor]) -> list[Array | Rows | None] | None:
+        """The gradients as arrays, each checked, and copied where they don't lie as the parameters do.
+
+        copied: takes those that were copied.
+        """
+        if self.moved():
+            return None
+        found: list[Array | Rows | None] = []
         for j, p in enumerate(self.params):
             g = gradient(p, f"{self.where}[{j}]")
+            if isinstance(g, Rows):
+                self.direct = False
+                found.append(g)
+                continue
             if g is not None and g.data_ptr() != p.grad.data_ptr():
                 copied.append(p.grad)
             found.append(None if g is None else array(g, p))
-        return found, copied
-
-    def lies_as_before(self) -> bool:
-        """Have the tensors the shapes and strides that they had?"""
-        return [(p.shape, p.stride()) for p in self.params] == self.forms
+        return found
 
     # --- counts ------------------------------------------------------------------------------------------------------
 
@@ -168,10 +193,9 @@ class Bound:
         for part, run_group in zip(self.parts, self.run.groups, strict=True):
             part.attach(run_group)
         self.params = [tuple(group["params"]) for group in groups]
-        self.pointers = [[p.data_ptr() for p in params] for params in self.params]
         self.values = [form.values(group) for group in groups]
         self.moving = [any(map(moves, values)) for values in self.values]
-        self.kept = [form.kept(form.options(group)) for group in groups]
+        self.made = [form.options(group) for group in groups]  # the options that decided what there is
         self.adopt(counted)
 
     def adopt(self, counted: Mapping[str, Any]) -> None:
@@ -190,7 +214,10 @@ class Bound:
             part.show_steps()
             views = {j: part.views(j) for j in own}
             restore_beside(part.store, [(views[j], x) for j, x in own.items()])
-            self.state.update({part.params[j]: x for j, x in views.items()})
+            for j, x in own.items():
+                for name in [name for name in x if stored_as(name) in part.store.arrays]:
+                    del x[name]
+                x.update(views[j])
             part.waiting = [j for j in part.waiting if j not in own]
         plan = self.plan
         plan.set_counts(max(plan.t, counted["t"]), counted["skipped_steps"], counted["grad_norm"], 0, 1.0, 0)
@@ -208,8 +235,6 @@ class Bound:
             params, bound = group["params"], self.params[i]
             if group is not self.groups[i] or len(params) != len(bound) or not all(map(is_, params, bound)):
                 return False
-            if [p.data_ptr() for p in bound] != self.pointers[i]:
-                return False
             values = self.form.values(group)
             if (self.moving[i] or values != self.values[i]) and not self.take_over(i, group, values):
                 return False
@@ -217,7 +242,7 @@ class Bound:
 
     def take_over(self, i: int, group: dict[str, Any], values: tuple[Any, ...]) -> bool:
         options = self.form.options(group)
-        if self.form.kept(options) != self.kept[i]:
+        if not self.form.fits(options, self.made[i]):
             return False
         for part in self.owners[i]:
             for name, value in options.items():
@@ -232,28 +257,40 @@ class Bound:
         t = plan.t
         for part in parts:
             part.read_steps()
-        found = [part.gradients() for part in parts]
+        copied: list[Tensor] = []
+        grads = [part.gradients(copied) for part in parts]
+        if None in grads:
+            return False
         refused = False
         try:
-            plan.step([grads for grads, _ in found], scale)
+            plan.step(grads, scale)
         except (TypeError, ValueError):
             refused = True
         if refused:  # look at each gradient, and copy those that don't lie as their parameters do
-            if not all(part.lies_as_before() for part in parts):
+            copied.clear()
+            grads = [part.laid_out(copied) for part in parts]
+            if None in grads:
                 return False
-            found = [part.laid_out() for part in parts]
-            plan.step([grads for grads, _ in found], scale)
-        stepped = [p for part, (grads, _) in zip(parts, found, strict=True)
-                   for p, g in zip(part.params, grads, strict=True) if g is not None]  # fmt: skip
+            plan.step(grads, scale)
+        stepped = [p for part, own in zip(parts, grads, strict=True)
+                   for p, g in zip(part.params, own or (), strict=True) if g is not None]  # fmt: skip
         if self.form.settings["zero_grad"]:
-            for g in (g for _, copied in found for g in copied):
+            for g in copied:
                 g.detach().zero_()
-            torch.autograd.graph.increment_version([p.grad for p in stepped])
+            torch.autograd.graph.increment_version([p.grad for p in stepped if not p.grad.is_sparse])
         if plan.t != t:
             torch.autograd.graph.increment_version(stepped)
-            for part in parts:
-                part.show_steps()
-                if part.waiting:
-                    part.show(self.state)
-            self.n_states = len(self.state)
+            self.show()
         return True
+
+    def show(self) -> None:
+        """Give torch's dict what a step has made."""
+        for part in self.parts:
+            part.show_steps()
+            if part.waiting:
+                part.show(self.state)
+        self.n_states = len(self.state)
+
+    def places(self) -> dict[Tensor, tuple[Part, int, int]]:
+        """Of each tensor its part, the number of that, and its own number in it."""
+        return {p: (part, i, j) for i, part in enumerate(self.parts) for j, p in enumerate(part.params)}

@@ -3,7 +3,7 @@
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
@@ -11,7 +11,7 @@ from .. import Optimizer as Plain
 from .._checkpoint import torch as format_of_torch
 from .._native import checked_threads
 from .._run.options import SETTINGS
-from ._bound import FORMATS, FRESH, Bound, Form
+from ._bound import FORMATS, FRESH, REFUSED, Bound, Form
 from ._signature import GROUP, SWITCHES, WHOLE, constructor, docstring, own_options
 from ._state import BESIDE, decoded
 
@@ -38,17 +38,77 @@ class _Whole:
         self.value = value
 
 
+class _Live:
+    """What changes as an optimizer steps.  It is an object so that a wrapper which has the optimizer's class and passes
+    on the attributes that it lacks, as those of Lightning do, reads and changes the optimizer's own."""
+
+    def __init__(self, counted: dict[str, Any]) -> None:
+        self.counted = counted
+        self.bound: Bound | None = None
+        self.arriving: Any = None  # what steps in backward
+
+
 class Optimizer(torch.optim.Optimizer):
-    """Base of all optimizers for tensors."""
+    """Base of all optimizers for tensors: what they have beside torch's arguments.
+
+    Parameters
+    ----------
+    params : iterable of tensors, of (name, tensor) pairs, or of group dicts
+        As in torch: float32, float64, float16 or bfloat16, on the CPU, dense (of any strides without gaps).  They are
+        updated where they are.  A group may mix dtypes.  float16 and bfloat16 need `master` or `rounding`.
+    the numbers of a rule
+        Numbers, or tensors of one number.  They are read from ``param_groups`` at every step, so that torch's
+        schedulers work, and checked when they have changed.
+    foreach, fused : bool, optional
+        Accepted and ignored: there is one implementation.  What torch refuses of them is refused here, too.
+    capturable, differentiable : bool
+        True is refused.
+    ema_decay : float in [0, 1], optional; per group
+        Keep an average e of the parameters, ``state[p]["ema"]``; after each step, e <- e + (1 - ema_decay) (p - e).
+        `averaged_parameters` puts the averages into the parameters' place.
+    bounds : (lo, hi), optional; per group
+        Two numbers or None: parameters are clamped to them after each step.
+    state_dtype : "float32", "bfloat16" or "uint8", optional; per group
+        The format of the moments, as a name or torch's dtype.  "uint8" is a code of 8 bits with a scale for each block
+        of 256 elements.  Both narrow formats are rounded stochastically.  Refused for float64, Rprop and SuperSAB.
+    master : "float32", optional; per group
+        For float16 and bfloat16: the rule works on a float32 copy, ``state[p]["master"]``, and the parameters are that
+        copy, rounded.  If you write to the parameters yourself, write to the copy too.
+    rounding : "stochastic", optional; per group
+        For float16 and bfloat16 without a copy: rounded up or down so that the mean is exact.
+    max_grad_norm : float, optional
+        Clip the gradients of all groups to this 2-norm, as clip_grad_norm_ would, without writing them.
+    max_grad_value : float, optional
+        Clamp every element of the gradient to [-max_grad_value, max_grad_value], after unscaling and clipping.
+    on_nonfinite : "ignore", "skip" or "raise", optional
+        What to do with a step whose gradients hold a NaN or an infinity, or a number whose square overflows where the
+        rule squares it.  "skip" counts it in `skipped_steps`, "raise" names the first such element; all else stays.
+    zero_grad : bool
+        Zero the gradients in the same sweep, instead of a call of ``zero_grad(set_to_none=False)``.
+    flush_denormals : bool
+        Treat denormal numbers as 0 in a step.
+    seed : int in [0, 2**64)
+        The seed of stochastic rounding.
+    n_threads : int, optional
+        The number of threads of a large step; None leaves it to ``adaptive_c.set_num_threads``.  Where torch was
+        imported first, both share one OpenMP runtime, and ``torch.set_num_threads`` caps these threads too.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As torch's class does, and if something can't be stepped in place or is out of range.
+    """
 
     defaults: dict[str, Any]
     param_groups: list[dict[str, Any]]
     state: Any
     _rule: ClassVar[type[Plain]]
     _torch_names: ClassVar[tuple[str, ...]] = ()  # the arguments of torch's class of this rule
-    _step_supports_amp_scaling = True  # GradScaler leaves the gradients scaled, and says by how much
-    _bound: Bound | None = None
-    _ready = False
+    _live: _Live
+
+    if TYPE_CHECKING:  # each class has a constructor of its own, with torch's arguments in torch's order
+
+        def __init__(self, params: Any, *args: Any, **options: Any) -> None: ...
 
     max_grad_norm = _Setting()
     max_grad_value = _Setting()
@@ -64,11 +124,28 @@ class Optimizer(torch.optim.Optimizer):
             cls._rule, cls.__doc__ = rule, docstring(rule)
             cls.__init__, cls._torch_names = constructor(rule, theirs, cls._construct)  # type: ignore[method-assign]
 
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        """Does GradScaler leave the gradients scaled, and say by how much?  As in torch where fused=True asks for it,
+        since clients may want to clip gradients that the scaler has unscaled; where this optimizer clips; and for
+        narrow parameters, whose gradients the scaler refuses to unscale."""
+        wanted = ("fused", "master", "rounding")
+        return self._settings["max_grad_norm"] is not None or any(
+            group.get(name) for group in self.param_groups for name in wanted
+        )
+
+    @_step_supports_amp_scaling.setter
+    def _step_supports_amp_scaling(self, value: bool) -> None:
+        """Torch's constructors assign it."""
+
     def _construct(self, given: Mapping[str, Any]) -> None:
         """given: the arguments by name."""
         own = own_options(self._rule)
+        for name in own:
+            if callable(given[name]):
+                raise TypeError(f"{name} can't follow a schedule of adaptive_c here, got {given[name]!r}; give a "
+                                "number, and construct one of torch.optim.lr_scheduler over the optimizer")  # fmt: skip
         self._settings = {name: given[name] for name in WHOLE}
-        self._counted = dict(FRESH)
         if self._torch_names:
             super().__init__(**{name: given[name] for name in self._torch_names})
         else:
@@ -80,17 +157,17 @@ class Optimizer(torch.optim.Optimizer):
                 group.setdefault(name, value)
         self._start()
         self._form.check(self.param_groups, 0)
-        self._ready = True
+        self._live = _Live(dict(FRESH))
 
     def _start(self) -> None:
         rule = self._rule.rule._replace(label=self._rule.__name__)
-        self._form = Form(
-            rule, {name: self.defaults[name] for name in (*own_options(self._rule), *GROUP)}, self._settings
-        )
+        defaults = {name: self.defaults[name] for name in (*own_options(self._rule), *GROUP)}
+        settled = tuple(name for name in rule.fixed if name in self.defaults)
+        self._form = Form(rule, defaults, self._settings, settled)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         super().add_param_group(param_group)
-        if self._ready:
+        if hasattr(self, "_live"):  # otherwise the constructor calls, and checks all groups
             try:
                 self._form.check(self.param_groups[-1:], len(self.param_groups) - 1)
             except Exception:
@@ -114,35 +191,52 @@ class Optimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        if torch.compiler.is_compiling():
+            self._update_uncompiled()
+        else:
+            self._update()
+        return loss
+
+    def _update(self) -> None:
+        if self._live.arriving is not None:
+            self._live.arriving.finish()
+            return
         scale = 0.0  # of the gradients: none
         if "found_inf" in self.__dict__:  # GradScaler calls
             if self.found_inf.item():
-                self._zero()
-                return loss
+                if self._settings["zero_grad"]:
+                    self.zero_grad(set_to_none=False)
+                return
             scale = 0.0 if self.grad_scale is None else float(self.grad_scale)
         if not self._fitting().step(scale):
             self._unbind()
             self._fitting().step(scale)
-        return loss
 
-    def _zero(self) -> None:
-        """With zero_grad=True, what a skipped step leaves of the gradients."""
-        if self._settings["zero_grad"]:
-            self.zero_grad(set_to_none=False)
+    _update_uncompiled = torch._disable_dynamo(
+        _update
+    )  # it imports torch._dynamo, which takes seconds, when it is called
+
+    def catch_up(self) -> None:
+        """Bring all rows up to date, of groups with ``rows="exact"``: before you read parameters, as `state_dict` and
+        `averaged_parameters` do by themselves."""
+        if self._live.bound is not None:
+            self._live.bound.plan.catch_up()
 
     def _fitting(self) -> Bound:
         """What is bound, bound anew if something about it has changed."""
-        bound = self._bound
+        bound = self._live.bound
         if bound is None or not bound.fits(self.param_groups, self.state):
             self._unbind()
-            self._bound = bound = Bound(self._form, self.param_groups, self.state, self._counted)
+            bound = Bound(self._form, self.param_groups, self.state, self._live.counted)
+            self._live.bound = bound
         return bound
 
     def _unbind(self) -> None:
-        self._counted, self._bound = self._counts(), None
+        self._live.counted, self._live.bound = self._counts(), None
 
     def _counts(self) -> dict[str, Any]:
-        return self._counted if self._bound is None else self._bound.counted()
+        bound = self._live.bound
+        return self._live.counted if bound is None else bound.counted()
 
     # --- checkpoints --------------------------------------------------------------------------------------------------
 
@@ -154,6 +248,7 @@ class Optimizer(torch.optim.Optimizer):
         format : "torch", optional
             Make a dict that holds nothing but what torch's class of this name has, with 8-bit state decoded.
         """
+        self.catch_up()
         found: dict[str, Any] = super().state_dict()
         if format is None:
             return {**found, _KEY: self._counts()}
@@ -183,16 +278,17 @@ class Optimizer(torch.optim.Optimizer):
             counted.update(given.get(_KEY, {}))
             return {**given, "state": {key: _Whole(value) for key, value in given["state"].items()}}
 
-        before = self.param_groups, self.state, self._bound, self._counted
+        live = self._live
+        before = self.param_groups, self.state, live.bound, live.counted
         hook = self.register_load_state_dict_pre_hook(keep)
         try:
             super().load_state_dict(state_dict)
-            self._bound, self._counted = None, counted
+            live.bound, live.counted = None, counted
             self._form.check(self.param_groups, 0)
             if self.state:
                 self._fitting()
         except BaseException:
-            self.param_groups, self.state, self._bound, self._counted = before
+            self.param_groups, self.state, live.bound, live.counted = before
             raise
         finally:
             hook.remove()
@@ -206,12 +302,12 @@ class Optimizer(torch.optim.Optimizer):
         old = self.__dict__.get("param_groups", [{}] * len(state["param_groups"]))
         super().__setstate__({**state, "state": defaultdict(dict, states)})
         for group, own in zip(self.param_groups, old, strict=True):
-            group.update({name: own[name] for name in FORMATS if name in own})
+            group.update({name: own[name] for name in (*FORMATS, *REFUSED) if name in own})
             for name, default in self.defaults.items():
                 group.setdefault(name, own.get(name, default))
-        if not self._ready:
+        if not hasattr(self, "_live"):  # unpickled
+            self._live = _Live(self.__dict__.pop("_counted"))
             self._start()
-            self._ready = True
 
     # --- what the run knows -------------------------------------------------------------------------------------------
 
@@ -251,12 +347,13 @@ class Optimizer(torch.optim.Optimizer):
 
     def _set(self, name: str, value: Any) -> None:
         """Assign an option of the optimizer as a whole."""
+        bound = self._live.bound
         if name == "n_threads":
             number = checked_threads(value)
-            if self._bound is not None:
-                self._bound.plan.n_threads = number
-        elif self._bound is not None:
-            self._bound.run.configure(name, value)
+            if bound is not None:
+                bound.plan.n_threads = number
+        elif bound is not None:
+            bound.run.configure(name, value)
         else:
             SETTINGS[name](name, value)
         self._settings[name] = value

@@ -8,7 +8,7 @@ from .. import Optimizer as Plain
 
 SWITCHES = {"foreach": None, "fused": None, "capturable": False, "differentiable": False}  # how torch computes
 # Arguments of every class here, with their defaults: of the groups, and of the optimizer as a whole.
-GROUP = {"ema_decay": None, "bounds": None, "state_dtype": None, "master": None, "rounding": None}
+GROUP = {"ema_decay": None, "bounds": None, "rows": "lazy", "state_dtype": None, "master": None, "rounding": None}
 WHOLE = {"max_grad_norm": None, "max_grad_value": None, "on_nonfinite": None, "zero_grad": False,
          "flush_denormals": False, "seed": 0, "n_threads": None}  # fmt: skip
 _ELSEWHERE = {
@@ -33,7 +33,7 @@ def constructor(
     theirs: torch's class of this rule, if it has one.
     """
     only = inspect.Parameter.KEYWORD_ONLY
-    ours = dict(inspect.signature(rule.__init__).parameters)
+    ours = {name: x.replace(annotation=x.empty) for name, x in inspect.signature(rule.__init__).parameters.items()}
     del ours["shared"]
     torchs = dict(inspect.signature(vars(theirs)["__init__"]).parameters) if theirs else {}
     arguments = {**torchs} or ours

@@ -19,6 +19,11 @@ BESIDE = ("master", "ema")  # what torch does not have
 _CODED = ("code", "scale", "offset")
 
 
+def stored_as(name: str) -> str:
+    """The array of a run that a name in torch's dict belongs to."""
+    return name.removesuffix("_code").removesuffix("_scale").removesuffix("_offset") if isinstance(name, str) else ""
+
+
 def names_beside(rule: Rule) -> tuple[str, ...]:
     """What torch keeps as one number for each tensor.  Its SGD does not count."""
     return () if rule.name == "sgd" else ("step", *rule.per_array)
@@ -34,7 +39,7 @@ def shown(rule: Rule, store: Store, j: int, p: Tensor, stop: int, step: Tensor) 
         part = view(store.arrays[name][start:stop], p)
         if name in store.slots and store.kind == "uint8":
             scales = store.arrays[f"{name}_scale"][start // BLOCK : -(-stop // BLOCK)]
-            coded = part, torch.from_numpy(scales), torch.tensor(start % BLOCK)
+            coded = part, torch.from_numpy(scales), torch.tensor(start % BLOCK, device="cpu")
             found |= {f"{name}_{kind}": x for kind, x in zip(_CODED, coded, strict=True)}
         else:
             found[name] = part

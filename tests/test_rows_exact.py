@@ -1,0 +1,261 @@
+"""rows="exact": after catch_up, everything has the bits of dense steps whose other rows were 0."""
+
+import numpy as np
+import pytest
+from cases import IDS, PAIRS
+from support import assert_same, assert_same_bits, build, everything, gradients
+from test_formats import allocate, every_format, every_rule, shared
+from test_rows import dense, draw
+
+import adaptive_c as ac
+
+SHAPE = (60, 37)
+STAGES = {"max_grad_norm": 0.7, "max_grad_value": 0.5, "bounds": (-1.0, 1.2), "ema_decay": 0.9, "loss_scale": 4.0}
+
+
+def steps(rng, dtype, n, dense_at=()):
+    """Gradients for a table and an array beside it, as what is passed by rows and what is passed dense."""
+    wide = "float64" if dtype == "float64" else "float32"
+    for t in range(n):
+        beside = None if t % 3 == 1 else gradients(rng, 50, wide, 1)[0]
+        if t in dense_at:
+            g = gradients(rng, SHAPE[0] * SHAPE[1], wide, 1)[0].reshape(SHAPE)
+            yield [g, beside], [g, beside]
+        elif t % 5 == 4:
+            yield [None, beside], [None, beside]  # is no step of the table
+        else:
+            rows = draw(rng, SHAPE, wide, 5, form=("plain", "weighted")[t % 2])
+            yield [rows, beside], [dense(rows, SHAPE, wide)[0], beside]
+
+
+def settled(opt):
+    opt.catch_up()
+    return everything(opt)
+
+
+def pair(name, values, options, **more):
+    """The same optimizer twice: one is stepped by rows, the other one by dense gradients."""
+    return [
+        build(name, [x.copy() for x in values], options, rows=rows, n_threads=n_threads,
+              copy_to=[np.empty(x.shape, "float32") for x in values], **more)
+        for rows, n_threads in (("exact", 3), ("lazy", 2))
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(("name", "options"), PAIRS, ids=IDS)
+def test_every_rule_and_stage(name, options, dtype):
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=SHAPE).astype(dtype), rng.normal(size=50).astype(dtype)
+    opt, whole = pair(name, values, options, **STAGES)
+    for t, (by_rows, g) in enumerate(steps(rng, dtype, 20, dense_at=(0, 12))):
+        opt.step(by_rows)
+        whole.step(g)
+        assert opt.grad_norm == whole.grad_norm
+        if t in (1, 6, 19):
+            assert_same(settled(opt), everything(whole))
+
+
+@every_format
+@every_rule
+def test_narrow_numbers(name, options, formats):
+    rng = np.random.default_rng(1)
+    values = [allocate(rng, n, formats)[0].reshape(shape) for n, shape in ((SHAPE[0] * SHAPE[1], SHAPE), (50, (50,)))]
+    more = {"ema_decay": 0.9, "seed": 5, **shared(formats)}
+    if build(name, [values[1]], options, **more).param_groups[0]["state_dtype"] == "uint8":
+        with pytest.raises(ValueError, match="rows='exact' is refused with state_dtype='uint8', whose blocks"):
+            build(name, list(values), options, rows="exact", **more)
+        return
+    opt, whole = pair(name, values, options, **more)
+    for by_rows, g in steps(rng, "float32", 12, dense_at=(7,)):
+        opt.step(by_rows)
+        whole.step(g)
+    assert_same(settled(opt), everything(whole))
+
+
+def test_until_then_a_row_has_missed_steps():
+    p, q = np.ones((4, 2)), np.ones((4, 2))
+    opt, whole = ac.AdamW(p, lr=0.1, rows="exact"), ac.AdamW(q, lr=0.1)
+    for i in (0, 1, 0):
+        opt.step(ac.Rows(np.array([i]), np.ones((1, 2))))
+        g = np.zeros((4, 2))
+        g[i] = 1
+        whole.step(g)
+        assert (p[i] == q[i]).all()  # what has a gradient is up to date
+    assert (p[2:] == 1).all()
+    assert (q[2:] < 1).all()  # by its decay
+    assert not (p[1] == q[1]).all()
+    opt.catch_up()
+    assert_same_bits(p, q)
+    opt.catch_up()
+    assert_same_bits(p, q)
+
+
+def changing(opt, t):
+    """Assignments in the middle of a run."""
+    group = opt.param_groups[0]
+    if t == 3:
+        group["lr"] = 0.02
+        group["weight_decay"] = 0.3
+    elif t == 5:
+        group["bounds"] = (-0.5, 0.4)
+    elif t == 7:
+        group["betas"] = (0.5, ac.schedules.linear(0.9, 20, end=0.5))
+        opt.flush_denormals = True
+    elif t == 9:
+        opt.seed = 77
+        opt.max_grad_norm = 0.1
+    elif t == 11:
+        group["maximize"] = True
+        group["bounds"] = None
+        opt.flush_denormals = False
+    elif t == 13:
+        opt.t = 5
+    elif t == 15:
+        group["ema_decay"] = 0.5
+
+
+@pytest.mark.parametrize("formats", [{}, {"state_dtype": "bfloat16"}])
+def test_options_are_replayed_as_they_were(formats):
+    rng = np.random.default_rng(2)
+    values = rng.normal(size=SHAPE).astype("float32"), rng.normal(size=50).astype("float32")
+    lr = ac.schedules.cosine(0.1, 30)
+    opt, whole = pair("Adam", values, {"lr": lr, "weight_decay": 0.1}, ema_decay=0.9, bounds=(-1.0, 1.0), **formats)
+    for t, (by_rows, g) in enumerate(steps(rng, "float32", 25)):
+        for each in (opt, whole):
+            changing(each, t)
+        opt.step(by_rows)
+        whole.step(g)
+    assert_same(settled(opt), everything(whole))
+
+
+def test_reading_and_saving_catch_up_by_themselves(tmp_path):
+    rng = np.random.default_rng(3)
+    values = rng.normal(size=SHAPE), rng.normal(size=50)
+
+    def run(check):
+        opt, whole = pair("AdamW", values, {"lr": 0.1}, ema_decay=0.5)
+        for by_rows, g in steps(rng, "float64", 7):
+            opt.step(by_rows)
+            whole.step(g)
+        check(opt, whole)
+
+    def averages(opt, whole):
+        with opt.averaged_parameters(), whole.averaged_parameters():
+            for a, b in zip(opt.param_groups[0]["params"], whole.param_groups[0]["params"], strict=True):
+                assert_same_bits(a, b)
+        assert_same(everything(opt), everything(whole))
+
+    def save(opt, whole):
+        opt.save(tmp_path / "a")
+        new, _ = pair("AdamW", values, {"lr": 0.1}, ema_decay=0.5)
+        new.load(tmp_path / "a")
+        assert_same(everything(new), everything(whole))
+        for by_rows, g in steps(rng, "float64", 4):
+            new.step(by_rows)
+            whole.step(g)
+        assert_same(settled(new), everything(whole))
+        whole.save(tmp_path / "b")  # of a lazy run: it loads into an exact one, in the middle of things
+        new.step([ac.Rows(np.array([3]), np.ones((1, 37))), None])
+        new.load(tmp_path / "b")
+        assert_same(settled(new), everything(whole))
+
+    def state_dict(opt, whole):
+        assert_same(opt.state_dict(), whole.state_dict())
+
+    for check in (averages, save, state_dict):
+        run(check)
+
+
+@pytest.mark.parametrize("formats", [{}, {"state_dtype": "bfloat16"}])
+def test_undone_and_made_again(formats):
+    rng = np.random.default_rng(4)
+    values = rng.normal(size=SHAPE).astype("float32"), rng.normal(size=50).astype("float32")
+    opt, whole = pair("AdamW", values, {"lr": 0.1}, ema_decay=0.5, keep_undo=True, **formats)
+    for t, (by_rows, g) in enumerate(steps(rng, "float32", 14, dense_at=(6,))):
+        opt.step([draw(rng, SHAPE, "float32", 9), None])
+        opt.rollback()
+        if t % 3 == 0:
+            opt.step(by_rows)
+        else:
+            places = [i for i in range(2) if by_rows[i] is not None]
+            with pytest.raises(LookupError):
+                break_off(opt, by_rows, places)
+            with opt.stepping() as now:
+                for i in places:
+                    now(i, by_rows[i])
+        whole.step(g)
+    assert_same(settled(opt), everything(whole))
+    opt.step(by_rows)
+    opt.catch_up()
+    with pytest.raises(ValueError, match="there is no step to undo"):
+        opt.rollback()
+
+
+def break_off(opt, grads, places):
+    with opt.stepping() as now:
+        for i in places:
+            now(i, grads[i])
+        raise LookupError("nothing more")
+
+
+def test_accumulated_rows():
+    rng = np.random.default_rng(5)
+    values = rng.normal(size=SHAPE), rng.normal(size=50)
+    opt, whole = pair("AdamW", values, {"lr": 0.1})
+    for by_rows, g in steps(rng, "float64", 8):
+        for _ in range(2):
+            opt.accumulate(by_rows)
+            whole.accumulate(g)
+        opt.step()
+        whole.step()
+    assert_same(settled(opt), everything(whole))
+    opt.accumulate([ac.Rows(np.array([1]), np.ones((1, 37))), None])
+    with pytest.raises(ValueError, match=r"accumulated rows are pending, which can't be saved: step\(\) takes"):
+        opt.state_dict()
+    opt.discard()
+    assert_same(settled(opt), everything(whole))
+
+
+def test_the_log_has_an_end():
+    """After 4,096 steps all rows catch up, with no change of bits, so that memory does not grow with the steps."""
+    rng = np.random.default_rng(6)
+    p, q = np.ones((3, 2), "float32"), np.ones((3, 2), "float32")
+    lr = ac.schedules.cosine(0.1, 5000)
+    opt, whole = ac.AdamW(p, lr=lr, rows="exact"), ac.AdamW(q, lr=lr)
+    for t in range(4200):
+        i = int(rng.integers(0, 2)) if t < 4150 else 2  # the last one is not stepped for long
+        g = np.zeros((3, 2), "float32")
+        g[i] = rng.normal(size=2)
+        opt.step(ac.Rows(np.array([i]), g[i : i + 1]))
+        whole.step(g)
+        if t == 4095:
+            assert (p[2] == 1).all()
+        if t == 4096:
+            assert (p[2] < 1).all()
+    opt.catch_up()
+    assert_same_bits(p, q)
+
+
+def test_several_groups_and_one_dimension():
+    rng = np.random.default_rng(7)
+    tables = [rng.normal(size=s) for s in ((30, 3), (40,), (9, 700))]
+    a, b = ([x.copy() for x in tables] for _ in range(2))
+    opt = ac.Adam([{"params": a[0], "rows": "exact"}, {"params": a[1:2], "rows": "exact"}, {"params": a[2]}], lr=0.1)
+    whole = ac.Adam([{"params": b[0]}, {"params": b[1:2]}, {"params": b[2]}], lr=0.1)
+    for _ in range(9):
+        rows = [draw(rng, x.shape, "float64", 4) for x in tables]
+        opt.step([rows[0], [rows[1]], None])
+        whole.step([dense(rows[0], tables[0].shape, "float64")[0], [dense(rows[1], (40,), "float64")[0]], None])
+    opt.catch_up()
+    for x, y in zip(a, b, strict=True):
+        assert_same_bits(x, y)
+
+
+def test_the_option():
+    opt = ac.SGD(np.ones((2, 2)), rows="exact")
+    assert opt.param_groups[0]["rows"] == "exact"
+    with pytest.raises(ValueError, match="rows can't be changed in the middle of a run"):
+        opt.param_groups[0]["rows"] = "lazy"
+    with pytest.raises(ValueError, match="rows must be 'lazy' or 'exact', got 'dense'"):
+        ac.SGD(np.ones((2, 2)), rows="dense")
