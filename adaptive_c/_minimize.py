@@ -83,9 +83,7 @@ def _reads_metric(opt: Optimizer) -> bool:
 def _element(g: Array, x: Array, limits: Limits, i: int) -> float:
     """The magnitude of element i of the projected gradient.  While it is larger than tol, the largest one is, too."""
     p: float = g.item(i)
-    if limits is not None:
-        p = min(max(p, x.item(i) - limits[1].item(i)), x.item(i) - limits[0].item(i))
-    return abs(p)
+    return abs(p) if limits is None else min(abs(p), abs(x.item(i) - limits[p < 0].item(i)))
 
 
 def _largest(g: Array, x: Array, limits: Limits) -> tuple[float, int]:

@@ -173,7 +173,7 @@ cdef Rows joined_rows(list parts):
 
 
 cdef Py_ssize_t bind_rows(BoundGroup bound, Py_ssize_t i, Rows rows, Py_ssize_t nbytes) except -1:
-    """Sort the rows of a gradient whose values, so many bytes, are bound; returns the number of elements that they touch."""
+    """Sort the rows of a gradient whose values, so many bytes, are bound; returns the number of elements touched."""
     cdef Touched* touched
     cdef Py_ssize_t itemsize = native_itemsize(&bound.group)
     cdef const Py_ssize_t* bags = NULL

@@ -1,13 +1,9 @@
 """`scipy_method` under SciPy's minimize, basinhopping and dual_annealing; and results compared with L-BFGS-B's."""
 
-import doctest
 import itertools
 import math
 import pickle
-import re
-import sys
 import warnings
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -333,23 +329,3 @@ def test_dual_annealing():
     result = optimize.dual_annealing(rastrigin, bounds, args=(10,), minimizer_kwargs=local, maxiter=200, rng=0)
     assert calls
     np.testing.assert_allclose(result.x, 0, atol=1e-4)
-
-
-# --- the page ----------------------------------------------------------------------------------------------------------
-
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "minimize.md"
-
-
-@pytest.mark.skipif(not PAGE.is_file(), reason="not in a clone")
-def test_the_examples_of_the_page():
-    blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.S)
-    assert len(blocks) == 6
-    for block in blocks:
-        exec(compile(block, PAGE.name, "exec"), {})
-
-
-def test_the_examples_of_the_docstrings():
-    for function in (ac.minimize, ac.scipy_method):
-        result = doctest.testmod(sys.modules[function.__module__], extraglobs={"np": np})
-        assert result.attempted
-        assert not result.failed

@@ -300,13 +300,3 @@ def test_refused_parameters():
         one(torch.ones(3).to_sparse())
     with pytest.raises(ValueError, match="gaps"):
         one(torch.ones(3, 1).expand(3, 4))
-
-
-@pytest.mark.skipif(not PAGE.is_file(), reason="not in a clone")
-def test_the_examples_of_the_page(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    torch.set_default_dtype(torch.float32)
-    text = PAGE.read_text()
-    for block in re.findall(r"```python\n(.*?)```", text, re.S):
-        exec(compile(block, str(PAGE), "exec"), {})
-    assert len(re.findall(r"```python\n", text)) > 5
