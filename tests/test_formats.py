@@ -654,17 +654,19 @@ def test_a_run_restored_by_hand_goes_on_with_the_same_bits(formats):
 
 @pytest.mark.parametrize("choice", [{"master": "float32"}, {"rounding": "stochastic"}], ids=str)
 def test_averages_of_narrow_parameters(choice):
-    p = np.ones((40, 30), "float16")
-    opt = ac.SGD([p], lr=0.001, ema_decay=0.75, **choice)
+    params = [np.ones((40, 30), "float16"), np.full(7, 2, "float16")]
+    opt = ac.SGD(params, lr=0.001, ema_decay=0.75, **choice)
     assert opt.ema[0].dtype == np.float32
     for _ in range(5):
-        opt.step([np.ones_like(p)])
-    before, e = p.copy(), opt.ema[0].copy()
+        opt.step([np.ones_like(p) for p in params])
+    before, averages = [p.copy() for p in params], [e.copy() for e in opt.ema]
     with opt.averaged_parameters():
-        assert_same_bits(p, e.astype("float16"))
-        assert_same_bits(opt.ema[0], e)
-    assert_same_bits(p, before)
-    opt.step([np.ones_like(p)])
+        for p, e, live in zip(params, averages, opt.ema, strict=True):
+            assert_same_bits(p, e.astype("float16"))
+            assert_same_bits(live, e)
+    for p, b in zip(params, before, strict=True):
+        assert_same_bits(p, b)
+    opt.step([np.ones_like(p) for p in params])
 
 
 def test_small_updates_add_up():
