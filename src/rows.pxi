@@ -173,7 +173,7 @@ cdef Rows joined_rows(list parts):
 
 
 cdef Py_ssize_t bind_rows(BoundGroup bound, Py_ssize_t i, Rows rows, Py_ssize_t nbytes) except -1:
-    """Sort the rows of a gradient whose values, so many bytes, are bound; returns the number of elements that they touch."""
+    """Sort the rows of a gradient whose values, of `nbytes`, are bound; returns how many elements they touch."""
     cdef Group* group = &bound.group
     cdef Array* a = group.arrays + i
     cdef Touched* touched = bound.touched_rows(i)
