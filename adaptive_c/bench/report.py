@@ -17,6 +17,7 @@ TITLES = {
     "formats": "AdamW with narrow numbers",
     "lists": "AdamW over lists of arrays",
     "threads": "AdamW by the number of threads",
+    "rows": "Gradients of a few rows of a table with 64 columns, float32",
     "import": "Import time",
     "memory": "Peak memory of AdamW, arrays and gradients included",
 }
