@@ -59,6 +59,20 @@ def _recent(t: int) -> float:
     return t / (t + 9)
 
 
+def _chosen(average: Any, ema_decay: Any, noisy: bool, window: int) -> Any:
+    """Which x is returned: "best", "last", or the decay of an average."""
+    if average is not None and ema_decay is not None:
+        raise TypeError(f"average={average!r} and ema_decay={ema_decay!r} are one thing; drop one")
+    chosen = average if ema_decay is None else ema_decay
+    if chosen is None:
+        chosen = True if noisy else "best"
+    if chosen is False or (isinstance(chosen, str) and chosen not in ("best", "last")):
+        raise ValueError(f"average must be 'best', 'last', True, a decay or None, got {chosen!r}")
+    if chosen == "best" and noisy and not window:
+        raise ValueError("average='best' needs patience, because the lowest value of a noisy function is chance")
+    return _recent if chosen is True else chosen
+
+
 def _reads_metric(opt: Optimizer) -> bool:
     """Whether there is a plateau among its schedules."""
     found = opt.param_groups[0].schedules.values()
@@ -69,9 +83,7 @@ def _reads_metric(opt: Optimizer) -> bool:
 def _element(g: Array, x: Array, limits: Limits, i: int) -> float:
     """The magnitude of element i of the projected gradient.  While it is larger than tol, the largest one is, too."""
     p: float = g.item(i)
-    if limits is not None:
-        p = min(max(p, x.item(i) - limits[1].item(i)), x.item(i) - limits[0].item(i))
-    return abs(p)
+    return abs(p) if limits is None else min(abs(p), abs(x.item(i) - limits[p < 0].item(i)))
 
 
 def _largest(g: Array, x: Array, limits: Limits) -> tuple[float, int]:
@@ -215,18 +227,10 @@ def minimize(
         if name in options:
             raise ValueError(f"{name} can't be given to minimize; {hint}")
     forgiving = options.get("on_nonfinite") == "skip"
-    if options.get("ema_decay") is not None:
-        if average is not None:
-            raise TypeError(f"average={average!r} and ema_decay are two names for one thing; drop one")
-        average = options["ema_decay"]
-    chosen = average if average is not None else True if noisy else "best"
-    if chosen is False or (isinstance(chosen, str) and chosen not in ("best", "last")):
-        raise ValueError(f"average must be 'best', 'last', True, a decay or None, got {average!r}")
+    chosen = _chosen(average, options.pop("ema_decay", None), noisy, window)
     averaged = not isinstance(chosen, str)
-    if chosen == "best" and noisy and not window:
-        raise ValueError("average='best' needs patience, because the lowest value of a noisy function is chance")
     if averaged:
-        options["ema_decay"] = _recent if chosen is True else chosen
+        options["ema_decay"] = chosen
     if not callable(fun):
         raise TypeError(f"fun must be a function, got {fun!r}")
     x = problem.start(x0)
@@ -304,9 +308,11 @@ def minimize(
                 nfev += 1
         if noisy:
             f = mean
-        if status != NOT_FINITE and not (math.isfinite(f) and np.isfinite(x).all()):
-            status, detail = NOT_FINITE, ["fun or x is not finite at the end."]
-        if status == NOT_FINITE or (chosen == "best" and lowest < math.inf and (noisy or not f <= lowest)):
+        best = chosen == "best" and lowest < math.inf and (noisy or not f <= lowest)
+        finite = math.isfinite(f) and np.isfinite(x).all() and (noisy or np.isfinite(g).all())
+        if not finite and not best and status != NOT_FINITE:
+            status, detail = NOT_FINITE, ["x, fun or the gradient is not finite at the end."]
+        if best or status == NOT_FINITE:
             x, f, g = best_x, lowest if lowest < math.inf else math.nan, best_g
         if bar is not None:
             bar.set_postfix_str(_state(f, g, x, limits))

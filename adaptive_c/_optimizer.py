@@ -1,12 +1,11 @@
 """The face of a run: documentation, and every method a door of a few lines."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar, Never
 
 import numpy as np
 
-from ._checkpoint import description, torch
 from ._native import checked_threads
 from ._run.group import ParamGroup
 from ._run.options import SETTINGS, SHARED, Schedulable, flag, observed, real
@@ -14,6 +13,7 @@ from ._run.options import loss_scale as checked_scale
 from ._run.rule import Rule
 from ._run.run import Run, check_scale
 from ._run.store import State
+from ._saving import Saving
 
 _TORCH_ONLY = {"foreach", "fused", "capturable", "differentiable"}
 
@@ -46,7 +46,7 @@ class _LossScale(_Setting):
             super().__set__(optimizer, value)
 
 
-class Optimizer:
+class Optimizer(Saving):
     """Base of all optimizers: binds parameters, holds their state and steps them in place.
 
     Parameters
@@ -146,6 +146,10 @@ class Optimizer:
     ------
     TypeError, ValueError
         If something can't be done in place or is out of range, before the first write.
+    RuntimeError
+        From any method that steps, changes, saves or loads: while another call is inside the optimizer (of another
+        thread, or from a schedule or a signal handler); inside `averaged_parameters`, from all but `accumulate`,
+        `discard`, `catch_up` and assignments; and inside `stepping`, from all of them.
     """
 
     rule: ClassVar[Rule]
@@ -223,8 +227,6 @@ class Optimizer:
         TypeError, ValueError
             As at construction; also if arrays share memory with others of this optimizer, and while accumulated
             gradients are pending.  Nothing has changed then.
-        RuntimeError
-            Inside ``averaged_parameters``, and while the optimizer is in use elsewhere.
         """
         self._run.add(param_group)
 
@@ -268,8 +270,6 @@ class Optimizer:
             If gradients don't fit (the message names the first), are given while accumulated ones are pending, or are
             missing while there are none; if a schedule's number is out of its range, and if no schedule reads the
             metric; if a count in ``state["step"]`` is not in [0, 2**62).  Nothing has changed then.
-        RuntimeError
-            While the optimizer is in use elsewhere, also from inside a schedule or a signal handler.
         Exception
             Whatever a schedule raises, such as OverflowError; nothing has changed then.
         """
@@ -331,8 +331,7 @@ class Optimizer:
         KeyError, IndexError, TypeError
             From `now`: if there is no such array, or the arguments are not as above.  Nothing was written then.
         RuntimeError
-            While the optimizer is in use elsewhere, and from `now` outside of the block.  Inside the block everything
-            that would write is refused: step, accumulate, another stepping, assigning options, save, load.
+            From `now` outside of the block.
         """
         block: AbstractContextManager[Callable[..., None]]
         block = self._run.plan.stepping(*self._for_one_step(metric, loss_scale))
@@ -360,8 +359,6 @@ class Optimizer:
         ------
         TypeError, ValueError
             If gradients don't fit; the message names the first.  Nothing was added then.
-        RuntimeError
-            While the optimizer is in use elsewhere.
 
         Differs from: torch, which sums in the gradient's own type, and whose sum is not divided.
         """
@@ -371,19 +368,26 @@ class Optimizer:
         """Drop what was accumulated, if anything was."""
         self._run.plan.discard()
 
-    def catch_up(self) -> None:
-        """Bring all rows up to date, of groups with ``rows="exact"``, in parallel.
+    def catch_up(self, *place_and_indices: Any) -> None:
+        """Bring rows up to date, of groups with ``rows="exact"``, in parallel: all of them, or some rows of one array.
 
         Call it before you read or write parameters or their state: until then, rows have missed the steps since they
         were last stepped.  Saving, `state_dict`, `averaged_parameters` and assigning `t` or bounds do it by themselves.
         After it there is no step to `rollback`, if a row had missed one.
 
+        Parameters
+        ----------
+        *place_and_indices : optional
+            Before you look rows up for the next gradient, those rows are enough: ``catch_up("table", indices)`` for a
+            dict, ``catch_up(3, indices)`` for a list, ``catch_up(indices)`` for one bare array, and with the number of
+            the group before that for a list of groups.  indices : (k,) array of int32 or int64.
+
         Raises
         ------
-        RuntimeError
-            While the optimizer is in use elsewhere.
+        KeyError, IndexError, TypeError, ValueError
+            If there is no such array or row.
         """
-        self._run.plan.catch_up()
+        self._run.plan.catch_up(*place_and_indices)
 
     def rollback(self) -> None:
         """Undo the last call of `step`, once.  Needs ``keep_undo=True`` in the constructor.
@@ -399,8 +403,6 @@ class Optimizer:
         ValueError
             Without keep_undo, if there is no step to undo or it is undone already, and if gradients were accumulated
             since (`discard` them).
-        RuntimeError
-            Inside averaged_parameters, and while the optimizer is in use elsewhere.
         """
         self._run.plan.rollback()
 
@@ -408,107 +410,6 @@ class Optimizer:
     def pending(self) -> int:
         n: int = self._run.plan.pending
         return n
-
-    # --- checkpoints --------------------------------------------------------------------------------------------------
-
-    def state_dict(self, *, format: str | None = None) -> dict[str, Any]:  # noqa: A002
-        """Everything a run depends on, except the parameters, as a dict of arrays, numbers and strings.
-
-        The arrays are flat views, one for each group and state, and the next step changes them.  ``copy.deepcopy``
-        keeps them, `save` writes them.
-
-        Parameters
-        ----------
-        format : "torch", optional
-            Make the dict that ``load_state_dict`` of the PyTorch optimizer of this name takes.  Its tensors are copies,
-            with narrow state decoded.
-
-        Raises
-        ------
-        ValueError
-            For another format, or if PyTorch has no such rule, or not with these options.
-        RuntimeError
-            Inside averaged_parameters(), and while the optimizer is in use elsewhere.
-        """
-        if format not in (None, "torch"):
-            raise ValueError(f"format must be 'torch' or None, got {format!r}")
-        return description.state_dict(self._run) if format is None else torch.state_dict(self._run)
-
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Load a state in place: one that `state_dict` gave, or the state_dict of PyTorch's optimizer of this name.
-
-        Options, schedules, counts and accumulated gradients become those of the dict.  (PyTorch's dict has no
-        schedules, so those of this optimizer go on, and no accumulated gradients, so pending ones are dropped.)
-        n_threads, copy_to, uint16_as and the structure stay.  The parameters may be cut differently, except for
-        PyTorch's dict.  Put the parameters into place first, because copy_to is written anew.  After a load there is
-        nothing to `rollback`.
-
-        Raises
-        ------
-        TypeError, ValueError
-            If something doesn't fit: class, formats, sizes, names of a dict, a cut that joins arrays with different
-            counts; if a schedule's number is out of its range; if options followed a function of your own and this
-            optimizer has none in its place.  Nothing has changed then.
-        RuntimeError
-            Inside averaged_parameters(), and while the optimizer is in use elsewhere.
-        """
-        if isinstance(state_dict, Mapping) and "param_groups" in state_dict:
-            torch.load_state_dict(self._run, state_dict)
-        else:
-            description.load_state_dict(self._run, state_dict)
-
-    def save(self, path: Any, *, parameters: bool = True) -> None:
-        """Write parameters, state, options and counts into one safetensors file, from which `load` continues the run.
-
-        The file is written under another name in the same folder, synced and renamed, so that at every moment `path` is
-        the old checkpoint or the new one.  Saving takes hardly any memory.
-
-        Parameters
-        ----------
-        path : str or path-like
-            The file's name, used as it is.
-        parameters : bool
-            Save them too.
-
-        Raises
-        ------
-        OSError
-            If the file can't be written; then the old one is still there.  If at the end the folder can't be synced;
-            then the new one is there, but may not survive a power cut.
-        ValueError
-            If the path is a folder or a device, or ends in .npz; if the parameters are in a dict with keys that another
-            process can't recognise.
-        RuntimeError
-            Inside averaged_parameters(), and while the optimizer is in use elsewhere.
-        """
-        description.save(self._run, path, parameters)
-
-    def load(self, path: Any, *, parameters: bool = True) -> None:
-        """Load a checkpoint that `save` wrote, in place.
-
-        The whole file is verified before anything is taken from it.  Options, schedules, counts and accumulated
-        gradients become those of the file; n_threads, copy_to, uint16_as and the structure stay, and copy_to is written
-        anew.  The parameters may be cut differently, but each group needs the same number of elements.  After a load
-        there is nothing to `rollback`.  If a Ctrl-C or a reading error interrupts it, load again before the next step.
-
-        Parameters
-        ----------
-        path : str or path-like
-            A file that `save` wrote, or an .npz file of version 0.1.
-        parameters : bool
-            Load them too.
-
-        Raises
-        ------
-        OSError
-            If the file can't be read.
-        TypeError, ValueError
-            If the file is damaged or foreign, or something doesn't fit, as in `load_state_dict`.  Nothing has changed
-            then.
-        RuntimeError
-            Inside averaged_parameters(), and while the optimizer is in use elsewhere.
-        """
-        description.load(self._run, path, parameters)
 
     @property
     def ema(self) -> Any:

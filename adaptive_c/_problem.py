@@ -95,33 +95,23 @@ def _gradient(g: Any, x: Array) -> Array:
 
 def evaluator(fun: Any, jac: Any, args: tuple[Any, ...], x: Array) -> Callable[..., tuple[float, Array]]:
     """The function (f, g) of a batch, if there are any, at the live x, which the user's functions can only read."""
+    if not (jac is True or callable(jac) or (isinstance(jac, str) and jac == "out")):
+        raise ValueError(f"the gradient is needed, and jac={jac!r} does not give one{NO_GRADIENT}")
+    out = None if jac is True or callable(jac) else np.zeros_like(x)
     seen, dtype, shape = x.view(), x.dtype, x.shape
     seen.flags.writeable = False
-    if isinstance(jac, str) and jac == "out":
-        out = np.zeros_like(x)
-
-        def both(*batch: Any) -> Any:
-            return fun(seen, *batch, *args, out=out), out
-
-    elif callable(jac):
-
-        def both(*batch: Any) -> Any:
-            return fun(seen, *batch, *args), jac(seen, *batch, *args)
-
-    elif jac is True:
-
-        def both(*batch: Any) -> Any:
-            return fun(seen, *batch, *args)
-
-    else:
-        raise ValueError(f"the gradient is needed, and jac={jac!r} does not give one{NO_GRADIENT}")
 
     def evaluate(*batch: Any) -> tuple[float, Array]:
-        pair = both(*batch)
-        try:
-            f, g = pair
-        except (TypeError, ValueError):
-            raise TypeError(f"jac=True says that fun returns (f, g); it returned {pair!r:.60}") from None
+        if jac is True:
+            pair = fun(seen, *batch, *args)
+            try:
+                f, g = pair
+            except (TypeError, ValueError):
+                raise TypeError(f"jac=True says that fun returns (f, g); it returned {pair!r:.60}") from None
+        elif out is None:
+            f, g = fun(seen, *batch, *args), jac(seen, *batch, *args)
+        else:
+            f, g = fun(seen, *batch, *args, out=out), out
         if not (type(g) is np.ndarray and g.dtype is dtype and g.shape == shape and g.flags.c_contiguous):
             g = _gradient(g, x)
         return (float(f) if isinstance(f, float) else _number(f)), g
@@ -141,7 +131,7 @@ def items(batches: Any) -> Iterator[tuple[Any]]:
             yield (item,)
         if not n:
             raise ValueError("batches has no items")
-        if n == before or hasattr(batches, "__next__"):
+        if n == before:  # an iterator begins where it ended
             return
 
 

@@ -1,9 +1,10 @@
 """What `minimize` costs for each iteration, compared with a loop of opt.step that is written by hand.
 
-python benchmarks/minimize.py [--rounds N] [--threads N] [--cases NAME ...]
+python benchmarks/minimize.py [--rounds N] [--threads N] [--cpu] [--cases NAME ...]
 
 Each contender has its own process; they take turns, round after round.  The difference and the ratio to the loop by
 hand are formed within each round.  Medians are shown with intervals that hold the true one with a chance of 95%.
+--cpu counts the processor's time, for a machine that does other work too; it needs --threads 1.
 """
 
 import argparse
@@ -30,21 +31,30 @@ def rosenbrock_2(x):
 
 
 CURVATURE = np.linspace(0.5, 1, LARGE)
+SCRATCH = np.empty((2, LARGE - 1))  # so that no memory is allocated, whose cost depends on what was freed before
 
 
 def quadratic(x, out):
     """Two passes over memory: as little as a function of so many elements can take."""
-    np.multiply(CURVATURE[: x.size], x, out=out)
+    np.multiply(CURVATURE, x, out=out)
     return 0.5 * float(out @ x)
 
 
 def rosenbrock(x, out):
-    """Rosenbrock's function as one writes it with NumPy."""
-    a, b = x[1:] - x[:-1] ** 2, 1 - x[:-1]
-    out[:] = 0
-    out[:-1] = -400 * x[:-1] * a - 2 * b
-    out[1:] += 200 * a
-    return float(100 * a @ a + b @ b)
+    """Rosenbrock's function in NumPy."""
+    a, b = SCRATCH
+    np.multiply(x[:-1], x[:-1], out=a)
+    np.subtract(x[1:], a, out=a)
+    np.subtract(1, x[:-1], out=b)
+    f = float(100 * (a @ a) + b @ b)
+    out[-1] = 0
+    np.multiply(b, -2, out=out[:-1])
+    np.multiply(a, x[:-1], out=b)
+    b *= 400
+    out[:-1] -= b
+    a *= 200
+    out[1:] += a
+    return f
 
 
 CASES: dict[str, tuple[Callable[..., Any], Any, int, int]] = {  # function, jac, elements, iterations of a round
@@ -52,26 +62,28 @@ CASES: dict[str, tuple[Callable[..., Any], Any, int, int]] = {  # function, jac,
     "quadratic-1e6": (quadratic, "out", LARGE, 40),
     "rosenbrock-1e6": (rosenbrock, "out", LARGE, 16),
 }
-CONTENDERS: dict[str, dict[str, Any]] = {
-    "by hand": {},
-    "by hand, checked": {"on_nonfinite": "skip"},
-    "minimize": {},
-    "minimize, last": {"average": "last"},
-    "minimize, best": {"average": "best"},
-    "minimize, noisy": {"patience": 10**9},
-    "minimize, bounds": {"bounds": (-1e3, 1e3)},
+BOUNDS = {"bounds": (-1e3, 1e3)}
+CONTENDERS: dict[str, tuple[str, dict[str, Any]]] = {  # what it is compared with, and its options
+    "by hand": ("by hand", {}),
+    "by hand, checked": ("by hand", {"on_nonfinite": "skip"}),
+    "minimize": ("by hand", {}),
+    "minimize, last": ("by hand", {"average": "last"}),
+    "minimize, best": ("by hand", {"average": "best"}),
+    "minimize, noisy": ("by hand", {"patience": 10**9, "average": "last"}),
+    "by hand, bounds": ("by hand, bounds", BOUNDS),
+    "minimize, bounds": ("by hand, bounds", BOUNDS),
 }
 
 
 class Timed:
     """A function that notes when its calls 3 and 3 + steps begin; whoever calls it, this costs the same."""
 
-    def __init__(self, fun, steps):
-        self.fun, self.steps, self.calls, self.times = fun, steps, 0, []
+    def __init__(self, fun, steps, clock):
+        self.fun, self.steps, self.clock, self.calls, self.times = fun, steps, clock, 0, []
 
     def __call__(self, *x, **out):
         if self.calls in (3, 3 + self.steps):
-            self.times.append(time.perf_counter())
+            self.times.append(self.clock())
         self.calls += 1
         return self.fun(*x, **out)
 
@@ -97,10 +109,10 @@ def work(name: str) -> None:
     """The process of a contender: for each case asked for, the seconds of one iteration."""
     loop = by_hand if name.startswith("by hand") else by_minimize
     for line in sys.stdin:
-        case, threads = line.split()
+        case, threads, clock = line.split()
         fun, jac, n, steps = CASES[case]
-        options = {"lr": 1e-4, "n_threads": int(threads) or None, **CONTENDERS[name]}
-        timed = Timed(fun, steps)
+        options = {"lr": 1e-4, "n_threads": int(threads) or None, **CONTENDERS[name][1]}
+        timed = Timed(fun, steps, getattr(time, clock))
         loop(timed, jac, np.full(n, 0.5), steps, options)
         print((timed.times[1] - timed.times[0]) / steps, flush=True)
 
@@ -109,12 +121,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=21)
     parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--cpu", action="store_true")
     parser.add_argument("--cases", nargs="+", default=list(CASES), choices=list(CASES))
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.worker:
         work(given.worker)
         return
+    clock = "process_time" if given.cpu else "perf_counter"
     processes = {
         name: subprocess.Popen(
             [sys.executable, "-P", __file__, "--worker", name], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -128,18 +142,20 @@ def main() -> None:
                 order = list(processes) if i % 2 else list(reversed(processes))
                 for name in order:
                     process = processes[name]
-                    print(case, given.threads, file=process.stdin, flush=True)
+                    print(case, given.threads, clock, file=process.stdin, flush=True)
                     took = float(process.stdout.readline())
                     if i:  # the first one starts threads and touches memory
                         seconds[name].append(took)
             print(f"{case}: by hand {1e6 * statistics.median(seconds['by hand']):.2f} us an iteration")
-            for name in CONTENDERS:
-                pairs = list(zip(seconds[name], seconds["by hand"], strict=True))
+            for name, (base, _) in CONTENDERS.items():
+                if name == base:
+                    continue
+                pairs = list(zip(seconds[name], seconds[base], strict=True))
                 more, ratio = [1e6 * (a - b) for a, b in pairs], [a / b for a, b in pairs]
-                spans = [interval(more), interval(ratio)]
+                (low, high), (least, most) = interval(more), interval(ratio)
                 print(
-                    f"  {name:17} {statistics.median(more):+8.2f} us [{spans[0][0]:+.2f}, {spans[0][1]:+.2f}]"
-                    f"  {statistics.median(ratio):.3f}x [{spans[1][0]:.3f}, {spans[1][1]:.3f}]"
+                    f"  {name:17} {statistics.median(more):+8.2f} us [{low:+.2f}, {high:+.2f}]"
+                    f"  {statistics.median(ratio):.3f}x [{least:.3f}, {most:.3f}]"
                 )
     finally:
         for process in processes.values():

@@ -51,7 +51,7 @@ cdef class Stepping:
             raise RuntimeError("an array can be stepped inside the block `with opt.stepping() as now:` only")
         self.plan.guard.take(STEPPING, ARRAYWISE)
         try:
-            bound, i = self.find(place_and_grad)
+            bound, i = self.plan.find(place_and_grad, "now", "gradient")
             grad = place_and_grad[len(place_and_grad) - 1]
             if grad is not None:
                 self.step(bound, i, grad)
@@ -78,33 +78,6 @@ cdef class Stepping:
             self.shared = self.shared_rows = None
             plan.guard.rest = FREE
             plan.release()
-
-    cdef tuple find(self, tuple place_and_grad):
-        """The group and the number of the array that is meant."""
-        cdef Plan plan = self.plan
-        cdef BoundGroup bound
-        cdef Py_ssize_t number = 0, i = 0, n = len(place_and_grad) - 1
-        if plan.structured and n >= 0:
-            number = self.index(place_and_grad[0], len(plan.groups), "groups")
-        bound = plan.groups[number]
-        if n != plan.structured + (not bound.bare):
-            wanted = ["group"] * plan.structured + ([] if bound.bare else ["index" if bound.keys is None else "key"])
-            raise TypeError(f"here it is now({', '.join(wanted + ['gradient'])}); got {n + 1} arguments")
-        if bound.bare:
-            return bound, 0
-        key = place_and_grad[n - 1]
-        if bound.keys is None:
-            return bound, self.index(key, bound.group.n_arrays, "arrays")
-        if key not in bound.keys:
-            raise KeyError(f"{bound.where} has no {key!r}; it has {', '.join(map(repr, bound.keys))}")
-        return bound, bound.keys[key]
-
-    cdef Py_ssize_t index(self, key, Py_ssize_t n, str what) except -1:
-        if not hasattr(key, "__index__") or isinstance(key, bool):
-            raise TypeError(f"there are {n} {what}, named by their index, an integer; got {key!r}")
-        if not 0 <= key < n:
-            raise IndexError(f"there are {n} {what}, 0 .. {n - 1}; got {key}")
-        return key
 
     cdef int step(self, BoundGroup bound, Py_ssize_t i, grad) except -1:
         cdef Plan plan = self.plan

@@ -113,6 +113,14 @@ cdef Py_ssize_t acquire_sums(Plan plan) except -2:
     return work
 
 
+cdef bint all_none(BoundGroup group) noexcept:
+    cdef Py_ssize_t i
+    for i in range(group.group.n_arrays):
+        if group.group.arrays[i].g != NULL:
+            return False
+    return True
+
+
 cdef Py_ssize_t put_rows_aside(Plan plan, Py_ssize_t work) except -2:
     """Of a call of accumulate, keep the gradients of rows of arrays that have had no dense one; what is left, is bound.
     """

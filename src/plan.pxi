@@ -153,11 +153,11 @@ cdef class Plan:
         self.counts = Counts(t, skipped_steps, pending, growth_tracker, loss_scale, grad_norm)
 
     def need_sums(self):
-        """Allocate the sums of the groups that have none yet."""
+        """Allocate the sums of the groups that have none yet, but for those that were given nothing but rows."""
         cdef BoundGroup group
         cdef list spans = []
         for group in self.groups:
-            if group.group.sums == NULL:
+            if group.group.sums == NULL and not (group.row_sums and all_none(group)):
                 group.attach_sums()
                 spans += group.new_spans()
         if spans:
@@ -188,6 +188,7 @@ cdef class Plan:
             for j in range(group.n_arrays):
                 behind |= group.arrays[j].behind != NULL and group.arrays[j].behind.n > 0
         if behind:
+            self.space.by_rows = False
             self.sweep_all(CATCH_UP)
             self.undoable = False
             for i in range(self.space.n_groups):
@@ -197,14 +198,35 @@ cdef class Plan:
                         group.arrays[j].behind.n = 0
         return 0
 
+    cdef int bring_up_rows(self, BoundGroup bound, Py_ssize_t i, indices) except -1:
+        cdef Group* group = &bound.group
+        cdef Array* a = group.arrays + i
+        cdef Py_buffer view
+        cdef Py_ssize_t j, k = checked(indices, "indices", INTEGERS, &view)
+        if a.ndim == 0:
+            raise ValueError(f"{bound.name(i)} has no dimensions, and so no rows")
+        a.touched = bind_indices(bound, i, indices, view.buf, view.itemsize, k, NULL, NULL)
+        if a.behind == NULL or a.behind.n == 0:
+            return 0
+        expect_gradients(group)
+        a.g, a.g_format = <const char*> a.touched, NATIVE  # any address says that it takes part
+        group.by_rows = self.space.by_rows = True
+        self.undoable = False
+        self.run(CATCH_UP, a.touched.n * a.touched.length, group.position + a.start, group.position + a.stop)
+        for j in range(a.touched.n):
+            a.behind.done[a.touched.rows[j]] = group.t[i]
+        return 0
+
     cdef int prepare(self, Group* group, Py_ssize_t j) except -1:
         """Before an array is stepped under rows="exact"."""
         cdef Array* a = group.arrays + j
+        cdef bint by_rows
         if not group.options.exact:
             return 0
         if a.behind != NULL and a.behind.n > 0 and (a.touched == NULL or a.behind.n == LOGGED):
+            by_rows, self.space.by_rows = self.space.by_rows, False  # all rows
             self.run(CATCH_UP, a.stop - a.start, group.position + a.start, group.position + a.stop)
-            a.behind.n, self.undoable = 0, False
+            self.space.by_rows, a.behind.n, self.undoable = by_rows, 0, False
         if a.touched != NULL:
             expect_rows(a)
         return 0
@@ -284,13 +306,19 @@ cdef class Plan:
         finally:
             self.guard.release()
 
-    def catch_up(self):
-        """Replay what rows have missed, on all of them."""
+    def catch_up(self, *place_and_indices):
+        """Replay what rows have missed: all of them, or those of one array that are named."""
+        cdef BoundGroup bound
+        cdef Py_ssize_t i
         self.guard.take(STEPPING, AVERAGED)
         try:
-            self.bring_up()
+            if place_and_indices:
+                bound, i = self.find(place_and_indices, "catch_up", "indices")
+                self.bring_up_rows(bound, i, place_and_indices[len(place_and_indices) - 1])
+            else:
+                self.bring_up()
         finally:
-            self.guard.release()
+            self.release()
 
     def discard(self):
         """Forget the sums."""
@@ -323,10 +351,9 @@ cdef class Plan:
             if self.space.zero_grad:
                 check_apart(self)
             work = put_rows_aside(self, work)
-            if work > 0:
-                self.need_sums()
-                self.run(ADD, work, 0, self.space.end)
-                zero_rows(self)
+            self.need_sums()
+            self.run(ADD, work, 0, self.space.end)
+            zero_rows(self)
             for i in range(self.space.n_groups):
                 group = self.space.groups[i]
                 for j in range(group.n_arrays):
@@ -397,6 +424,32 @@ cdef class Plan:
             self.release()
 
     # --- the parts of a call -------------------------------------------------------------------------------------
+
+    cdef tuple find(self, tuple place, str function, str last):
+        """The group and the number of the array that is meant by the arguments of a function, before the last one."""
+        cdef BoundGroup bound
+        cdef Py_ssize_t number = 0, i = 0, n = len(place) - 1
+        if self.structured and n >= 0:
+            number = self.index(place[0], len(self.groups), "groups")
+        bound = self.groups[number]
+        if n != self.structured + (not bound.bare):
+            wanted = ["group"] * self.structured + ([] if bound.bare else ["index" if bound.keys is None else "key"])
+            raise TypeError(f"here it is {function}({', '.join(wanted + [last])}); got {n + 1} arguments")
+        if bound.bare:
+            return bound, 0
+        key = place[n - 1]
+        if bound.keys is None:
+            return bound, self.index(key, bound.group.n_arrays, "arrays")
+        if key not in bound.keys:
+            raise KeyError(f"{bound.where} has no {key!r}; it has {', '.join(map(repr, bound.keys))}")
+        return bound, bound.keys[key]
+
+    cdef Py_ssize_t index(self, key, Py_ssize_t n, str what) except -1:
+        if not hasattr(key, "__index__") or isinstance(key, bool):
+            raise TypeError(f"there are {n} {what}, named by their index, an integer; got {key!r}")
+        if not 0 <= key < n:
+            raise IndexError(f"there are {n} {what}, 0 .. {n - 1}; got {key}")
+        return key
 
     cdef int release(self) noexcept:
         cdef BoundGroup group

@@ -173,34 +173,41 @@ cdef Rows joined_rows(list parts):
 
 
 cdef Py_ssize_t bind_rows(BoundGroup bound, Py_ssize_t i, Rows rows, Py_ssize_t nbytes) except -1:
-    """Sort the rows of a gradient whose values, of `nbytes`, are bound; returns how many elements they touch."""
-    cdef Group* group = &bound.group
-    cdef Array* a = group.arrays + i
-    cdef Touched* touched = bound.touched_rows(i)
-    cdef Py_ssize_t k, n_rows = a.shape[0], itemsize = native_itemsize(group), bad
+    """Sort the rows of a gradient whose values, so many bytes, are bound; returns the number of elements touched."""
+    cdef Touched* touched
+    cdef Py_ssize_t itemsize = native_itemsize(&bound.group)
     cdef const Py_ssize_t* bags = NULL
     cdef const void* weights = NULL
     rows.check()
-    k = rows.k
     if rows.weights is not None:
         if rows.weights.dtype.itemsize != itemsize:
             raise TypeError(f"{bound.name(i, True)}: weights are {rows.weights.dtype}, but must be float{8 * itemsize} "
                             f"for {bound.dtype} parameters; convert them")
         weights = <const void*> address(rows.weights)
+    if rows.offsets is not None:
+        sizes = numpy.diff(rows.offsets, append=rows.k)
+        of_entries = numpy.repeat(numpy.arange(len(sizes)), sizes)
+        bags = <const Py_ssize_t*> address(of_entries)
+    touched = bind_indices(bound, i, rows.indices, rows.start, rows.itemsize, rows.k, bags, weights)
+    touched.nbytes = nbytes
+    return touched.n * touched.length
+
+
+cdef Touched* bind_indices(BoundGroup bound, Py_ssize_t i, indices, const void* start, Py_ssize_t itemsize,
+                           Py_ssize_t k, const Py_ssize_t* bags, const void* weights) except NULL:
+    """Sort k rows of an array, numbers of so many bytes.  Each has a bag and a weight, or these are NULL."""
+    cdef Array* a = bound.group.arrays + i
+    cdef Touched* touched = bound.touched_rows(i)
+    cdef Py_ssize_t n_rows = a.shape[0], bad, wide = native_itemsize(&bound.group)
     if bits_in(k) + bits_in(n_rows) > 64:
         raise ValueError(f"{bound.name(i, True)} has {k} indices into {n_rows} rows, too many for one call")
     touched.length = (a.stop - a.start) // n_rows if n_rows else 0
     reserve_entries(touched, k)
-    if rows.offsets is not None:
-        sizes = numpy.diff(rows.offsets, append=k)
-        of_entries = numpy.repeat(numpy.arange(len(sizes)), sizes)
-        bags = <const Py_ssize_t*> address(of_entries)
-    if rows.itemsize == 4:
-        bad = sort_entries(touched, k, <const int32_t*> rows.start, n_rows, bags, weights, itemsize)
+    if itemsize == 4:
+        bad = sort_entries(touched, k, <const int32_t*> start, n_rows, bags, weights, wide)
     else:
-        bad = sort_entries(touched, k, <const int64_t*> rows.start, n_rows, bags, weights, itemsize)
+        bad = sort_entries(touched, k, <const int64_t*> start, n_rows, bags, weights, wide)
     if bad >= 0:
-        raise ValueError(f"{bound.name(i, True)}: indices[{bad}] is {rows.indices[bad]}; the array has {n_rows} rows, "
+        raise ValueError(f"{bound.name(i, True)}: indices[{bad}] is {indices[bad]}; the array has {n_rows} rows, "
                          f"0 .. {n_rows - 1}")
-    touched.nbytes = nbytes
-    return touched.n * touched.length
+    return touched

@@ -153,11 +153,11 @@ cdef void catch_up_piece(const Group* group, const Piece* piece) noexcept nogil:
                 encode_block(group, j, piece.start, n, buffer[j], group.nearest[j], behind.log[i].keys)
 
 
-cdef void catch_up_group(const Group* group, Py_ssize_t start, Py_ssize_t end) noexcept nogil:
-    """Bring elements start .. end-1 up to date."""
+cdef void catch_up_group(const Space* space, const Group* group, Py_ssize_t start, Py_ssize_t end) noexcept nogil:
+    """Bring elements start .. end-1 up to date; in a call by rows, those that are touched."""
     cdef Piece piece = pieces_from(group, start)
     cdef Py_ssize_t length
-    while next_piece(&piece, end):
+    while next_stepped(&piece, end) if space.by_rows else next_piece(&piece, end):
         if piece.array.behind == NULL or piece.array.behind.n == 0:
             continue
         length = piece.array.behind.length
@@ -284,7 +284,7 @@ cdef void run_part(const Space* space, Work work, Py_ssize_t first, Py_ssize_t l
         elif work == COPY:
             copy_parameters(group, start, end)
         elif work == CATCH_UP:
-            catch_up_group(group, start, end)
+            catch_up_group(space, group, start, end)
         elif work == ADD:
             add_gradients(space, group, start, end)
         elif work == SQUARES or work == LARGEST:
@@ -309,7 +309,7 @@ cdef Py_ssize_t cut(const Space* space, Work work, Py_ssize_t first, Py_ssize_t 
                     Py_ssize_t n) noexcept nogil:
     """The position where a part of n begins, at a multiple of CHUNK."""
     cdef Py_ssize_t chunk = first // CHUNK
-    if space.by_rows and work != RESTORE and work != CATCH_UP and 0 < part < n:
+    if space.by_rows and work != RESTORE and 0 < part < n:
         chunk = cut_by_rows(space, part, n) // CHUNK
     else:
         chunk += (chunks_to(last) - chunk) * part // n

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from adaptive_c.__main__ import main
 from adaptive_c._native import core
 from adaptive_c.bench import contenders, model, report, suite, worker
 from adaptive_c.bench.contenders import CONTENDERS, Task
@@ -20,14 +21,11 @@ OURS = suite.OURS
 SMALL = {"rounds": 5, "seconds": 1e-4, "large": 1 << 14, "sizes": [64, 1 << 12]}
 
 
-def bench(folder, *arguments, settings=SMALL, **env):
-    """Run the command line as a user does, outside the clone."""
+def line(folder, *arguments, settings=SMALL):
+    """The arguments of the program."""
     config = Path(folder, "settings.toml")
     config.write_text("".join(f"{key} = {value!r}\n" for key, value in settings.items()))
-    return subprocess.run(
-        [sys.executable, "-m", "adaptive_c", "bench", "--config", config, "--out", Path(folder, "out"), *arguments],
-        capture_output=True, text=True, cwd=folder, env={**os.environ, **env}, timeout=300,
-    )  # fmt: skip
+    return ["bench", "--config", str(config), "--out", str(Path(folder, "out")), *arguments]
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +36,9 @@ def alone(tmp_path_factory):
              "rich")  # fmt: skip
     for name in names:
         (folder / f"{name}.py").write_text(f"raise ImportError('no {name} here', name='{name}')")
-    return folder, bench(folder, PYTHONPATH=str(folder), PATH="/nowhere")
+    command = [sys.executable, "-m", "adaptive_c", *line(folder)]  # as a user does, outside the clone
+    env = {**os.environ, "PYTHONPATH": str(folder), "PATH": "/nowhere"}
+    return folder, subprocess.run(command, capture_output=True, text=True, cwd=folder, env=env, timeout=300)
 
 
 def test_with_all_peers_missing_it_measures_and_says_how_to_install_them(alone):
@@ -259,17 +259,17 @@ def test_the_model_is_the_slower_of_memory_and_work_and_a_part_of_the_other():
         ({}, ("speed",), "there are no rows 'speed'; there are sizes, rules, "),
     ],
 )
-def test_settings_are_checked(tmp_path, settings, arguments, message):
-    out = bench(tmp_path, *arguments, settings=settings)
-    assert out.returncode == 2
-    assert message in out.stderr
+def test_settings_are_checked(tmp_path, capsys, settings, arguments, message):
+    with pytest.raises(SystemExit, match="2"):
+        main(line(tmp_path, *arguments, settings=settings))
+    assert message in capsys.readouterr().err
 
 
-def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+def test_a_folder_that_cannot_be_written_is_named(tmp_path, capsys):
     (tmp_path / "out").write_text("")
-    out = bench(tmp_path, "whole", settings=SMALL)
-    assert out.returncode == 1
-    assert "adaptive-c bench: can't write to --out" in out.stderr
+    with pytest.raises(SystemExit, match="1"):
+        main(line(tmp_path, "whole"))
+    assert "adaptive-c bench: can't write to --out" in capsys.readouterr().err
 
 
 def test_gpt2_has_its_148_arrays():

@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -234,6 +235,13 @@ def in_readme(name):
     return {f"`{name}` in the table of rules": any(f"`{name}`" in row for row in rows)}
 
 
+def in_torch(name):
+    found = ast.parse(text("adaptive_c/torch/__init__.py"))
+    classes = [node.name for node in ast.walk(found) if isinstance(node, ast.ClassDef)]
+    names = [node.value for node in ast.walk(found) if isinstance(node, ast.Constant)]
+    return {f"class {name}": name in classes, f"{name!r} in __all__": name in names}
+
+
 PLACES = {  # in the order of CONTRIBUTING.md
     "adaptive_c/reference.py": in_reference,
     "src/rules.pxi, loop": in_loops,
@@ -244,6 +252,7 @@ PLACES = {  # in the order of CONTRIBUTING.md
     "docs/update_rules.md": in_docs,
     "benchmarks/instructions.json": in_record,
     "README.md": in_readme,
+    "adaptive_c/torch/__init__.py": in_torch,
 }
 
 
@@ -292,13 +301,20 @@ def test_the_examples_of_the_docstrings(module):
     assert not result.failed
 
 
-@pytest.mark.skipif(not (ROOT / "README.md").is_file(), reason="not in a clone")
-def test_the_examples_of_the_readme(capsys, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)  # one saves a file
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
-    assert blocks
-    for block in blocks:
-        exec(compile(block, "README.md", "exec"), {})
+PAGES = [page.relative_to(ROOT) for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))]
+DOORS = ("torch", "scipy", "sklearn", "ml_dtypes")  # which an example may import
+CLIENTS = re.compile("import (transformers|lightning)|from (transformers|lightning)")  # test_clients.py runs these
+
+
+@pytest.mark.parametrize("page", PAGES, ids=str)
+def test_the_examples_of_the_pages(page, capsys, tmp_path, monkeypatch):
+    if not (ROOT / page).is_file():
+        pytest.skip("not in a clone")
+    monkeypatch.chdir(tmp_path)  # some save a file
+    monkeypatch.setattr(signal, "signal", lambda *_: None)  # and some would save when the process is stopped
+    for block in re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.S):
+        if not CLIENTS.search(block) and all(importlib.util.find_spec(name) or not re.search(rf"\b{name}\b", block) for name in DOORS):
+            exec(compile(block, str(page), "exec"), {"__name__": "__main__"})
 
 
 @pytest.mark.skipif(not (ROOT / "setup.py").is_file(), reason="not in a clone")

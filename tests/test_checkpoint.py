@@ -5,10 +5,8 @@ import functools
 import json
 import os
 import re
-import signal
 import threading
 import tracemalloc
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -733,18 +731,3 @@ def test_the_message_of_pickle_names_the_way():
     for make_copy in (copy.copy, copy.deepcopy):
         with pytest.raises(TypeError, match=re.escape("opt.save(path) keeps parameters and state")):
             make_copy(make())
-
-
-def test_the_examples_of_the_docs(tmp_path, monkeypatch):
-    path = Path(__file__).parents[1] / "docs" / "checkpoints.md"
-    if not path.is_file():
-        pytest.skip("not in a clone")
-    pytest.importorskip("torch")
-    monkeypatch.chdir(tmp_path)
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        for block in re.findall(r"```python\n(.*?)```", path.read_text(), re.S):
-            exec(compile(block, str(path), "exec"), {})
-    finally:
-        signal.signal(signal.SIGTERM, before)
-    assert os.listdir(tmp_path) == ["run.safetensors"]

@@ -152,6 +152,7 @@ def test_what_is_not_finite_ends_with_the_best_seen(f, g, said, n, average):
     assert_same_bits(result.x, best)
     assert result.fun == bowl(best)[0]
     assert result.nit == 5 + (n > 2 and g is not None)
+    assert result.nfev == result.nit + 1
 
 
 def test_a_function_that_does_not_take_nan_ends_as_one_that_returns_it():
@@ -173,6 +174,19 @@ def test_a_gradient_that_is_not_finite_in_the_last_steps():
                              batches=iter([1.0, np.nan]))  # fmt: skip
         assert (result.status, result.nit, result.nfev) == (3, 2, 2)
         assert np.isfinite(result.x).all()
+
+
+@pytest.mark.parametrize("average", ["best", "last", 0.5])
+@pytest.mark.parametrize(("f", "g"), [(np.nan, None), (None, np.inf)])
+def test_what_is_not_finite_at_the_end(f, g, average):
+    """No step is made with it, and what is skipped is not returned."""
+    at = 5 + (average == 0.5)  # the average is evaluated after all
+    result = ac.minimize(
+        broken(at, f, g), START, jac=True, lr=0.1, maxiter=5, average=average, on_nonfinite="skip" if f else None
+    )
+    assert (result.status, result.nit, result.nfev) == ((1 if f and average == "best" else 3), 5, at + 1)
+    assert np.isfinite(result.x).all()
+    assert np.isfinite(result.fun)
 
 
 def test_not_finite_from_the_start():
@@ -287,16 +301,19 @@ def test_an_iterator_is_not_read_further_than_needed():
     assert next(batches) == 5
 
 
-def test_patience_compares_means_of_f():
+@pytest.mark.parametrize("average", ["best", "last"])
+@pytest.mark.parametrize("n", [2, 70_000])
+def test_patience_compares_means_of_f(n, average):
     """Windows of 3 with the means 5, 4, 4: the third one is no lower."""
     values = iter([9, 1, 5, 4, 4, 4, 0, 12, 0, 7])
-    points = []
-    result = ac.minimize(lambda x: (next(values), np.ones(2)), START, jac=True, optimizer=ac.SGD, lr=1, patience=3,
-                         callback=points.append, average="best")  # fmt: skip
+    result = ac.minimize(
+        lambda x: (next(values), np.ones(n)), np.zeros(n), jac=True, optimizer=ac.SGD, lr=1, patience=3, average=average
+    )
     assert (result.success, result.status, result.nit, result.nfev) == (True, 0, 8, 9)
     assert result.message == "Optimization terminated successfully. The mean of 3 values of fun no longer falls."
-    assert result.fun == 4
-    assert (result.x == START - 5).all()  # the x of the last value of the best mean
+    assert (result.x == (-5 if average == "best" else -8)).all()  # -5: where the last value of the best mean was
+    if average == "best":
+        assert result.fun == 4
 
 
 def test_patience_stops_where_noise_is_all_there_is():
@@ -402,6 +419,9 @@ def test_progress_has_f_the_norm_and_the_end(monkeypatch):
     assert [n for n, _, _ in bar.texts] == [0, 3, 6, 7]
     assert bar.texts[0] == (0, "f=25, |g|=1.00e+01", False)
     assert bar.texts[-1] == (7, f"f={result.fun:.6g}, |g|={abs(result.jac).max():.2e}", True)
+    values = iter(range(10))
+    result = ac.minimize(lambda x: (next(values), x - 3), START, jac=True, maxiter=3, progress=True, patience=100)
+    assert [text.partition(",")[0] for _, text, _ in bars.pop().texts] == ["f=0", "f=2.7", f"f={result.fun:.3g}"]
     with pytest.raises(ZeroDivisionError):
         ac.minimize(lambda x: 1 / 0, START, jac=True, progress=True)
     assert bars.pop().closed

@@ -91,6 +91,32 @@ def test_until_then_a_row_has_missed_steps():
     assert_same_bits(p, q)
 
 
+@pytest.mark.parametrize("formats", [{}, {"state_dtype": "bfloat16", "n_threads": 3}])
+def test_some_rows_catch_up_before_they_are_looked_up(formats):
+    rng = np.random.default_rng(8)
+    values = rng.normal(size=(400, 60)).astype("float32"), rng.normal(size=50).astype("float32")
+    opt, whole = [ac.AdamW([x.copy() for x in values], lr=0.1, rows=rows, **formats) for rows in ("exact", "lazy")]
+    table, other = opt.param_groups[0]["params"][0], whole.param_groups[0]["params"][0]
+    for _ in range(6):
+        indices = rng.integers(0, 400, 300).astype("int32")
+        opt.catch_up(0, indices)
+        assert_same_bits(table[indices], other[indices])
+        rows = ac.Rows(indices[:20], rng.normal(size=(20, 60)).astype("float32"))
+        opt.step([rows, None])
+        whole.step([dense(rows, (400, 60), "float32")[0], None])
+    assert_same(settled(opt), everything(whole))
+    before = everything(opt)
+    for place, kind, message in [
+        ((0, np.array([400])), ValueError, r"indices\[0\] is 400; the array has 400 rows"),
+        ((2, np.array([0])), IndexError, r"there are 2 arrays"),
+        ((np.array([0]),), TypeError, r"here it is catch_up\(index, indices\); got 1 arguments"),
+        ((0, [0]), TypeError, r"indices must be a NumPy array"),
+    ]:
+        with pytest.raises(kind, match=message):
+            opt.catch_up(*place)
+    assert_same(everything(opt), before)
+
+
 def changing(opt, t):
     """Assignments in the middle of a run."""
     group = opt.param_groups[0]

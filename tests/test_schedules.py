@@ -1043,10 +1043,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.mark.skipif(not (ROOT / "docs" / "schedules.md").is_file(), reason="not in a clone")
-def test_the_page_has_every_schedule_and_its_examples_run():
+def test_the_page_has_every_schedule():
     text = (ROOT / "docs" / "schedules.md").read_text()
-    for block in re.findall(r"```python\n(.*?)```", text, re.S):
-        exec(compile(block, "docs/schedules.md", "exec"), {})
     named = {name: getattr(s, name) for name in s.__all__ if isinstance(getattr(s, name), type)}
     for name, cls in named.items():
         if cls is s.Schedule:

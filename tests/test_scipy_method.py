@@ -154,6 +154,7 @@ def test_a_function_may_keep_and_write_its_x():
         return f, g
 
     assert_same_bits(minimize(fun).x, minimize().x)
+    assert_same_bits(minimize(lambda x: fun(x)[0], jac=lambda x: fun(x)[1]).x, minimize().x)
     assert len({id(x) for x in kept}) == len(kept)
     assert minimize(lambda x: (x @ x / 2, x)).success  # the gradient is x itself
 

@@ -14,6 +14,7 @@ import numpy as np
 
 Array = np.ndarray[Any, Any]
 LR, DECAY = 1e-3, 1e-2
+WHOLE: dict[str, Any] = {"max_grad_norm": 1.0, "ema_decay": 0.999, "zero_grad": True}
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class Task:
     dtype: str = "float32"  # of parameters and gradients; "bfloat16" arrays are uint16
     state_dtype: str | None = None
     whole: bool = False  # unscale by 1024, clip to norm 1, step, average, bfloat16 copy, zero the gradient
+    copy: bool = True  # the whole step has the copy
     threads: int | None = None
     uneven: bool = False  # a third of the gradients are 0, and the others' sizes spread over 20 binades
     rows: int = 0  # how many indices of rows a step has (see rows.py); 0: the gradients are dense
@@ -120,8 +122,8 @@ def ours(task: Task) -> Subject:
     if task.dtype == "bfloat16":
         more["rounding"] = "stochastic"
     if task.whole:
-        copy = np.empty(params[0].shape, "uint16")
-        more |= {"loss_scale": 1024.0, "max_grad_norm": 1.0, "ema_decay": 0.999, "zero_grad": True, "copy_to": copy}
+        copy = (np.empty(params[0].shape, "uint16"),) if task.copy else ()
+        more |= {**WHOLE, "loss_scale": 1024.0, "copy_to": copy[0] if copy else None}
     opt = getattr(ac, task.rule)(p, lr=LR, **{**task.options, **more})
     subject = Subject(lambda: opt.step(g), lambda: params, lambda: double(*grads))
     if len(params) > 1:
@@ -138,11 +140,11 @@ def ours(task: Task) -> Subject:
         subject.prepare = lambda: np.copyto(g, kept)
         subject.double = lambda: double(kept)
         # The average is read and written, the copy is written; g is read again for the norm, and zeroed.
-        subject.bytes += 2 * opt.ema.itemsize + copy.itemsize + 2 * g.itemsize
+        subject.bytes += 2 * opt.ema.itemsize + sum(x.itemsize for x in copy) + 2 * g.itemsize
 
         def ceiling() -> None:
             core.ceiling((g,), (), (), threads)
-            core.ceiling((), (g, *updated, opt.ema), (copy,), threads)
+            core.ceiling((), (g, *updated, opt.ema), copy, threads)
 
         subject.ceiling = ceiling if subject.ceiling else None
     return subject
@@ -198,7 +200,8 @@ def torch_whole_step(task: Task) -> Subject:
     """The whole step as PyTorch's users write it."""
     torch, (p,) = _tensors(task)
     g, optimizer = p.grad, torch.optim.AdamW([p], lr=LR, fused=True)
-    average, copy, kept = p.detach().clone(), torch.empty(p.shape, dtype=torch.bfloat16), p.grad.clone()
+    average, kept = p.detach().clone(), p.grad.clone()
+    copy = torch.empty(p.shape if task.copy else 0, dtype=torch.bfloat16)
 
     def step() -> None:
         with torch.no_grad():
@@ -206,10 +209,31 @@ def torch_whole_step(task: Task) -> Subject:
             torch.nn.utils.clip_grad_norm_([p], 1.0)
             optimizer.step()
             average.lerp_(p, 1e-3)
-            copy.copy_(p)
+            if task.copy:
+                copy.copy_(p)
             g.zero_()
 
     return _subject(torch, [p], step, prepare=lambda: g.copy_(kept), double=lambda: kept.mul_(2))
+
+
+@contender("adaptive_c.torch", _TORCH)
+def drop_in(task: Task) -> Subject:
+    """The class for tensors.  In the whole step it is told of the scale as by a GradScaler; it has no copy."""
+    torch, params = _tensors(task)
+    import adaptive_c.torch as ours
+
+    optimizer = getattr(ours, task.rule)(params, lr=LR, n_threads=task.threads, **task.options,
+                                         **(WHOLE if task.whole else {}))  # fmt: skip
+    if not task.whole:
+        return _subject(torch, params, optimizer.step)
+    optimizer.grad_scale, optimizer.found_inf = torch.tensor(1024.0), torch.tensor(0.0)
+    kept = [p.grad.clone() for p in params]
+
+    def prepare() -> None:
+        for p, g in zip(params, kept, strict=True):
+            p.grad.copy_(g)
+
+    return _subject(torch, params, optimizer.step, prepare=prepare, double=lambda: [g.mul_(2) for g in kept])
 
 
 @contender("DeepSpeed CPUAdam", f"{_TORCH}; pip install deepspeed (builds its kernel at first use: g++, ninja)")

@@ -16,6 +16,7 @@ TITLES = {
     "whole": "The whole step: unscale, clip to the global norm, AdamW, average, bfloat16 copy, zero the gradient",
     "formats": "AdamW with narrow numbers",
     "lists": "AdamW over lists of arrays",
+    "drop-in": "The class for torch's tensors, AdamW",
     "threads": "AdamW by the number of threads",
     "rows": "Gradients of a few rows of a table with 64 columns, float32",
     "import": "Import time",

@@ -230,7 +230,7 @@ C = """
 void adamw(long k, long columns, const long long* restrict rows, const float* restrict g, float* restrict p,
            float* restrict m, float* restrict v, double t, int threads)
 {
-    const float step = %(lr)r / (1 - pow(0.9, t)), keep = 1 - %(lr)r * %(decay)r, c = 1 / (1 - pow(0.999, t));
+    const float step = LR / (1 - pow(0.9, t)), keep = 1 - LR * DECAY, c = 1 / (1 - pow(0.999, t));
     #pragma omp parallel for num_threads(threads) schedule(static)
     for (long i = 0; i < k; i++) {
         const long at = rows[i] * columns, far = rows[i + 4 < k ? i + 4 : i] * columns;
@@ -249,7 +249,7 @@ void adamw(long k, long columns, const long long* restrict rows, const float* re
         }
     }
 }
-""" % {"lr": LR, "decay": DECAY}
+"""
 
 
 @contender("C loop over sorted rows", "install gcc or clang, or set CC", rows=True)
@@ -261,7 +261,8 @@ def c_loop(task: Task) -> Subject:
     with tempfile.TemporaryDirectory() as folder:
         source, built = Path(folder, "rows.c"), Path(folder, "rows.so")
         source.write_text(C)
-        flags = ["-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-shared", "-fPIC"]
+        flags = ["-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-shared", "-fPIC",
+                 f"-DLR={LR!r}", f"-DDECAY={DECAY!r}"]  # fmt: skip
         subprocess.run([*compiler.split(), *flags, source, "-o", built, "-lm"], check=True)
         adamw = ctypes.CDLL(str(built)).adamw
     adamw.argtypes = [ctypes.c_long] * 2 + [ctypes.c_void_p] * 5 + [ctypes.c_double, ctypes.c_int]

@@ -29,7 +29,7 @@ from . import rows as by_rows
 from .contenders import CONTENDERS, Task
 from .worker import told, told_bytes
 
-OURS = "adaptive_c"
+OURS, DROP_IN = "adaptive_c", "adaptive_c.torch"
 ENOUGH = 5  # rounds for a contender that is ten times slower
 
 # Each rule as it is by default, and options with which some of them sweep over more arrays.
@@ -52,7 +52,7 @@ class Settings:
     """What is measured, and how often.  A TOML file given with ``--config`` may set any of these names."""
 
     groups: tuple[str, ...] = (
-        "sizes", "rules", "float64", "whole", "formats", "lists", "threads", "rows", "import", "memory",
+        "sizes", "rules", "float64", "whole", "formats", "lists", "drop-in", "threads", "rows", "import", "memory",
     )  # fmt: skip
     rounds: int = 21
     seconds: float = 0.04  # the length of one timing, which has at least one step
@@ -118,7 +118,7 @@ class Row:
 def rows(settings: Settings) -> Iterator[Row]:
     """The rows that the settings ask for; a row without any of the wanted contenders is left out."""
     every = [name for name, c in CONTENDERS.items()
-             if c.bits == 32 and not c.dtype and not c.rows and "call by call" not in name]  # fmt: skip
+             if c.bits == 32 and not (c.dtype or c.rows or "call by call" in name or name == DROP_IN)]  # fmt: skip
     n, cached = settings.large, min(settings.large, 1 << 13)
     state_formats = [("float32", None), ("float32", "bfloat16"), ("float32", "uint8"), ("bfloat16", "bfloat16"),
                      ("bfloat16", "uint8")]  # fmt: skip
@@ -149,10 +149,16 @@ def rows(settings: Settings) -> Iterator[Row]:
                 yield Row("formats", f"{label}, uneven gradients, {n // 4:,}", uneven, [OURS, "torch fused"])
                 yield Row("in cache", f"{label}, uneven gradients", replace(uneven, sizes=(cached,), threads=1), [OURS])
         many = 10_000 if n >= 1 << 24 else 1000
-        yield Row("lists", f"{many:,} arrays of 1,000", Task((1000,) * many), [OURS, *every[1:5], "scikit-learn Adam"])
         gpt2 = GPT2 if n >= 1 << 24 else tuple(-(-size // 64) for size in GPT2)
         label = "GPT-2 124M, 148 arrays" + ("" if gpt2 is GPT2 else ", each cut to a 64th")
-        yield Row("lists", label, Task(gpt2), [OURS, *every[1:5]])
+        lists = {f"{many:,} arrays of 1,000": (1000,) * many, label: gpt2}
+        for label, sizes in lists.items():
+            more = ["scikit-learn Adam"] if sizes is not gpt2 else []
+            yield Row("lists", label, Task(sizes), [OURS, *every[1:5], *more])
+        for label, sizes in {"20 arrays of 1,000": (1000,) * 20, **lists}.items():
+            yield Row("drop-in", label, Task(sizes), [OURS, DROP_IN, "torch fused"])
+        task = Task((n,), whole=True, copy=False)
+        yield Row("drop-in", f"whole step, {n:,}", task, [OURS, DROP_IN, "torch, call by call"])
         for threads in range(1, get_num_threads() + 1):
             yield Row("threads", counted(threads, "thread"), Task((n,), threads=threads), [*FAST[:4]])
         for label, task, peers in by_rows.plan(n):
@@ -206,6 +212,7 @@ class Processes:
 
     def __init__(self) -> None:
         self._running: dict[tuple[str, int | None], Process] = {}
+        self.missing: dict[str, dict[str, Any]] = {}  # what a contender reported that can't be imported here
 
     def get(self, name: str, threads: int | None) -> Process:
         key = name, threads
@@ -236,7 +243,9 @@ def measure(row: Row, settings: Settings, processes: Processes, say: Callable[[s
     task, ready = row.task, []
     itemsize = {"float64": 8, "float32": 4, "bfloat16": 2}[task.dtype]
     for name in row.names:
-        if 8 * task.elements * itemsize > 0.9 * free_memory():
+        if name in processes.missing:
+            row.results[name] = processes.missing[name]
+        elif 8 * task.elements * itemsize > 0.9 * free_memory():
             row.results[name] = {"failed": "not enough free memory beside the others"}
         else:
             if row.group == "memory":  # in an old process, memory that it has freed would count
@@ -251,8 +260,9 @@ def measure(row: Row, settings: Settings, processes: Processes, say: Callable[[s
         hint = f"; {CONTENDERS[name].install}" if why == "missing" and CONTENDERS[name].install else ""
         where = "" if why == "missing" else f"{row.group}, {row.label}: "
         say(f"{where}{name} is left out ({why}: {facts[why]}{hint})")
-        if why != "missing":
-            processes.stop(name, task.threads)
+        processes.stop(name, task.threads)
+        if why == "missing":
+            processes.missing[name] = facts
     turns = [(process, what) for process in ready for what in process.facts["steps"]]
     seconds: dict[tuple[Process, str], list[float]] = {turn: [] for turn in turns}
     for number in range(settings.rounds if row.group != "memory" else 0):
@@ -261,7 +271,8 @@ def measure(row: Row, settings: Settings, processes: Processes, say: Callable[[s
             once = process.facts["seconds"]
             if number < ENOUGH or once < 10 * ready[0].facts["seconds"]:
                 repeat = max(1, min(5000, int(settings.seconds / max(once, 1e-7))))
-                time.sleep(0.02)  # until the threads of the previous contender have stopped spinning
+                if len(ready) > 1:
+                    time.sleep(0.02)  # until the threads of the previous contender have stopped spinning
                 took = process.ask(time=what, repeat=repeat)
                 if isinstance(took, dict):  # the process died, perhaps for lack of memory
                     row.results[process.name] = took
@@ -344,12 +355,14 @@ def imports(settings: Settings, advance: Callable[[float], None]) -> dict[str, A
     rounds: dict[str, list[float]] = {name: [] for name in names}
     total = min(settings.rounds, ENOUGH)
     for _ in range(total):
-        for name in names:
+        for name in list(names):
             command = [sys.executable, "-P", "-c", script.format(IMPORTS[name])]
             env = {**os.environ, "DS_ACCELERATOR": "cpu"}
             out = subprocess.run(command, capture_output=True, text=True, env=env)
             if out.returncode == 0:
                 rounds[name].append(float(out.stdout.split()[-1]))
+            else:
+                names.remove(name)
         advance(1 / total)
     found = {name: {"median": statistics.median(times), "rounds": times} for name, times in rounds.items() if times}
     return {"group": "import", "label": "after NumPy", "contenders": found}

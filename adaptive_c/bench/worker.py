@@ -35,7 +35,7 @@ def sample(arrays: list[Array]) -> Array:
 
 def expected(contender: Contender, task: Task, p: Array, g: Array, norm: float) -> Array:
     """The sampled parameters after three steps of the reference in float64, the gradient doubling from step to step."""
-    ours = contender.name == "adaptive_c" or contender.name.startswith("torch ")
+    ours = contender.name.startswith(("adaptive_c", "torch "))
     rule = getattr(reference, task.rule.lower() if ours else contender.rule)
     options = {**(task.options if ours else contender.options), "lr": LR}
     state: dict[str, Any] = {}

@@ -22,11 +22,12 @@ except ImportError as error:
     ) from error
 
 from .. import optimizers as rules
+from ._in_backward import in_backward
 from ._optimizer import Optimizer
 
 __all__ = [  # noqa: RUF022  as in adaptive_c.optimizers
     "SGD", "Momentum", "Adagrad", "RMSprop", "Adadelta", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "Yogi",
-    "AdaBelief", "Lion", "Rprop", "SuperSAB", "Optimizer",
+    "AdaBelief", "Lion", "Rprop", "SuperSAB", "Optimizer", "in_backward",
 ]  # fmt: skip
 
 

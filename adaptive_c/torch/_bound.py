@@ -8,12 +8,13 @@ import numpy as np
 import torch
 
 from .._checkpoint.torch import restore
-from .._native import checked_threads
+from .._native import Rows, checked_threads
 from .._run.rule import Rule
 from .._run.run import Run
 from ._state import restore_beside, shown, stored_as, to_restore
 from ._tensors import Array, Tensor, array, check, gradient
 
+FORMATS_OF_BUFFERS = {torch.float32: b"f", torch.float64: b"d", torch.float16: b"e", torch.bfloat16: b"H"}
 FORMATS = ("state_dtype", "master", "rounding")  # how numbers are stored
 REFUSED = ("capturable", "differentiable")
 FRESH = {"t": 0, "skipped_steps": 0, "grad_norm": float("nan")}
@@ -99,11 +100,13 @@ class Part:
         self.where, self.params = where, params
         self.arrays = [array(p, p) for p in params]
         self.direct = all(p.is_contiguous() for p in params)  # then the run takes the gradients as they are
+        self.pointers = [p.data_ptr() for p in params]
         self.forms = [(p.shape, p.stride()) for p in params]
 
     def attach(self, group: Any) -> None:
         """Take the group of the run, once it is there."""
         self.group, self.store = group, group.store
+        group.bound.take_tensors(torch.Tensor, FORMATS_OF_BUFFERS)
         self.ends = np.cumsum(group.layout.sizes).tolist()
         self.steps = torch.zeros(len(self.params), device="cpu")  # what torch has as "step"
         self.shown: Array = self.steps.numpy()
@@ -111,24 +114,36 @@ class Part:
         # Without an array of its own, and without a count, there is nothing to show.
         self.waiting = list(range(len(self.params))) if self.store.state or group.rule.name != "sgd" else []
 
-    def gradients(self) -> tuple[list[Any], list[Tensor]]:
-        """The gradients, and those of them that had to be copied.  The run checks them."""
-        return ([p.grad for p in self.params], []) if self.direct else self.laid_out()
+    def moved(self) -> bool:
+        """Do the parameters lie in memory in another way than when they were bound?"""
+        here = [p.data_ptr() for p in self.params]
+        return here != self.pointers or [(p.shape, p.stride()) for p in self.params] != self.forms
 
-    def laid_out(self) -> tuple[list[Any], list[Tensor]]:
-        """The gradients as arrays, each checked, and copied where they don't lie as the parameters do."""
-        found: list[Array | None] = []
-        copied = []
+    def gradients(self, copied: list[Tensor]) -> list[Any] | None:
+        """The gradients, which the run checks; None if the parameters don't lie where they did."""
+        both = [x for p in self.params for x in (p.grad, p.data_ptr())]  # in one pass over many small objects
+        if both[1::2] != self.pointers:
+            return None
+        return both[::2] if self.direct else self.laid_out(copied)
+
+    def laid_out(self, copied: list[Tensor]) -> list[Array | Rows | None] | None:
+        """The gradients as arrays, each checked, and copied where they don't lie as the parameters do.
+
+        copied: takes those that were copied.
+        """
+        if self.moved():
+            return None
+        found: list[Array | Rows | None] = []
         for j, p in enumerate(self.params):
             g = gradient(p, f"{self.where}[{j}]")
+            if isinstance(g, Rows):
+                self.direct = False
+                found.append(g)
+                continue
             if g is not None and g.data_ptr() != p.grad.data_ptr():
                 copied.append(p.grad)
             found.append(None if g is None else array(g, p))
-        return found, copied
-
-    def lies_as_before(self) -> bool:
-        """Have the tensors the shapes and strides that they had?"""
-        return [(p.shape, p.stride()) for p in self.params] == self.forms
+        return found
 
     # --- counts ------------------------------------------------------------------------------------------------------
 
@@ -178,7 +193,6 @@ class Bound:
         for part, run_group in zip(self.parts, self.run.groups, strict=True):
             part.attach(run_group)
         self.params = [tuple(group["params"]) for group in groups]
-        self.pointers = [[p.data_ptr() for p in params] for params in self.params]
         self.values = [form.values(group) for group in groups]
         self.moving = [any(map(moves, values)) for values in self.values]
         self.made = [form.options(group) for group in groups]  # the options that decided what there is
@@ -221,8 +235,6 @@ class Bound:
             params, bound = group["params"], self.params[i]
             if group is not self.groups[i] or len(params) != len(bound) or not all(map(is_, params, bound)):
                 return False
-            if [p.data_ptr() for p in bound] != self.pointers[i]:
-                return False
             values = self.form.values(group)
             if (self.moving[i] or values != self.values[i]) and not self.take_over(i, group, values):
                 return False
@@ -245,28 +257,40 @@ class Bound:
         t = plan.t
         for part in parts:
             part.read_steps()
-        found = [part.gradients() for part in parts]
+        copied: list[Tensor] = []
+        grads = [part.gradients(copied) for part in parts]
+        if None in grads:
+            return False
         refused = False
         try:
-            plan.step([grads for grads, _ in found], scale)
+            plan.step(grads, scale)
         except (TypeError, ValueError):
             refused = True
         if refused:  # look at each gradient, and copy those that don't lie as their parameters do
-            if not all(part.lies_as_before() for part in parts):
+            copied.clear()
+            grads = [part.laid_out(copied) for part in parts]
+            if None in grads:
                 return False
-            found = [part.laid_out() for part in parts]
-            plan.step([grads for grads, _ in found], scale)
-        stepped = [p for part, (grads, _) in zip(parts, found, strict=True)
-                   for p, g in zip(part.params, grads, strict=True) if g is not None]  # fmt: skip
+            plan.step(grads, scale)
+        stepped = [p for part, own in zip(parts, grads, strict=True)
+                   for p, g in zip(part.params, own or (), strict=True) if g is not None]  # fmt: skip
         if self.form.settings["zero_grad"]:
-            for g in (g for _, copied in found for g in copied):
+            for g in copied:
                 g.detach().zero_()
-            torch.autograd.graph.increment_version([p.grad for p in stepped])
+            torch.autograd.graph.increment_version([p.grad for p in stepped if not p.grad.is_sparse])
         if plan.t != t:
             torch.autograd.graph.increment_version(stepped)
-            for part in parts:
-                part.show_steps()
-                if part.waiting:
-                    part.show(self.state)
-            self.n_states = len(self.state)
+            self.show()
         return True
+
+    def show(self) -> None:
+        """Give torch's dict what a step has made."""
+        for part in self.parts:
+            part.show_steps()
+            if part.waiting:
+                part.show(self.state)
+        self.n_states = len(self.state)
+
+    def places(self) -> dict[Tensor, tuple[Part, int, int]]:
+        """Of each tensor its part, the number of that, and its own number in it."""
+        return {p: (part, i, j) for i, part in enumerate(self.parts) for j, p in enumerate(part.params)}

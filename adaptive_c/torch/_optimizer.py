@@ -14,6 +14,7 @@ from .._run.options import SETTINGS
 from ._bound import FORMATS, FRESH, REFUSED, Bound, Form
 from ._signature import GROUP, SWITCHES, WHOLE, constructor, docstring, own_options
 from ._state import BESIDE, decoded
+from ._tensors import Tensor
 
 _KEY = "adaptive_c"  # in a state_dict, beside torch's "state" and "param_groups"
 
@@ -36,6 +37,16 @@ class _Whole:
 
     def __init__(self, value: Any) -> None:
         self.value = value
+
+
+class _Live:
+    """What changes as an optimizer steps.  It is an object so that a wrapper which has the optimizer's class and passes
+    on the attributes that it lacks, as those of Lightning do, reads and changes the optimizer's own."""
+
+    def __init__(self, counted: dict[str, Any]) -> None:
+        self.counted = counted
+        self.bound: Bound | None = None
+        self.arriving: Any = None  # what steps in backward
 
 
 class Optimizer(torch.optim.Optimizer):
@@ -94,9 +105,7 @@ class Optimizer(torch.optim.Optimizer):
     state: Any
     _rule: ClassVar[type[Plain]]
     _torch_names: ClassVar[tuple[str, ...]] = ()  # the arguments of torch's class of this rule
-    _step_supports_amp_scaling = True  # GradScaler leaves the gradients scaled, and says by how much
-    _bound: Bound | None = None
-    _ready = False
+    _live: _Live
 
     if TYPE_CHECKING:  # each class has a constructor of its own, with torch's arguments in torch's order
 
@@ -116,6 +125,20 @@ class Optimizer(torch.optim.Optimizer):
             cls._rule, cls.__doc__ = rule, docstring(rule)
             cls.__init__, cls._torch_names = constructor(rule, theirs, cls._construct)  # type: ignore[method-assign]
 
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        """Does GradScaler leave the gradients scaled, and say by how much?  As in torch where fused=True asks for it,
+        since clients may want to clip gradients that the scaler has unscaled; where this optimizer clips; and for
+        narrow parameters, whose gradients the scaler refuses to unscale."""
+        wanted = ("fused", "master", "rounding")
+        return self._settings["max_grad_norm"] is not None or any(
+            group.get(name) for group in self.param_groups for name in wanted
+        )
+
+    @_step_supports_amp_scaling.setter
+    def _step_supports_amp_scaling(self, value: bool) -> None:
+        """Torch's constructors assign it."""
+
     def _construct(self, given: Mapping[str, Any]) -> None:
         """given: the arguments by name."""
         own = own_options(self._rule)
@@ -124,7 +147,6 @@ class Optimizer(torch.optim.Optimizer):
                 raise TypeError(f"{name} can't follow a schedule of adaptive_c here, got {given[name]!r}; give a "
                                 "number, and construct one of torch.optim.lr_scheduler over the optimizer")  # fmt: skip
         self._settings = {name: given[name] for name in WHOLE}
-        self._counted = dict(FRESH)
         if self._torch_names:
             super().__init__(**{name: given[name] for name in self._torch_names})
         else:
@@ -136,7 +158,7 @@ class Optimizer(torch.optim.Optimizer):
                 group.setdefault(name, value)
         self._start()
         self._form.check(self.param_groups, 0)
-        self._ready = True
+        self._live = _Live(dict(FRESH))
 
     def _start(self) -> None:
         rule = self._rule.rule._replace(label=self._rule.__name__)
@@ -146,7 +168,7 @@ class Optimizer(torch.optim.Optimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         super().add_param_group(param_group)
-        if self._ready:
+        if hasattr(self, "_live"):  # otherwise the constructor calls, and checks all groups
             try:
                 self._form.check(self.param_groups[-1:], len(self.param_groups) - 1)
             except Exception:
@@ -177,6 +199,9 @@ class Optimizer(torch.optim.Optimizer):
         return loss
 
     def _update(self) -> None:
+        if self._live.arriving is not None:
+            self._live.arriving.finish()
+            return
         scale = 0.0  # of the gradients: none
         if "found_inf" in self.__dict__:  # GradScaler calls
             if self.found_inf.item():
@@ -192,19 +217,41 @@ class Optimizer(torch.optim.Optimizer):
         _update
     )  # it imports torch._dynamo, which takes seconds, when it is called
 
+    def catch_up(self, parameter: Tensor | None = None, indices: Tensor | None = None) -> None:
+        """Bring rows up to date, of groups with ``rows="exact"``: all of them, or some rows of a parameter.
+
+        Call it before you read parameters or look rows up; `state_dict` and `averaged_parameters` do it by themselves.
+
+        Parameters
+        ----------
+        parameter, indices : tensors, optional
+            One parameter, and the rows of it, of any shape: ``opt.catch_up(table.weight, words)``.
+        """
+        bound = self._live.bound
+        if bound is None:
+            return
+        if parameter is None or indices is None:
+            bound.plan.catch_up()
+        else:
+            _, i, j = bound.places()[parameter]
+            bound.plan.catch_up(i, j, indices.detach().reshape(-1).contiguous().numpy())
+            torch.autograd.graph.increment_version(parameter)
+
     def _fitting(self) -> Bound:
         """What is bound, bound anew if something about it has changed."""
-        bound = self._bound
+        bound = self._live.bound
         if bound is None or not bound.fits(self.param_groups, self.state):
             self._unbind()
-            self._bound = bound = Bound(self._form, self.param_groups, self.state, self._counted)
+            bound = Bound(self._form, self.param_groups, self.state, self._live.counted)
+            self._live.bound = bound
         return bound
 
     def _unbind(self) -> None:
-        self._counted, self._bound = self._counts(), None
+        self._live.counted, self._live.bound = self._counts(), None
 
     def _counts(self) -> dict[str, Any]:
-        return self._counted if self._bound is None else self._bound.counted()
+        bound = self._live.bound
+        return self._live.counted if bound is None else bound.counted()
 
     # --- checkpoints --------------------------------------------------------------------------------------------------
 
@@ -216,6 +263,7 @@ class Optimizer(torch.optim.Optimizer):
         format : "torch", optional
             Make a dict that holds nothing but what torch's class of this name has, with 8-bit state decoded.
         """
+        self.catch_up()
         found: dict[str, Any] = super().state_dict()
         if format is None:
             return {**found, _KEY: self._counts()}
@@ -245,16 +293,17 @@ class Optimizer(torch.optim.Optimizer):
             counted.update(given.get(_KEY, {}))
             return {**given, "state": {key: _Whole(value) for key, value in given["state"].items()}}
 
-        before = self.param_groups, self.state, self._bound, self._counted
+        live = self._live
+        before = self.param_groups, self.state, live.bound, live.counted
         hook = self.register_load_state_dict_pre_hook(keep)
         try:
             super().load_state_dict(state_dict)
-            self._bound, self._counted = None, counted
+            live.bound, live.counted = None, counted
             self._form.check(self.param_groups, 0)
             if self.state:
                 self._fitting()
         except BaseException:
-            self.param_groups, self.state, self._bound, self._counted = before
+            self.param_groups, self.state, live.bound, live.counted = before
             raise
         finally:
             hook.remove()
@@ -271,9 +320,9 @@ class Optimizer(torch.optim.Optimizer):
             group.update({name: own[name] for name in (*FORMATS, *REFUSED) if name in own})
             for name, default in self.defaults.items():
                 group.setdefault(name, own.get(name, default))
-        if not self._ready:
+        if not hasattr(self, "_live"):  # unpickled
+            self._live = _Live(self.__dict__.pop("_counted"))
             self._start()
-            self._ready = True
 
     # --- what the run knows -------------------------------------------------------------------------------------------
 
@@ -313,12 +362,13 @@ class Optimizer(torch.optim.Optimizer):
 
     def _set(self, name: str, value: Any) -> None:
         """Assign an option of the optimizer as a whole."""
+        bound = self._live.bound
         if name == "n_threads":
             number = checked_threads(value)
-            if self._bound is not None:
-                self._bound.plan.n_threads = number
-        elif self._bound is not None:
-            self._bound.run.configure(name, value)
+            if bound is not None:
+                bound.plan.n_threads = number
+        elif bound is not None:
+            bound.run.configure(name, value)
         else:
             SETTINGS[name](name, value)
         self._settings[name] = value

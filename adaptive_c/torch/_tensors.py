@@ -5,6 +5,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from .._native import Rows
+
 Array = np.ndarray[Any, Any]
 Tensor = Any  # torch.Tensor
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -67,18 +69,29 @@ def laid_out(t: Tensor, like: Tensor) -> Tensor:
 
 
 def gradient(p: Tensor, name: str) -> Tensor:
-    """The gradient of a parameter, laid out as the parameter is; None if there is none."""
+    """The gradient of a parameter, laid out as the parameter is, or its rows; None if there is none."""
     g = p.grad
     if g is None:
         return None
     if g.layout is not torch.strided:
-        raise TypeError(f"the gradient of {name} is sparse ({g.layout}), and rows are not stepped here: construct the "
-                        "layer with sparse=False, or p.grad = p.grad.to_dense() before the step")  # fmt: skip
+        return _rows(g, p, name)
     if type(g.detach()) is not torch.Tensor or g.device.type != "cpu":
         raise TypeError(f"the gradient of {name} is a {type(g).__name__} on {g.device}; it must be a plain CPU tensor")
     if g.shape != p.shape:
         raise ValueError(f"the gradient of {name} has shape {tuple(g.shape)}, the parameter {tuple(p.shape)}")
     return laid_out(g.resolve_neg(), p)
+
+
+def _rows(g: Tensor, p: Tensor, name: str) -> Rows:
+    """A sparse gradient, as those of torch.nn.Embedding(sparse=True), in its own memory; it need not be coalesced."""
+    if g.layout is not torch.sparse_coo or g.sparse_dim() != 1 or not p.is_contiguous():
+        raise TypeError(f"the gradient of {name} is sparse ({g.layout}, {g.sparse_dim()} sparse dimensions), and can't "
+                        "be stepped; sparse gradients are COO tensors of rows, of contiguous parameters: p.grad = "
+                        "p.grad.to_dense() before the step")  # fmt: skip
+    if g.shape != p.shape:
+        raise ValueError(f"the gradient of {name} has shape {tuple(g.shape)}, the parameter {tuple(p.shape)}")
+    values = g._values().contiguous()
+    return Rows(g._indices()[0].contiguous().numpy(), array(values, values))
 
 
 def view(flat: Array, p: Tensor) -> Tensor:

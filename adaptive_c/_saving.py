@@ -1,0 +1,104 @@
+"""The methods of an optimizer that describe its run and restore it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ._checkpoint import description, torch
+from ._run.run import Run
+
+
+class Saving:
+    """What every optimizer has of this."""
+
+    _run: Run
+
+    def state_dict(self, *, format: str | None = None) -> dict[str, Any]:  # noqa: A002
+        """Everything a run depends on, except the parameters, as a dict of arrays, numbers and strings.
+
+        The arrays are flat views, one for each group and state, and the next step changes them.  ``copy.deepcopy``
+        keeps them, `save` writes them.
+
+        Parameters
+        ----------
+        format : "torch", optional
+            Make the dict that ``load_state_dict`` of the PyTorch optimizer of this name takes.  Its tensors are copies,
+            with narrow state decoded.
+
+        Raises
+        ------
+        ValueError
+            For another format, or if PyTorch has no such rule, or not with these options.
+        """
+        if format not in (None, "torch"):
+            raise ValueError(f"format must be 'torch' or None, got {format!r}")
+        return description.state_dict(self._run) if format is None else torch.state_dict(self._run)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Load a state in place: one that `state_dict` gave, or the state_dict of PyTorch's optimizer of this name.
+
+        Options, schedules, counts and accumulated gradients become those of the dict.  (PyTorch's dict has no
+        schedules, so those of this optimizer go on, and no accumulated gradients, so pending ones are dropped.)
+        n_threads, copy_to, uint16_as and the structure stay.  The parameters may be cut differently, except for
+        PyTorch's dict.  Put the parameters into place first, because copy_to is written anew.  After a load there is
+        nothing to `rollback`.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If something doesn't fit: class, formats, sizes, names of a dict, a cut that joins arrays with different
+            counts; if a schedule's number is out of its range; if options followed a function of your own and this
+            optimizer has none in its place.  Nothing has changed then.
+        """
+        if isinstance(state_dict, Mapping) and "param_groups" in state_dict:
+            torch.load_state_dict(self._run, state_dict)
+        else:
+            description.load_state_dict(self._run, state_dict)
+
+    def save(self, path: Any, *, parameters: bool = True) -> None:
+        """Write parameters, state, options and counts into one safetensors file, from which `load` continues the run.
+
+        The file is written under another name in the same folder, synced and renamed, so that at every moment `path` is
+        the old checkpoint or the new one.  Saving takes hardly any memory.
+
+        Parameters
+        ----------
+        path : str or path-like
+            The file's name, used as it is.
+        parameters : bool
+            Save them too.
+
+        Raises
+        ------
+        OSError
+            If the file can't be written; then the old one is still there.  If at the end the folder can't be synced;
+            then the new one is there, but may not survive a power cut.
+        ValueError
+            If the path is a folder or a device, or ends in .npz; if the parameters are in a dict with keys that another
+            process can't recognise.
+        """
+        description.save(self._run, path, parameters)
+
+    def load(self, path: Any, *, parameters: bool = True) -> None:
+        """Load a checkpoint that `save` wrote, in place.
+
+        The whole file is verified before anything is taken from it.  Options, schedules, counts and accumulated
+        gradients become those of the file; n_threads, copy_to, uint16_as and the structure stay, and copy_to is written
+        anew.  The parameters may be cut differently, but each group needs the same number of elements.  After a load
+        there is nothing to `rollback`.  If a Ctrl-C or a reading error interrupts it, load again before the next step.
+
+        Parameters
+        ----------
+        path : str or path-like
+            A file that `save` wrote, or an .npz file of version 0.1.
+        parameters : bool
+            Load them too.
+
+        Raises
+        ------
+        OSError
+            If the file can't be read.
+        TypeError, ValueError
+            If the file is damaged or foreign, or something doesn't fit, as in `load_state_dict`.  Nothing has changed
+            then.
+        """
+        description.load(self._run, path, parameters)

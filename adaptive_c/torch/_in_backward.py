@@ -1,0 +1,121 @@
+"""Steps within the backward pass: each parameter as soon as its gradient is there."""
+
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+
+from ._bound import Part
+from ._optimizer import Optimizer
+from ._tensors import Tensor, array, gradient
+
+
+def in_backward(optimizer: Optimizer) -> "InBackward":
+    """From now on, step each parameter as soon as backward has accumulated its gradient, and free that gradient.
+
+    ::
+
+        opt = AdamW(model.parameters())
+        in_backward(opt)
+        for x in batches:
+            model(x).backward()  # steps, and leaves no gradients
+            opt.step()           # the end of this step: the count moves, the state is shown
+
+    All parameters share the number and the options of one step, which are read when the first gradient arrives, and
+    the bits are those of the ordinary step.  The gradients never exist together, so that peak memory falls by nearly
+    their size.
+
+    Parameters
+    ----------
+    optimizer : adaptive_c.torch.Optimizer
+
+    Returns
+    -------
+    handle : InBackward
+        ``handle.remove()`` goes back to ordinary steps.
+
+    Raises
+    ------
+    TypeError
+        For an optimizer of another kind.
+    ValueError
+        With max_grad_norm or on_nonfinite, which look at all gradients before the first step; from backward, if a
+        parameter gets a second gradient before ``opt.step()``, as several backward passes for one step give it.
+    RuntimeError
+        From ``opt.step()`` under a GradScaler, which learns of an overflow too late; if the steps are taken already.
+
+    Differs from: one torch optimizer for each parameter, the recipe of PyTorch's tutorial, where each counts by itself
+    and schedulers and checkpoints have to know of all of them.
+    """
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(f"in_backward takes an optimizer of adaptive_c.torch, got a {type(optimizer).__name__}")
+    if optimizer._live.arriving is not None:
+        raise RuntimeError("this optimizer steps in backward already")
+    for name in ("max_grad_norm", "on_nonfinite"):
+        if getattr(optimizer, name) not in (None, "ignore"):
+            raise ValueError(f"in_backward is refused with {name}={getattr(optimizer, name)!r}, which looks at all "
+                             "gradients before the first parameter is stepped; drop one of them")  # fmt: skip
+    return InBackward(optimizer)
+
+
+class InBackward:
+    """An optimizer whose parameters are stepped as their gradients arrive; `in_backward` makes it."""
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        self._optimizer = optimizer
+        self._block = ExitStack()
+        self._now: Any = None  # steps one array; None between two steps
+        self._places: dict[Tensor, tuple[Part, int, int]] = {}
+        params = [p for group in optimizer.param_groups for p in group["params"]]
+        self._hooks = [p.register_post_accumulate_grad_hook(self._arrived) for p in params if p.requires_grad]
+        optimizer._live.arriving = self
+
+    def remove(self) -> None:
+        """Go back to steps that `optimizer.step()` takes, after the one that is going on is finished."""
+        if self._optimizer._live.arriving is self:
+            self.finish()
+            self._optimizer._live.arriving = None
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks.clear()
+
+    def _begin(self) -> None:
+        bound = self._optimizer._fitting()
+        if any(part.moved() for part in bound.parts):
+            self._optimizer._unbind()
+            bound = self._optimizer._fitting()
+        for part in bound.parts:
+            part.read_steps()
+        self._places = bound.places()
+        self._now = self._block.enter_context(bound.plan.stepping())
+
+    def _arrived(self, p: Tensor) -> None:
+        """The hook of a parameter."""
+        if self._now is None:
+            self._begin()
+        part, i, j = self._places[p]
+        g = gradient(p, f"{part.where}[{j}]")
+        try:
+            self._now(i, j, array(g, p) if isinstance(g, torch.Tensor) else g)
+        except ValueError as error:
+            if "has had its step" in str(error):
+                error.add_note("in_backward steps at each gradient: call the optimizer's step() after each backward; "
+                               "gradients of several backward passes can't be summed")  # fmt: skip
+            raise
+        p.grad = None
+        torch.autograd.graph.increment_version(p)
+
+    def finish(self) -> None:
+        """The end of a step.  Parameters that have a gradient still, as new ones without a hook, are stepped, too."""
+        optimizer = self._optimizer
+        if "found_inf" in optimizer.__dict__:
+            raise RuntimeError("in_backward can't be used with a GradScaler: the parameters were stepped with scaled "
+                               "gradients; use bfloat16, which needs no scaler, or drop in_backward")  # fmt: skip
+        for group in optimizer.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    self._arrived(p)
+        if self._now is not None:
+            self._now = None
+            self._block.close()
+            optimizer._fitting().show()

@@ -1,0 +1,209 @@
+"""Steps within backward have the bits of ordinary steps, and leave no gradient behind."""
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="the torch door needs torch")
+door = pytest.importorskip("adaptive_c.torch")
+AdamW, in_backward = door.AdamW, door.in_backward
+
+
+def model(dtype=torch.float32):
+    torch.manual_seed(0)
+    layers = [torch.nn.Embedding(30, 16), torch.nn.Linear(16, 300), torch.nn.Tanh(), torch.nn.Linear(300, 3)]
+    return torch.nn.Sequential(*layers).to(dtype)
+
+
+def loss_of(net, step):
+    x = torch.arange(8) * (step + 1) % 30
+    return (net(x) ** 2).mean()
+
+
+def same(a, b):
+    for x, y in zip(a.parameters(), b.parameters(), strict=True):
+        assert torch.equal(x, y)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"state_dtype": "uint8"},
+        {"state_dtype": "bfloat16", "ema_decay": 0.9},
+        {"weight_decay": 0.1, "amsgrad": True},
+    ],
+)
+def test_the_bits_of_ordinary_steps(options):
+    ours, plain = model(), model()
+    opt, ordinary = AdamW(ours.parameters(), **options), AdamW(plain.parameters(), **options)
+    schedules = [torch.optim.lr_scheduler.ExponentialLR(x, 0.9) for x in (opt, ordinary)]
+    in_backward(opt)
+    for step in range(4):
+        loss_of(ours, step).backward()
+        assert all(p.grad is None for p in ours.parameters())
+        opt.step()
+        loss_of(plain, step).backward()
+        ordinary.step()
+        ordinary.zero_grad()
+        for schedule in schedules:
+            schedule.step()
+        same(ours, plain)
+        assert opt.t == step + 1
+    a, b = opt.state_dict(), ordinary.state_dict()
+    assert a["param_groups"] == b["param_groups"]
+    for key, state in b["state"].items():
+        for name, x in state.items():
+            assert torch.equal(a["state"][key][name], x), (key, name)
+
+
+def test_every_rule():
+    for name in door.__all__:
+        if name in ("Optimizer", "in_backward"):
+            continue
+        ours, plain = model(), model()
+        opt, ordinary = (getattr(door, name)(x.parameters(), lr=1e-3) for x in (ours, plain))
+        in_backward(opt)
+        for step in range(2):
+            opt.step(lambda net=ours, n=step: loss_of(net, n).backward())
+            ordinary.zero_grad()
+            ordinary.step(lambda net=plain, n=step: loss_of(net, n).backward())
+        same(ours, plain)
+
+
+def test_the_gradients_never_exist_together():
+    """At each hook but the first, every gradient that came before is gone."""
+    net = model()
+    alive = []
+    handle = in_backward(AdamW(net.parameters()))
+    for p in net.parameters():
+        p.register_post_accumulate_grad_hook(lambda _: alive.append(sum(p.grad is not None for p in net.parameters())))
+    loss_of(net, 0).backward()
+    assert alive == [0] * len(list(net.parameters()))
+    handle.remove()
+    alive.clear()
+    loss_of(net, 0).backward()
+    assert max(alive) == len(list(net.parameters()))
+
+
+def test_frozen_unused_and_new_parameters():
+    ours, plain = model(), model()
+    opts = []
+    for net in (ours, plain):
+        net[1].bias.requires_grad_(False)
+        opts.append(AdamW(list(net.parameters())[:-1]))
+    opt, ordinary = opts
+    in_backward(opt)
+    for step in range(3):
+        if step == 1:
+            for net, x in ((ours, opt), (plain, ordinary)):
+                x.add_param_group({"params": list(net.parameters())[-1:], "lr": 0.1})
+        if step == 2:
+            for net in (ours, plain):
+                net[1].bias.requires_grad_(True)
+        for p in (ours[3].bias, plain[3].bias):
+            p.grad = None
+        loss_of(ours, step).backward()
+        opt.step()
+        loss_of(plain, step).backward()
+        ordinary.step()
+        ordinary.zero_grad()
+        same(ours, plain)
+    opt.step()  # without any gradient: no step
+    assert opt.t == 3
+
+
+def test_transposed_tied_and_narrow_parameters():
+    def make():
+        torch.manual_seed(1)
+        w = torch.nn.Parameter(torch.randn(5, 7).t())
+        n = torch.nn.Parameter(torch.randn(7).to(torch.bfloat16))
+        opt = AdamW([{"params": [w]}, {"params": [n], "rounding": "stochastic"}], seed=3)
+        return w, n, opt
+
+    (w, n, opt), (v, m, ordinary) = make(), make()
+    in_backward(opt)
+    for _ in range(3):
+        ((w @ w.t()).sum() + (n.float() * w[:, 0]).sum()).backward()  # w is used three times, and stepped once
+        opt.step()
+        ((v @ v.t()).sum() + (m.float() * v[:, 0]).sum()).backward()
+        ordinary.step()
+        ordinary.zero_grad()
+        assert torch.equal(w, v)
+        assert torch.equal(n, m)
+
+
+def test_sparse_gradients():
+    def make():
+        torch.manual_seed(2)
+        table = torch.nn.Embedding(50, 4, sparse=True)
+        return table, AdamW(table.parameters(), lr=0.1)
+
+    (ours, opt), (plain, ordinary) = make(), make()
+    in_backward(opt)
+    for _ in range(2):
+        ours(torch.tensor([3, 9, 3])).sum().backward()
+        opt.step()
+        plain(torch.tensor([3, 9, 3])).sum().backward()
+        ordinary.step()
+        ordinary.zero_grad()
+        same(ours, plain)
+
+
+def test_what_is_refused():
+    net = model()
+    for options, message in [
+        ({"max_grad_norm": 1.0}, r"in_backward is refused with max_grad_norm=1.0"),
+        ({"on_nonfinite": "skip"}, r"in_backward is refused with on_nonfinite='skip'"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            in_backward(AdamW(net.parameters(), **options))
+    with pytest.raises(TypeError, match=r"takes an optimizer of adaptive_c\.torch, got a SGD"):
+        in_backward(torch.optim.SGD(net.parameters(), lr=0.1))
+    opt = AdamW(net.parameters())
+    handle = in_backward(opt)
+    with pytest.raises(RuntimeError, match="steps in backward already"):
+        in_backward(opt)
+    loss_of(net, 0).backward()
+    with pytest.raises(ValueError, match="has had its step in this block") as raised:
+        loss_of(net, 1).backward()
+    assert "call the optimizer's step() after each backward" in raised.value.__notes__[0]
+    net.zero_grad()  # of the gradient that was refused
+    opt.step()
+    scaler = torch.amp.GradScaler("cpu")
+    scaler.scale(loss_of(net, 2)).backward()
+    opt.found_inf = torch.zeros(())
+    with pytest.raises(RuntimeError, match="can't be used with a GradScaler"):
+        opt.step()
+    del opt.found_inf
+    handle.remove()
+    handle.remove()
+    before = [p.detach().clone() for p in net.parameters()]
+    loss_of(net, 3).backward()
+    assert all(torch.equal(p, q) for p, q in zip(net.parameters(), before, strict=True))
+    opt.step()
+    assert opt.t == 3
+    assert not all(torch.equal(p, q) for p, q in zip(net.parameters(), before, strict=True))
+
+
+def test_peak_memory_falls_by_nearly_the_gradients():
+    """Counted by what torch's tensors hold at each hook, not by the clock or the system."""
+    net = torch.nn.Sequential(*[torch.nn.Linear(200, 200, bias=False) for _ in range(10)])
+    total = sum(p.numel() for p in net.parameters()) * 4
+    most = {}
+    for arriving in (False, True):
+        opt = AdamW(net.parameters())
+        handle = in_backward(opt) if arriving else None
+        held = []
+
+        def look(_, held=held):
+            held.append(sum(q.grad.numel() * 4 for q in net.parameters() if q.grad is not None))
+
+        watch = [p.register_post_accumulate_grad_hook(look) for p in net.parameters()]
+        net(torch.randn(4, 200)).sum().backward()
+        opt.step()
+        opt.zero_grad()
+        for hook in watch:
+            hook.remove()
+        if handle:
+            handle.remove()
+        most[arriving] = max(held)
+    assert most == {False: total, True: 0}

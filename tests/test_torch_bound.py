@@ -1,0 +1,242 @@
+"""What adaptive_c.torch is bound to, and what its users do to that: parameters, groups, state; and the whole step."""
+
+import copy
+
+import numpy as np
+import pytest
+
+import adaptive_c as ac
+
+torch = pytest.importorskip("torch", minversion="2.13")
+from tensors import Pair, X, Y, backward, model, same  # noqa: E402
+
+import adaptive_c.torch as door  # noqa: E402
+
+# --- what is bound ---------------------------------------------------------------------------------------------------------
+
+
+def test_parameters_that_are_replaced():
+    """In a group's list, as some wrappers do; the old ones' state goes with its key."""
+    pair = Pair()
+    pair.step(2)
+    for m, opt in ((pair.a, pair.ours), (pair.b, pair.theirs)):
+        old, new = m[0].weight, torch.nn.Parameter(m[0].weight.detach() * 2)
+        m[0].weight = new
+        opt.state[new] = opt.state.pop(old)
+        opt.param_groups[0]["params"][0] = new
+    pair.step(3)
+    for m, opt in ((pair.a, pair.ours), (pair.b, pair.theirs)):
+        m[2].weight = opt.param_groups[0]["params"][2] = torch.nn.Parameter(m[2].weight.detach() * 2)
+    pair.step(3)
+
+
+def test_parameters_that_are_cut():
+    """Rows of a table go, and their state with them."""
+    pair = Pair()
+    pair.step(2)
+    for m, opt in ((pair.a, pair.ours), (pair.b, pair.theirs)):
+        old = m[0].weight
+        state = opt.state.pop(old)
+        new = torch.nn.Parameter(old.detach()[:, :3].clone())
+        opt.state[new] = {key: x[:, :3].clone() if x.dim() else x for key, x in state.items()}
+        m[0].weight = opt.param_groups[0]["params"][0] = new
+    before = X[:, :3]
+    for m, opt in ((pair.a, pair.ours), (pair.b, pair.theirs)):
+        for _ in range(3):
+            backward(m, opt, before)
+            opt.step()
+    same(pair.a, pair.b)
+
+
+@pytest.mark.parametrize("change", [
+    lambda p: p.data.clone(),
+    lambda p: p.data.t().contiguous().t() if p.dim() == 2 else p.data.clone(),
+    lambda p: p.data.as_strided(p.shape, p.stride()[::-1]) if p.shape == (4, 4) else p.data,  # the same address
+])  # fmt: skip
+def test_data_that_is_replaced(change):
+    """p.data = other moves a parameter to other memory, or lays it out otherwise where it is."""
+    ps, qs = ([torch.nn.Parameter(torch.arange(16.0).reshape(4, 4) + i)] for i in (0, 0))
+    ours, theirs = door.AdamW(ps, lr=0.1), torch.optim.AdamW(qs, lr=0.1)
+    for t in range(6):
+        for p in (*ps, *qs):
+            if t == 3:
+                p.data = change(p)
+                p.grad = None
+            p.grad = torch.empty_like(p).copy_(torch.arange(16.0).reshape(4, 4).sin() + t)
+        ours.step()
+        theirs.step()
+    torch.testing.assert_close(ps[0], qs[0], rtol=1e-6, atol=1e-6)
+
+
+def test_a_model_that_is_converted():
+    """model.double() makes new data of another dtype under the same parameters."""
+    pair = Pair()
+    pair.step(2)
+    pair.a.double()
+    pair.b.double()
+    for m, opt in ((pair.a, pair.ours), (pair.b, pair.theirs)):
+        opt.load_state_dict(copy.deepcopy(opt.state_dict()))
+        for _ in range(3):
+            backward(m, opt, X.double(), Y.double())
+            opt.step()
+    same(pair.a, pair.b)
+    assert pair.ours.state[next(iter(pair.a.parameters()))]["exp_avg"].dtype is torch.float64
+
+
+def test_groups_that_are_added():
+    """They start fresh, the others go on; what can't be stepped is refused, and nothing is added."""
+    pair = Pair(groups=lambda m: m[0].parameters())
+    pair.step(3)
+    for m, opt in ((pair.a, pair.ours), (pair.b, pair.theirs)):
+        opt.add_param_group({"params": m[2].parameters(), "lr": 0.05})
+    pair.step(3)
+    assert [group["lr"] for group in pair.ours.param_groups] == [0.001, 0.05]
+    with pytest.raises(TypeError, match="parameter 0 of group 2 is complex"):
+        pair.ours.add_param_group({"params": [torch.ones(3, dtype=torch.complex64)]})
+    with pytest.raises(ValueError, match="lr must be in"):
+        pair.ours.add_param_group({"params": [torch.ones(3)], "lr": -1.0})
+    with pytest.raises(ValueError, match="more than one parameter group"):
+        pair.ours.add_param_group({"params": [pair.a[0].weight]})
+    pair.theirs.step()
+    pair.ours.step()
+    same(pair.a, pair.b)
+
+
+def test_state_that_is_reset():
+    """A new dict, an emptied one, one that lost an entry: where there is none, a tensor starts anew."""
+    pair = Pair()
+    resets = [
+        lambda opt: setattr(opt, "state", type(opt.state)(dict)),
+        lambda opt: opt.state.clear(),
+        lambda opt: opt.state.pop(opt.param_groups[0]["params"][0]),
+    ]
+    for reset in resets:
+        pair.step(2)
+        for opt in (pair.ours, pair.theirs):
+            reset(opt)
+    pair.step(2)
+
+
+def test_state_is_live():
+    """The tensors are the state: what is written into them is in force, counts too."""
+    pair = Pair()
+    pair.step(2)
+    for opt in (pair.ours, pair.theirs):
+        for p in opt.param_groups[0]["params"]:
+            opt.state[p]["exp_avg"].mul_(0.5)
+            opt.state[p]["exp_avg_sq"][...] = 0.01
+            opt.state[p]["step"].fill_(1.0)
+    pair.step(2)
+    assert {float(state["step"]) for state in pair.ours.state.values()} == {3.0}
+
+
+def test_a_lazy_layer():
+    """Its parameters have no shape until the first forward call."""
+    made = []
+    for kind in (door, torch.optim):
+        torch.manual_seed(0)
+        m = torch.nn.Sequential(torch.nn.LazyLinear(16), torch.nn.Tanh(), torch.nn.Linear(16, 1))
+        opt = kind.AdamW(m.parameters(), lr=0.01)
+        for _ in range(3):
+            backward(m, opt)
+            opt.step()
+        made.append(m)
+    same(*made)
+
+
+# --- the whole step ------------------------------------------------------------------------------------------------------
+
+
+def test_clipping_averaging_and_zeroing():
+    """As torch's users write them, call by call."""
+    a, b = model(), model()
+    ours = door.AdamW(a.parameters(), lr=0.01, max_grad_norm=0.1, max_grad_value=0.05, ema_decay=0.9, zero_grad=True)
+    theirs = torch.optim.AdamW(b.parameters(), lr=0.01)
+    average = torch.optim.swa_utils.AveragedModel(b, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.9))
+    average.update_parameters(b)  # starts at the parameters
+    for _ in range(5):
+        torch.nn.functional.mse_loss(a(X), Y).backward()
+        ours.step()
+        assert all(not p.grad.any() for p in a.parameters())
+        backward(b, theirs)
+        torch.nn.utils.clip_grad_norm_(b.parameters(), 0.1)
+        torch.nn.utils.clip_grad_value_(b.parameters(), 0.05)
+        theirs.step()
+        average.update_parameters(b)
+    same(a, b)
+    weights, version = copy.deepcopy(a), a[0].weight._version
+    with ours.averaged_parameters():
+        same(a, average.module)
+        assert a[0].weight._version > version
+        with pytest.raises(RuntimeError, match="averaged_parameters"):
+            ours.step()
+    same(a, weights, 0)
+    with pytest.raises(ValueError, match="ema_decay"), door.AdamW(a.parameters()).averaged_parameters():
+        pass
+
+
+def test_zeroing_what_was_copied():
+    """A gradient that lies otherwise than its parameter is copied for the step, and zeroed all the same."""
+    p = torch.nn.Parameter(torch.ones(3, 4))
+    opt = door.SGD([p], zero_grad=True)
+    for _ in range(2):
+        p.grad = torch.ones(4, 3).t()
+        opt.step()
+        assert not p.grad.any()
+
+
+def test_nonfinite_gradients():
+    m = model()
+    opt = door.AdamW(m.parameters(), on_nonfinite="skip")
+    backward(m, opt)
+    m[0].weight.grad[0, 0] = float("nan")
+    before = copy.deepcopy(m)
+    opt.step()
+    same(m, before, 0)
+    assert (opt.t, opt.skipped_steps) == (0, 1)
+    opt.on_nonfinite = "raise"
+    with pytest.raises(ValueError, match=r"grads\[0\]\[0\] is nan at index \(0, 0\)"):
+        opt.step()
+
+
+def test_bounds():
+    m = model()
+    opt = door.SGD(m.parameters(), lr=10.0, bounds=(-0.1, None))
+    for _ in range(3):
+        backward(m, opt)
+        opt.step()
+    assert min(p.min().item() for p in m.parameters()) == pytest.approx(-0.1)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("options", [{"master": "float32"}, {"rounding": "stochastic"}, {"state_dtype": "uint8"}],
+                         ids=["master", "stochastic", "uint8"])  # fmt: skip
+def test_narrow_parameters_have_the_bits_of_arrays(dtype, options):
+    options = {"rounding": "stochastic", "seed": 3, **options} if "master" not in options else options
+    p = [torch.randn(s).to(dtype) for s in ((30, 20), (7,))]
+    uint16 = dtype is torch.bfloat16
+    arrays = [(x.view(torch.uint16) if uint16 else x).numpy().copy() for x in p]
+    p = [torch.nn.Parameter(x) for x in p]
+    ours = door.AdamW(p, lr=0.01, **options)
+    plain = ac.AdamW(arrays, lr=0.01, uint16_as="bfloat16" if uint16 else None, **options)
+    for _ in range(4):
+        for x in p:
+            x.grad = torch.randn(x.shape).to(dtype)
+        ours.step()
+        plain.step([(x.grad.view(torch.uint16) if uint16 else x.grad).numpy() for x in p])
+    for x, y in zip(p, arrays, strict=True):
+        np.testing.assert_array_equal((x.detach().view(torch.uint16) if uint16 else x.detach()).numpy(), y)
+
+
+def test_narrow_state_is_shown_as_it_is():
+    p = torch.nn.Parameter(torch.randn(300))
+    opt = door.AdamW([p], state_dtype=torch.bfloat16)
+    p.grad = torch.randn(300)
+    opt.step()
+    assert opt.state[p]["exp_avg"].dtype is torch.bfloat16
+    torch.testing.assert_close(opt.state[p]["exp_avg"].float(), 0.1 * p.grad, rtol=0.01, atol=1e-3)
+    opt = door.AdamW([p], state_dtype="uint8")
+    opt.step()
+    assert {key: x.dtype for key, x in opt.state[p].items() if key.startswith("exp_avg_sq")} == {
+        "exp_avg_sq_code": torch.uint8, "exp_avg_sq_scale": torch.float32, "exp_avg_sq_offset": torch.int64,
+    }  # fmt: skip

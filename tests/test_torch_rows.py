@@ -1,0 +1,109 @@
+"""Sparse gradients of torch are stepped as rows, in their own memory."""
+
+import numpy as np
+import pytest
+
+import adaptive_c as ac
+
+torch = pytest.importorskip("torch", reason="the torch door needs torch")
+door = pytest.importorskip("adaptive_c.torch")
+
+pytestmark = pytest.mark.filterwarnings("ignore:Sparse invariant checks are implicitly disabled:UserWarning")
+
+
+def words(step):
+    return torch.tensor([3, 9, 3, 0]) + step % 2
+
+
+def look_up(layer, step):
+    """A loss over a few rows, some of them twice."""
+    indices = words(step)
+    if isinstance(layer, torch.nn.EmbeddingBag):
+        weights = torch.tensor([0.5, 1.0, 2.0, 3.0], dtype=layer.weight.dtype) if layer.mode == "sum" else None
+        return (layer(indices, torch.tensor([0, 3]), per_sample_weights=weights) ** 2).sum()
+    return (layer(indices) ** 2).sum()
+
+
+def layers(kind, dtype):
+    for sparse in (True, False):
+        torch.manual_seed(0)
+        more = {} if kind == "Embedding" else {"mode": kind}
+        cls = torch.nn.Embedding if kind == "Embedding" else torch.nn.EmbeddingBag
+        yield cls(20, 5, sparse=sparse, dtype=dtype, **more)
+
+
+@pytest.mark.parametrize("kind", ["Embedding", "sum", "mean"])
+@pytest.mark.parametrize("name", ac.optimizers.__all__)
+def test_exact_rows_are_the_dense_step(name, kind):
+    """Up to the rounding of torch's own sums over rows that are named several times."""
+    table, whole = layers(kind, torch.float64)
+    opt = getattr(door, name)(table.parameters(), rows="exact", max_grad_norm=2.0)
+    dense = getattr(door, name)(whole.parameters(), max_grad_norm=2.0)
+    for step in range(5):
+        opt.catch_up(table.weight, words(step))  # before they are looked up
+        for layer, each in ((table, opt), (whole, dense)):
+            each.zero_grad()
+            look_up(layer, step).backward()
+            each.step()
+        assert table.weight.grad.is_sparse
+        assert opt.grad_norm == pytest.approx(dense.grad_norm, rel=1e-14)
+    opt.catch_up()
+    torch.testing.assert_close(table.weight, whole.weight, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "theirs"),
+    [
+        ("Adam", {"eps_mode": "hat"}, "SparseAdam"),
+        ("Adagrad", {}, "Adagrad"),
+        ("SGD", {"lr": 0.1}, "SGD"),
+    ],
+)
+def test_lazy_rows_are_torchs(name, options, theirs):
+    (ours, _), (plain, _) = layers("Embedding", torch.float64), layers("Embedding", torch.float64)
+    opt = getattr(door, name)(ours.parameters(), **options)
+    other = getattr(torch.optim, theirs)(plain.parameters(), **({"lr": 0.1} if name == "SGD" else {}))
+    for step in range(6):
+        for layer, each in ((ours, opt), (plain, other)):
+            each.zero_grad()
+            look_up(layer, step).backward()
+            each.step()
+        torch.testing.assert_close(ours.weight, plain.weight, rtol=1e-12, atol=1e-12)
+
+
+def test_rows_beside_dense_and_no_gradients_in_one_group():
+    torch.manual_seed(0)
+    table, linear, unused = torch.nn.Embedding(9, 4, sparse=True), torch.nn.Linear(4, 2), torch.nn.Linear(2, 2)
+    params = [*table.parameters(), *linear.parameters(), *unused.parameters()]
+    arrays = [p.detach().numpy().copy() for p in params]
+    opt, plain = door.AdamW(params, zero_grad=True), ac.AdamW(arrays, lr=1e-3)
+    for _ in range(3):
+        linear(table(torch.tensor([1, 5, 1]))).sum().backward()
+        g = table.weight.grad
+        rows = ac.Rows(g._indices()[0].numpy().copy(), g._values().numpy().copy())
+        plain.step([rows, *(p.grad.numpy().copy() for p in linear.parameters()), None, None])
+        opt.step()
+        assert not g._values().any()  # zero_grad zeroes them in place
+        opt.zero_grad()
+        for p, a in zip(params, arrays, strict=True):
+            assert np.array_equal(p.detach().numpy(), a)
+
+
+def test_bfloat16_tables():
+    torch.manual_seed(0)
+    table = torch.nn.Embedding(9, 4, sparse=True, dtype=torch.bfloat16)
+    before = table.weight.detach().clone()
+    opt = door.Adagrad(table.parameters(), lr=0.5, rounding="stochastic")
+    table(torch.tensor([1, 5, 1])).float().sum().backward()
+    opt.step()
+    changed = (table.weight != before).any(1)
+    assert changed.nonzero().ravel().tolist() == [1, 5]
+
+
+def test_a_sparse_gradient_that_does_not_fit():
+    p = torch.nn.Parameter(torch.ones(4, 6).t())
+    opt = door.SGD([p], lr=1.0)
+    p.grad = torch.sparse_coo_tensor([[0]], torch.ones(1, 4), (6, 4))
+    with pytest.raises(TypeError, match=r"of contiguous parameters: p.grad = p.grad.to_dense\(\) before the step"):
+        opt.step()
+    assert (p == 1).all()
