@@ -30,6 +30,8 @@ class Task:
     copy: bool = True  # the whole step has the copy
     threads: int | None = None
     uneven: bool = False  # a third of the gradients are 0, and the others' sizes spread over 20 binades
+    rows: int = 0  # how many indices of rows a step has (see rows.py); 0: the gradients are dense
+    spread: str = "unique"  # how these are distributed
 
     @property
     def elements(self) -> int:
@@ -84,6 +86,8 @@ class Contender:
     options: Mapping[str, Any] = field(default_factory=dict)
     bits: int = 32  # the width of its state
     dtype: str | None = None  # the dtype that it steps instead of the task's
+    rows: bool = False  # for gradients of rows only
+    spread: str | None = None  # how the indices are distributed that it takes instead of the task's
 
 
 CONTENDERS: dict[str, Contender] = {}
@@ -106,6 +110,10 @@ def ours(task: Task) -> Subject:
     import adaptive_c as ac
     from adaptive_c._native import core
 
+    if task.rows:
+        from . import rows
+
+        return rows.ours(task)
     params, grads = task.arrays()
     p: Any
     g: Any

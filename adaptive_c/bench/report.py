@@ -18,6 +18,7 @@ TITLES = {
     "lists": "AdamW over lists of arrays",
     "drop-in": "The class for torch's tensors, AdamW",
     "threads": "AdamW by the number of threads",
+    "rows": "Gradients of a few rows of a table with 64 columns, float32",
     "import": "Import time",
     "memory": "Peak memory of AdamW, arrays and gradients included",
 }

@@ -25,6 +25,7 @@ from typing import Any
 
 from .. import __version__, optimizers
 from .._native import build_info, counted, get_num_threads, isa, processors
+from . import rows as by_rows
 from .contenders import CONTENDERS, Task
 from .worker import told, told_bytes
 
@@ -51,7 +52,7 @@ class Settings:
     """What is measured, and how often.  A TOML file given with ``--config`` may set any of these names."""
 
     groups: tuple[str, ...] = (
-        "sizes", "rules", "float64", "whole", "formats", "lists", "drop-in", "threads", "import", "memory",
+        "sizes", "rules", "float64", "whole", "formats", "lists", "drop-in", "threads", "rows", "import", "memory",
     )  # fmt: skip
     rounds: int = 21
     seconds: float = 0.04  # the length of one timing, which has at least one step
@@ -117,7 +118,7 @@ class Row:
 def rows(settings: Settings) -> Iterator[Row]:
     """The rows that the settings ask for; a row without any of the wanted contenders is left out."""
     every = [name for name, c in CONTENDERS.items()
-             if c.bits == 32 and not c.dtype and "call by call" not in name and name != DROP_IN]  # fmt: skip
+             if c.bits == 32 and not (c.dtype or c.rows or "call by call" in name or name == DROP_IN)]  # fmt: skip
     n, cached = settings.large, min(settings.large, 1 << 13)
     state_formats = [("float32", None), ("float32", "bfloat16"), ("float32", "uint8"), ("bfloat16", "bfloat16"),
                      ("bfloat16", "uint8")]  # fmt: skip
@@ -160,6 +161,8 @@ def rows(settings: Settings) -> Iterator[Row]:
         yield Row("drop-in", f"whole step, {n:,}", task, [OURS, DROP_IN, "torch, call by call"])
         for threads in range(1, get_num_threads() + 1):
             yield Row("threads", counted(threads, "thread"), Task((n,), threads=threads), [*FAST[:4]])
+        for label, task, peers in by_rows.plan(n):
+            yield Row("rows", label, task, [OURS, *peers])
         yield Row("memory", f"{n // 4:,}", Task((n // 4,)), every)
         yield Row("memory", f"{n // 4:,}, uint8 state", Task((n // 4,), state_dtype="uint8"),
                   [OURS, "bitsandbytes AdamW8bit", "torchao AdamW8bit"])  # fmt: skip
@@ -329,7 +332,7 @@ def summary(row: Row) -> dict[str, Any]:
 
 def _short(task: Task) -> dict[str, Any]:
     return {**asdict(task), "sizes": list(task.sizes) if len(task.sizes) < 10 else f"{len(task.sizes)} arrays",
-            "elements": task.elements}  # fmt: skip
+            "elements": task.rows * by_rows.COLUMNS or task.elements}  # fmt: skip
 
 
 IMPORTS = {
@@ -369,7 +372,7 @@ def environment() -> dict[str, Any]:
     """A description of the machine, the compiler and its flags, the versions and the commit."""
     info = build_info()
     names = ("adaptive_c", "numpy", "torch", "deepspeed", "bitsandbytes", "torchao", "numba", "jax", "optax", "thinc",
-             "scikit-learn")  # fmt: skip
+             "scikit-learn", "fbgemm-gpu-cpu")  # fmt: skip
     versions = {}
     for name in names:
         try:

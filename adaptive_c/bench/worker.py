@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 
 from .. import reference
+from . import rows
 from .contenders import CONTENDERS, LR, Array, Contender, Subject, Task
 
-_ENDS, _ARRAYS, _STEPS = 512, 32, 3
+_ENDS, _ARRAYS, _STEPS = 512, 32, rows.CHECKED
 _LONG = 0.5  # seconds after which a timing ends early
 
 
@@ -57,7 +58,7 @@ def difference(contender: Contender, task: Task, before: Array, after: Array, wa
     size = np.maximum(np.abs(before), np.abs(wanted))
     wrong = ~(np.abs(after - wanted) <= part * np.abs(wanted - before) + 4 * unit * size)
     if wrong.any():
-        i = int(np.argmax(wrong))
+        i = np.unravel_index(np.argmax(wrong), wrong.shape)
         return f"after {_STEPS} steps a parameter is {after[i]:.9g}, where the reference has {wanted[i]:.9g}"
     return ""
 
@@ -79,13 +80,19 @@ def told_bytes(file: str, word: str) -> int:
 def build(name: str, task: Task) -> tuple[Subject, dict[str, Any]]:
     contender = CONTENDERS[name]
     if name != "adaptive_c":  # the state of a peer is its own choice; the task's state_dtype is ours
-        task = replace(task, dtype=contender.dtype or task.dtype, state_dtype=None)
-    contender.build(replace(task, sizes=(8192,))).step()  # imports, compiles and starts threads
-    params, grads = task.arrays()
-    before, g, norm = sample(params), sample(grads), 0.0
-    if task.whole:
-        norm = float(np.sqrt(sum(float(np.sum(np.square(x, dtype="float64"))) for x in grads)))
-    del params, grads
+        task = replace(task, dtype=contender.dtype or task.dtype, state_dtype=None,
+                       spread=contender.spread or task.spread)  # fmt: skip
+    small = contender.build(replace(task, sizes=(8192,), rows=min(task.rows, 32)))
+    timed(small, "step", 1)  # imports, compiles and starts threads
+    del small
+    if task.rows:
+        touched, before, wanted = rows.expected(contender, task)
+    else:
+        params, grads = task.arrays()
+        before, g, norm = sample(params), sample(grads), 0.0
+        if task.whole:
+            norm = float(np.sqrt(sum(float(np.sum(np.square(x, dtype="float64"))) for x in grads)))
+        del params, grads
     with suppress(OSError), open("/proc/self/clear_refs", "w") as file:
         file.write("5")  # resets the high-water mark
     start = told_bytes("self/status", "VmRSS")
@@ -95,7 +102,10 @@ def build(name: str, task: Task) -> tuple[Subject, dict[str, Any]]:
             subject.double()
         timed(subject, "step", 1)
     peak = told_bytes("self/status", "VmHWM") - start
-    after, wanted = sample(subject.params()), expected(contender, task, before, g, norm)
+    if task.rows:
+        after = subject.params()[0][touched].astype("float64")
+    else:
+        after, wanted = sample(subject.params()), expected(contender, task, before, g, norm)
     if task.uneven:  # far below the largest of a block 8 bits hold a moment in the mean only
         clear = (np.abs(g) > 2.0**-12) | (g == 0)
         before, after, wanted = before[clear], after[clear], wanted[clear]
