@@ -22,8 +22,7 @@ cdef void add_weighted(Py_ssize_t n, floating* s, const floating* g, double weig
 
 
 cdef APART sum_row(const Piece* piece, floating* out, const floating** g) noexcept nogil:
-    """g <- the gradient of a piece of a touched row, at most CHUNK elements: the values themselves, or their sum in out.
-    """
+    """g <- the gradient of a piece of a touched row, at most CHUNK elements: the values, or their sum in out."""
     cdef const Touched* touched = piece.array.touched
     cdef const floating* x
     cdef floating widened[CHUNK]
