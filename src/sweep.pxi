@@ -81,38 +81,61 @@ cdef extern from *:
     void PREFETCH(const void*) nogil
 
 
-cdef inline void prefetch(const void* p, Py_ssize_t at, Py_ssize_t itemsize, Py_ssize_t n=BLOCK) noexcept nogil:
-    """Ask for n elements from number `at` on, which may lie beyond the array's end.
+cdef inline void prefetch(const void* p, Py_ssize_t at, Py_ssize_t itemsize) noexcept nogil:
+    """Ask for a block's elements from number `at` on, which may lie beyond the array's end.
 
     Between the stages the processor's own prefetching loses its thread.
     """
     cdef uintptr_t start = <uintptr_t> p + at * itemsize
     cdef Py_ssize_t i
-    for i in range((n * itemsize + 63) // 64):
+    for i in range(BLOCK * itemsize // 64):
         PREFETCH(<const void*> (start + 64 * i))
 
 
+cdef struct Wanted:      # what a row is made of, in memory
+    uintptr_t start[SLOTS + 4]
+    uintptr_t end[SLOTS + 4]
+    int n
+
+
+cdef inline void want(Wanted* wanted, const void* p, Py_ssize_t at, Py_ssize_t itemsize, Py_ssize_t n) noexcept nogil:
+    if p != NULL:
+        wanted.start[wanted.n] = (<uintptr_t> p + at * itemsize) // 64 * 64
+        wanted.end[wanted.n] = <uintptr_t> p + (at + n) * itemsize
+        wanted.n += 1
+
+
 cdef APART prefetch_row(const Group* group, const Piece* piece) noexcept nogil:
-    """At the beginning of a touched row, ask for one that comes soon: where it lies, the processor can't guess."""
+    """At the beginning of a touched row, ask for one that comes soon: where it lies, the processor can't guess.
+
+    A line of each array in turn, so that the pages are looked up side by side.
+    """
     cdef const Touched* touched = piece.array.touched
     cdef Py_ssize_t row = piece.row + ROWS_AHEAD, n = min(touched.length, BLOCK), at
+    cdef Wanted wanted
     cdef int j
+    cdef bint more = True
     if row >= touched.n or piece.at != touched.rows[piece.row] * touched.length:
         return
-    prefetch(piece.array.g, touched.entries[touched.first[row]] * touched.length,
-             gradient_itemsize(group, piece.array), n)
+    wanted.n = 0
     at = touched.rows[row] * touched.length
-    prefetch(piece.array.p, at, parameter_itemsize(group), n)
+    want(&wanted, piece.array.g, touched.entries[touched.first[row]] * touched.length,
+         gradient_itemsize(group, piece.array), n)
+    want(&wanted, piece.array.p, at, parameter_itemsize(group), n)
     if piece.array.behind != NULL:
-        prefetch(piece.array.behind.done, touched.rows[row], sizeof(long long), 1)
+        PREFETCH(piece.array.behind.done + touched.rows[row])
     at += piece.array.start
     for j in range(SLOTS):
-        if group.state[j] != NULL:
-            prefetch(group.state[j], at, group.state_itemsize[j], n)
-    if group.master != NULL:
-        prefetch(group.master, at, sizeof(float), n)
-    if group.ema != NULL:
-        prefetch(group.ema, at, native_itemsize(group), n)
+        want(&wanted, group.state[j], at, group.state_itemsize[j], n)
+    want(&wanted, group.master, at, sizeof(float), n)
+    want(&wanted, group.ema, at, native_itemsize(group), n)
+    while more:
+        more = False
+        for j in range(wanted.n):
+            if wanted.start[j] < wanted.end[j]:
+                PREFETCH(<const void*> wanted.start[j])
+                wanted.start[j] += 64
+                more = True
 
 
 cdef void replay(const Group* group, const Piece* piece, const Past* past, floating* p, void** s) noexcept nogil:

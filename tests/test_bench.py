@@ -33,7 +33,7 @@ def alone(tmp_path_factory):
     """A run with nothing but NumPy: every peer, git, matplotlib and rich missing."""
     folder = tmp_path_factory.mktemp("alone")
     names = ("torch", "deepspeed", "bitsandbytes", "torchao", "numba", "jax", "optax", "thinc", "sklearn", "matplotlib",
-             "rich")  # fmt: skip
+             "rich", "fbgemm_gpu")  # fmt: skip
     for name in names:
         (folder / f"{name}.py").write_text(f"raise ImportError('no {name} here', name='{name}')")
     command = [sys.executable, "-m", "adaptive_c", *line(folder)]  # as a user does, outside the clone
@@ -103,8 +103,12 @@ def test_pictures_are_drawn(alone, tmp_path):
 
 @pytest.mark.parametrize("name", list(CONTENDERS))
 def test_every_contender_that_is_here_passes_its_check(name):
+    task = Task((8192,), whole=name == "torch, call by call")
+    if CONTENDERS[name].rows:
+        rule = "Adagrad" if name in ("torch sparse", "FBGEMM") else "AdamW"
+        task = Task((8192,), rule, {"rows": "exact"} if name == "dense gradients" else {}, rows=32)
     with suite.Processes() as processes:
-        facts = processes.get(name, None).build(Task((8192,), whole=name == "torch, call by call"))
+        facts = processes.get(name, None).build(task)
     if "missing" in facts and name != OURS:
         pytest.skip(facts["missing"])
     assert not {"missing", "failed"} & set(facts), facts
@@ -120,6 +124,10 @@ def test_every_contender_that_is_here_passes_its_check(name):
         Task((3000,), dtype="float64"),
         Task((5000,), state_dtype="uint8"),
         Task((5000,), state_dtype="bfloat16"),
+        Task((8192,), rows=32),
+        Task((8192,), rows=300, spread="zipf"),
+        Task((8192,), rows=32, spread="half"),
+        Task((8192,), options={"rows": "exact"}, rows=32),
         Task((5000,), dtype="bfloat16", state_dtype="uint8"),
         *(Task((2000,), rule, options) for rule, options in suite.RULES),
     ],

@@ -1,8 +1,8 @@
 """Gradients of a few rows of a table: the tasks, the contenders, and what they are checked against.
 
 A step has k indices and a gradient for each.  Steps take many sets of indices in turn, so that the rows which they
-touch are in no cache, as in any table that is larger than the caches.  The gradients are the same in each step: whoever
-computed them would just have written them.
+touch are in no cache, as in any table that is larger than the caches.  The gradients are the same in each step, but
+written again before it, as a backward pass would just have written them.
 """
 
 import ctypes
@@ -100,6 +100,10 @@ def expected(contender: Contender, task: Task) -> tuple[Array, Array, Array]:
     return touched, before, p
 
 
+def write(values: Array) -> None:
+    np.multiply(values, 1, out=values)
+
+
 # --- this library ------------------------------------------------------------------------------------------------
 
 
@@ -117,7 +121,7 @@ def ours(task: Task) -> Subject:
         opt.catch_up()
         return [p]
 
-    subject = Subject(step, params, lambda: double(values))
+    subject = Subject(step, params, lambda: double(values), prepare=lambda: write(values))
     if task.options.get("rows") != "exact":
         return subject
     # Each row is stepped or replayed once in a step, on average: a thread's share of this arithmetic, in cache.
@@ -128,6 +132,7 @@ def ours(task: Task) -> Subject:
     def warm() -> None:
         while CHECKED <= opt.t < WARM * len(p) / task.rows:
             step()
+        write(values)
 
     def arithmetic() -> None:
         for _ in range(max(1, p.size // (task.threads or get_num_threads()) // IN_CACHE)):
@@ -172,6 +177,7 @@ def _torch_sparse(task: Task, make: Callable[[Any, list[Any]], Any]) -> Subject:
     sets = cycle([torch.from_numpy(indices)[None] for indices in drawn(task)])
 
     def backward() -> None:
+        write(values)
         p.grad = torch.sparse_coo_tensor(next(sets), v, p.shape)
 
     return Subject(opt.step, lambda: [table], lambda: double(values), prepare=backward)
@@ -216,6 +222,7 @@ def fbgemm(task: Task) -> Subject:
 
     def forward() -> None:
         nonlocal out
+        write(values)
         out = module(next(sets), offsets)
 
     def backward() -> None:
