@@ -152,6 +152,11 @@ def test_policies_in_detail():
     opt = ac.SGD(p, lr=0.0)
     opt.step(np.array([np.nan, 1, 1]))  # ignored by default
     assert np.isnan(p[0])
+    p = np.ones(3)
+    ac.SGD(p, max_grad_norm=1.0).step(
+        np.array([np.nan, 1, 1])
+    )  # the norm is NaN, too, and as in PyTorch so is all else
+    assert np.isnan(p).all()
     q = np.ones(3, "float32")
     opt = ac.SGD(q, lr=1e-20, on_nonfinite="raise")
     opt.step(np.full(3, 1e20, "float32"))  # this rule squares nothing
@@ -585,11 +590,12 @@ def test_every_narrow_number_is_widened_exactly(kind):
     every = np.arange(1 << 16, dtype="uint32").astype("uint16")
     g = every.view("float16") if kind == "float16" else every
     wide = g.astype("float32") if kind == "float16" else (every.astype("uint32") << 16).view("float32")
-    for flush in (False, True):
+    for maximize, flush in (True, False), (True, True), (False, False):  # to minimize, nothing but the rule runs
         p = np.zeros(1 << 16, "float32")
-        ac.SGD(p, lr=1.0, maximize=True, uint16_as="bfloat16", flush_denormals=flush and kind == "float16").step(g)
+        flush = flush and kind == "float16"
+        ac.SGD(p, lr=1.0, maximize=maximize, uint16_as="bfloat16", flush_denormals=flush).step(g)
         with np.errstate(invalid="ignore"):  # signalling NaNs
-            assert_same_bits(p + 0.0, (wide * np.float32(-1)) * np.float32(-1) + 0.0)
+            assert_same_bits(p + 0.0, (wide * np.float32(-1)) * np.float32(-1 if maximize else 1) + 0.0)
 
 
 def test_narrow_gradients_are_refused_where_they_do_not_fit():
