@@ -774,6 +774,7 @@ REFUSED = [
     (ac.Rprop, np.ones(3, "float32"), {"state_dtype": "uint8"}, "refused for Rprop: rounding noise"),
     (ac.SuperSAB, np.ones(3, "float32"), {"state_dtype": "bfloat16"}, "refused for SuperSAB: rounding noise"),
     (ac.RMSprop, np.ones(3, "float32"), {"state_dtype": "uint8", "centered": True}, "refused with centered=True"),
+    (ac.RMSprop, np.ones(3, "float32"), {"state_dtype": "bfloat16", "centered": True}, "refused with centered=True"),
 ]  # fmt: skip
 
 
