@@ -117,7 +117,7 @@ cdef class Stepping:
                 note_past(group, a, plan.space.steps, group.t[i])
             stepped[i] = True
         finally:
-            a.g, a.touched = NULL, NULL
+            a.g, a.touched, plan.space.by_rows = NULL, NULL, False
             if bound.n_grads:
                 PyBuffer_Release(bound.grads)
                 bound.n_grads = 0

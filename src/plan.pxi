@@ -166,6 +166,7 @@ cdef class Plan:
     def forget(self):
         """Before a load: drop the sums, what rows have missed, and the step that could be undone."""
         self.drop_sums()
+        bring_up(self)  # a load may leave the parameters as they are
         forget_missed(self)
         self.undoable = False
 
@@ -366,6 +367,7 @@ cdef class Plan:
         cdef BoundGroup group
         for group in self.groups:
             release(group)
+        self.space.by_rows = False
         self.guard.release()
         return 0
 
