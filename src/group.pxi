@@ -226,6 +226,18 @@ cdef class BoundGroup:
             self.spans.append((address(array), address(array) + array.nbytes, STATE))
         return <char*> address(array)
 
+    def gradients_of(self, list tensors):
+        """The gradients of tensors whose memory was bound; None if one of them lies elsewhere by now."""
+        cdef Py_ssize_t i
+        cdef const Array* a
+        cdef list found = []
+        for i, x in enumerate(tensors):
+            a = self.group.arrays + i
+            if a.stop > a.start and <char*> place_of(x) != a.p:
+                return None
+            found.append(x.grad)
+        return found
+
     def attach_copies(self, str kind, tuple copies):
         """Take the arrays that receive the parameters."""
         cdef Py_ssize_t i

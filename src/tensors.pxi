@@ -70,6 +70,16 @@ cdef Kind kind_of(type):
     return last_kind
 
 
+cdef uintptr_t place_of(x) except? 0:
+    """The address of a tensor's first element."""
+    cdef Kind kind = kind_of(type(x))
+    cdef DLTensor t
+    if kind.borrow == NULL or kind.borrow(<void*> x, &t) != 0:
+        PyErr_Clear()
+        return <uintptr_t> x.data_ptr()
+    return <uintptr_t> t.data + t.byte_offset
+
+
 cdef const char* format_of_tensor(const DLTensor* t) noexcept:
     """The format that a buffer has for such elements; "H" for bfloat16, nothing for what can't be stepped."""
     if t.lanes == 1 and t.code == 2:  # floating-point numbers

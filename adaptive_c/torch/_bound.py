@@ -128,10 +128,8 @@ class Part:
 
     def gradients(self, copied: list[Tensor]) -> list[Any] | None:
         """The gradients, which the run checks; None if the parameters don't lie where they did."""
-        both = [x for p in self.params for x in (p.grad, p.data_ptr())]  # in one pass over many small objects
-        if both[1::2] != self.pointers:
-            return None
-        return both[::2] if self.direct else self.laid_out(copied)
+        found: list[Any] | None = self.group.bound.gradients_of(self.params)
+        return found if self.direct or found is None else self.laid_out(copied)
 
     def laid_out(self, copied: list[Tensor]) -> list[Array | Rows | None] | None:
         """The gradients as arrays, each checked, and copied where they don't lie as the parameters do.
