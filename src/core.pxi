@@ -20,6 +20,7 @@ include "passes.pxi"     # sums of micro-batches
 include "reduce.pxi"     # norms and finite checks
 include "guard.pxi"      # who may touch a run
 include "memory.pxi"     # buffers and what overlaps
+include "tensors.pxi"    # tensors as buffers
 include "group.pxi"      # a bound parameter group
 include "undo.pxi"       # what a step overwrites, kept
 include "sweep.pxi"      # the parallel loop, and a step's stages

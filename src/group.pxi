@@ -42,8 +42,7 @@ cdef class BoundGroup:
     cdef list spans              # of the memory that is not in the plan's index yet
     cdef Py_ssize_t* shapes
     cdef Touched** touched       # of each array, where its rows have been sorted; NULL: none ever were
-    cdef object tensor           # torch.Tensor, if gradients may be such
-    cdef dict tensor_types       # of its dtypes, as formats of buffers
+    cdef public bint takes_tensors   # gradients may be tensors
     cdef dict row_sums           # of arrays that were given nothing but rows: what was accumulated, as lists of Rows
     cdef Py_buffer* grads        # held during a call
     cdef Py_ssize_t n_grads
@@ -137,8 +136,11 @@ cdef class BoundGroup:
 
     cdef int view(self, x, Py_buffer* view, Py_ssize_t i, bint grad) except -1:
         """Fill `view`; 1 where x is a bfloat16 array of ml_dtypes, seen as uint16, else 0."""
-        if self.tensor is not None and type(x) is self.tensor and grad:
-            return self.view_tensor(x, view, i)
+        cdef int found
+        if grad and self.takes_tensors and type(x) is not ndarray:
+            found = borrow(x, view)
+            if found >= 0:
+                return found
         if type(x) is not ndarray and (not isinstance(x, ndarray) or isinstance(x, MaskedArray)):
             kind = "" if type(x).__module__ == "builtins" else type(x).__module__ + "."
             raise TypeError(f"{self.name(i, grad)} is a {kind}{type(x).__qualname__}, not a numpy.ndarray; "
@@ -151,27 +153,6 @@ cdef class BoundGroup:
                 return 1
             raise TypeError(f"{self.name(i, grad)} has dtype {x.dtype}, which can't be used; convert it: "
                             "x.astype('float32')") from error
-
-    cdef int view_tensor(self, x, Py_buffer* view, Py_ssize_t i) except -1:
-        """The same for a tensor, several times as fast as by way of an array.  Its memory is not held."""
-        cdef Array* a = self.group.arrays + i
-        cdef bytes kind
-        try:
-            plain = x.is_contiguous() and x.is_cpu and not x.is_neg()
-        except RuntimeError:  # a sparse one has no order in memory
-            plain = False
-        if not plain or x.dtype not in self.tensor_types:
-            raise TypeError(f"{self.name(i, True)} is no contiguous CPU tensor of a number format that is known here")
-        shape = x.shape
-        if len(shape) != a.ndim or any([n != a.shape[j] for j, n in enumerate(shape)]):
-            raise ValueError(f"{self.name(i, True)} has shape {tuple(shape)}, which is not its parameter's")
-        kind = self.tensor_types[x.dtype]
-        view.buf, view.readonly = <void*> <uintptr_t> x.data_ptr(), False  # obj is NULL: there is nothing to release
-        view.format, view.ndim, view.shape = kind, a.ndim, a.shape
-        view.itemsize = 8 if kind == b"d" else 4 if kind == b"f" else 2
-        view.len = (a.stop - a.start) * view.itemsize
-        view.strides = view.suboffsets = NULL
-        return kind == b"H"
 
     cdef int check_layout(self, const Py_buffer* view, Py_ssize_t i, bint grad) except -1:
         if not PyBuffer_IsContiguous(view, b"C"):
@@ -245,9 +226,17 @@ cdef class BoundGroup:
             self.spans.append((address(array), address(array) + array.nbytes, STATE))
         return <char*> address(array)
 
-    def take_tensors(self, tensor, dict types):
-        """Gradients may be of this type; of its dtypes types has the format of a buffer, with b"H" for bfloat16."""
-        self.tensor, self.tensor_types = tensor, types
+    def gradients_of(self, list tensors):
+        """The gradients of tensors whose memory was bound; None if one of them lies elsewhere by now."""
+        cdef Py_ssize_t i
+        cdef const Array* a
+        cdef list found = []
+        for i, x in enumerate(tensors):
+            a = self.group.arrays + i
+            if a.stop > a.start and <char*> place_of(x) != a.p:
+                return None
+            found.append(x.grad)
+        return found
 
     def attach_copies(self, str kind, tuple copies):
         """Take the arrays that receive the parameters."""

@@ -33,6 +33,8 @@ cdef str describe(x, tuple items=None):
 
 
 cdef str named(dtype):
+    if not hasattr(dtype, "isnative"):  # a tensor's
+        return str(dtype)
     return dtype.name if dtype.isnative else f"{dtype.str} (byte-swapped)"
 
 

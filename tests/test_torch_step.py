@@ -1,7 +1,9 @@
 """A step of adaptive_c.torch: what torch, its schedulers and its users expect of one, and the options that it reads."""
 
+import contextlib
 import copy
 import inspect
+import sys
 import warnings
 
 import numpy as np
@@ -136,6 +138,20 @@ def test_a_gradient_that_is_a_negative_view():
     p.grad = torch._neg_view(torch.ones(3))
     opt.step()
     assert p.tolist() == [1.0, 1.0, 1.0]
+
+
+def test_gradients_are_held_during_a_step_and_no_longer():
+    p = torch.nn.Parameter(torch.zeros(3, 4))
+    opt = door.SGD([p])
+    for g in (torch.ones(3, 4), torch.ones(4, 3).t(), torch.ones(3, 4).bfloat16(), torch.ones(3, 4).double()):
+        p.grad_dtype = None
+        p.grad = g
+        before = sys.getrefcount(g)
+        for _ in range(3):
+            with contextlib.suppress(TypeError):  # float64 gradients of float32 parameters
+                opt.step()
+        assert sys.getrefcount(g) == before
+    assert opt.t == 9
 
 
 def test_gradients_of_another_dtype():

@@ -15,7 +15,6 @@ from .._run.run import Run
 from ._state import restore_beside, shown, stored_as, to_restore
 from ._tensors import Array, Tensor, array, check, gradient
 
-FORMATS_OF_BUFFERS = {torch.float32: b"f", torch.float64: b"d", torch.float16: b"e", torch.bfloat16: b"H"}
 FORMATS = ("state_dtype", "master", "rounding")  # how numbers are stored
 REFUSED = ("capturable", "differentiable")
 FRESH = {"t": 0, "skipped_steps": 0, "grad_norm": float("nan")}
@@ -114,7 +113,7 @@ class Part:
     def attach(self, group: Any) -> None:
         """Take the group of the run, once it is there."""
         self.group, self.store = group, group.store
-        group.bound.take_tensors(torch.Tensor, FORMATS_OF_BUFFERS)
+        group.bound.takes_tensors = True
         self.ends = np.cumsum(group.layout.sizes).tolist()
         self.steps = torch.zeros(len(self.params), device="cpu")  # what torch has as "step"
         self.shown: Array = self.steps.numpy()
@@ -129,10 +128,8 @@ class Part:
 
     def gradients(self, copied: list[Tensor]) -> list[Any] | None:
         """The gradients, which the run checks; None if the parameters don't lie where they did."""
-        both = [x for p in self.params for x in (p.grad, p.data_ptr())]  # in one pass over many small objects
-        if both[1::2] != self.pointers:
-            return None
-        return both[::2] if self.direct else self.laid_out(copied)
+        found: list[Any] | None = self.group.bound.gradients_of(self.params)
+        return found if self.direct or found is None else self.laid_out(copied)
 
     def laid_out(self, copied: list[Tensor]) -> list[Array | Rows | None] | None:
         """The gradients as arrays, each checked, and copied where they don't lie as the parameters do.
