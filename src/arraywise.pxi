@@ -51,7 +51,7 @@ cdef class Stepping:
             raise RuntimeError("an array can be stepped inside the block `with opt.stepping() as now:` only")
         self.plan.guard.take(STEPPING, ARRAYWISE)
         try:
-            bound, i = self.plan.find(place_and_grad, "now", "gradient")
+            bound, i = find_array(self.plan, place_and_grad, "now", "gradient")
             grad = place_and_grad[len(place_and_grad) - 1]
             if grad is not None:
                 self.step(bound, i, grad)
@@ -94,7 +94,8 @@ cdef class Stepping:
             work = acquire_array(plan, bound, i, grad, 0)
             plan.form_step(group, i, 0)
             a.step = 0
-            plan.prepare(group, i)
+            if group.options.exact:
+                prepare(plan, group, i)
             if group.undo != NULL and a.behind != NULL and a.touched != NULL:
                 keep_past(a)
             if group.undo != NULL:  # chunks that a neighbour has kept excepted

@@ -47,7 +47,7 @@ cdef class Averages:
         cdef Guard guard = self.plan.guard
         guard.take(AVERAGED)
         try:
-            self.plan.bring_up()
+            bring_up(self.plan)
             self.plan.narrow_saved = []
             for i in range(self.plan.space.n_groups):
                 group = self.plan.space.groups[i]

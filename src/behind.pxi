@@ -56,7 +56,7 @@ cdef int keep_past(Array* a) except -1:
         if memory == NULL:
             raise MemoryError()
         behind.kept, behind.kept_room = <Py_ssize_t*> memory, n
-    for i in range(n):
+    for i in range(a.touched.n):
         behind.kept[2 * i] = a.touched.rows[i]
         behind.kept[2 * i + 1] = behind.done[a.touched.rows[i]]
     behind.n_kept, behind.log_kept = n, behind.n

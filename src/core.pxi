@@ -25,6 +25,7 @@ include "undo.pxi"       # what a step overwrites, kept
 include "sweep.pxi"      # the parallel loop, and a step's stages
 include "rows.pxi"       # what is handed in as a gradient of a few rows
 include "gradients.pxi"  # the gradients of one call
+include "catch_up.pxi"   # rows brought up to date
 include "usable.pxi"     # norm, finite check, factor, dynamic loss scale
 include "averages.pxi"   # parameters and averages exchanged
 include "arraywise.pxi"  # a step array by array, as gradients arrive

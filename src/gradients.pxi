@@ -209,3 +209,31 @@ cdef int release(BoundGroup group) noexcept:
         group.group.arrays[i].g = NULL
         group.group.arrays[i].touched = NULL
     return 0
+
+
+cdef Py_ssize_t place_index(key, Py_ssize_t n, str what) except -1:
+    if not hasattr(key, "__index__") or isinstance(key, bool):
+        raise TypeError(f"there are {n} {what}, named by their index, an integer; got {key!r}")
+    if not 0 <= key < n:
+        raise IndexError(f"there are {n} {what}, 0 .. {n - 1}; got {key}")
+    return key
+
+
+cdef tuple find_array(Plan plan, tuple place, str function, str last):
+    """The group and the number of the array that is meant by the arguments of a function, before the last one."""
+    cdef BoundGroup bound
+    cdef Py_ssize_t number = 0, i = 0, n = len(place) - 1
+    if plan.structured and n >= 0:
+        number = place_index(place[0], len(plan.groups), "groups")
+    bound = plan.groups[number]
+    if n != plan.structured + (not bound.bare):
+        wanted = ["group"] * plan.structured + ([] if bound.bare else ["index" if bound.keys is None else "key"])
+        raise TypeError(f"here it is {function}({', '.join(wanted + [last])}); got {n + 1} arguments")
+    if bound.bare:
+        return bound, 0
+    key = place[n - 1]
+    if bound.keys is None:
+        return bound, place_index(key, bound.group.n_arrays, "arrays")
+    if key not in bound.keys:
+        raise KeyError(f"{bound.where} has no {key!r}; it has {', '.join(map(repr, bound.keys))}")
+    return bound, bound.keys[key]

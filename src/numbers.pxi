@@ -22,6 +22,18 @@ cdef extern from "math.h" nogil:
     double sqrt(double)
 
 
+cdef extern from *:
+    """
+    #if defined(__GNUC__)
+    #define APART __attribute__((noinline)) void
+    #else
+    #define APART void
+    #endif
+    """
+    # Return type of functions beside the usual way, which are not to take registers from the loops on it.
+    ctypedef void APART
+
+
 cdef inline floating root(floating x) noexcept nogil:
     if floating is float:
         return sqrtf(x)

@@ -9,7 +9,7 @@ cdef void add_segment(const Space* space, const Group* group, const Piece* piece
     cdef Py_ssize_t n = piece.stop - piece.start
     cdef const floating* g = <const floating*> a.g + piece.at
     if a.touched != NULL:
-        g = sum_row(piece, <floating*> widened)
+        sum_row(piece, <floating*> widened, &g)
     if a.touched == NULL and a.g_format != NATIVE:
         if first:
             widen(a.g_format, n, s, a.g, piece.at)

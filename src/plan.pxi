@@ -134,7 +134,7 @@ cdef class Plan:
     def configure(self, dict settings):
         """Take over the options of the optimizer as a whole, already checked."""
         if settings["flush_denormals"] != self.space.flush_denormals:
-            self.bring_up()
+            bring_up(self)
         self.settings = settings
         self.max_grad_norm = settings["max_grad_norm"] or 0
         self.space.max_grad_value = settings["max_grad_value"] or 0
@@ -166,7 +166,7 @@ cdef class Plan:
     def forget(self):
         """Before a load: drop the sums, what rows have missed, and the step that could be undone."""
         self.drop_sums()
-        self.forget_past()
+        forget_missed(self)
         self.undoable = False
 
     def settle(self):
@@ -176,69 +176,7 @@ cdef class Plan:
             if bound.row_sums:
                 raise ValueError("accumulated rows are pending, which can't be saved: step() takes their mean, "
                                  "discard() drops them")
-        self.bring_up()
-
-    cdef int bring_up(self) except -1:
-        """Replay what rows have missed, on all of them.  A step made before can't be undone then."""
-        cdef Group* group
-        cdef Py_ssize_t i, j
-        cdef bint behind = False
-        for i in range(self.space.n_groups):
-            group = self.space.groups[i]
-            for j in range(group.n_arrays):
-                behind |= group.arrays[j].behind != NULL and group.arrays[j].behind.n > 0
-        if behind:
-            self.space.by_rows = False
-            self.sweep_all(CATCH_UP)
-            self.undoable = False
-            for i in range(self.space.n_groups):
-                group = self.space.groups[i]
-                for j in range(group.n_arrays):
-                    if group.arrays[j].behind != NULL:
-                        group.arrays[j].behind.n = 0
-        return 0
-
-    cdef int bring_up_rows(self, BoundGroup bound, Py_ssize_t i, indices) except -1:
-        cdef Group* group = &bound.group
-        cdef Array* a = group.arrays + i
-        cdef Py_buffer view
-        cdef Py_ssize_t j, k = checked(indices, "indices", INTEGERS, &view)
-        if a.ndim == 0:
-            raise ValueError(f"{bound.name(i)} has no dimensions, and so no rows")
-        a.touched = bind_indices(bound, i, indices, view.buf, view.itemsize, k, NULL, NULL)
-        if a.behind == NULL or a.behind.n == 0:
-            return 0
-        expect_gradients(group)
-        a.g, a.g_format = <const char*> a.touched, NATIVE  # any address says that it takes part
-        group.by_rows = self.space.by_rows = True
-        self.undoable = False
-        self.run(CATCH_UP, a.touched.n * a.touched.length, group.position + a.start, group.position + a.stop)
-        for j in range(a.touched.n):
-            a.behind.done[a.touched.rows[j]] = group.t[i]
-        return 0
-
-    cdef int prepare(self, Group* group, Py_ssize_t j) except -1:
-        """Before an array is stepped under rows="exact"."""
-        cdef Array* a = group.arrays + j
-        cdef bint by_rows
-        if not group.options.exact:
-            return 0
-        if a.behind != NULL and a.behind.n > 0 and (a.touched == NULL or a.behind.n == LOGGED):
-            by_rows, self.space.by_rows = self.space.by_rows, False  # all rows
-            self.run(CATCH_UP, a.stop - a.start, group.position + a.start, group.position + a.stop)
-            self.space.by_rows, a.behind.n, self.undoable = by_rows, 0, False
-        if a.touched != NULL:
-            expect_rows(a)
-        return 0
-
-    cdef int forget_past(self) noexcept:
-        cdef Group* group
-        cdef Py_ssize_t i, j
-        for i in range(self.space.n_groups):
-            group = self.space.groups[i]
-            for j in range(group.n_arrays):
-                forget_past(group.arrays + j)
-        return 0
+        bring_up(self)
 
     cdef drop_sums(self):
         cdef Group* group
@@ -275,8 +213,8 @@ cdef class Plan:
         self.guard.take(STEPPING, AVERAGED)
         try:
             if self.guard.rest != AVERAGED:  # inside the block all rows are up to date
-                self.bring_up()
-            self.forget_past()
+                bring_up(self)
+            forget_missed(self)
             self.follow(t)
             for i in range(self.space.n_groups):
                 group = self.space.groups[i]
@@ -313,10 +251,10 @@ cdef class Plan:
         self.guard.take(STEPPING, AVERAGED)
         try:
             if place_and_indices:
-                bound, i = self.find(place_and_indices, "catch_up", "indices")
-                self.bring_up_rows(bound, i, place_and_indices[len(place_and_indices) - 1])
+                bound, i = find_array(self, place_and_indices, "catch_up", "indices")
+                bring_up_rows(self, bound, i, place_and_indices[len(place_and_indices) - 1])
             else:
-                self.bring_up()
+                bring_up(self)
         finally:
             self.release()
 
@@ -373,7 +311,7 @@ cdef class Plan:
         lo and hi are multiples of CHUNK or the end (hi=-1).  The pieces of one step are calls of which all but the last
         have count=False: they share a step number, and equal the whole step whatever their order.
         """
-        cdef Py_ssize_t first = 0, last, work, i, j
+        cdef Py_ssize_t first = 0, last, work, i
         cdef bint usable = False, summed = grads is ...
         cdef Counts before
         cdef list moved = None
@@ -405,9 +343,8 @@ cdef class Plan:
                 if self.space.zero_grad:
                     zero_gradients(self)
             for i in range(self.space.n_groups if usable else 0):
-                for j in range(self.space.groups[i].n_arrays):
-                    if self.space.groups[i].arrays[j].g != NULL:
-                        self.prepare(self.space.groups[i], j)
+                if self.space.groups[i].options.exact:
+                    prepare_group(self, self.space.groups[i])
             if self.keeps_undo:
                 keep(self, before, usable, work)
             if usable:
@@ -424,32 +361,6 @@ cdef class Plan:
             self.release()
 
     # --- the parts of a call -------------------------------------------------------------------------------------
-
-    cdef tuple find(self, tuple place, str function, str last):
-        """The group and the number of the array that is meant by the arguments of a function, before the last one."""
-        cdef BoundGroup bound
-        cdef Py_ssize_t number = 0, i = 0, n = len(place) - 1
-        if self.structured and n >= 0:
-            number = self.index(place[0], len(self.groups), "groups")
-        bound = self.groups[number]
-        if n != self.structured + (not bound.bare):
-            wanted = ["group"] * self.structured + ([] if bound.bare else ["index" if bound.keys is None else "key"])
-            raise TypeError(f"here it is {function}({', '.join(wanted + [last])}); got {n + 1} arguments")
-        if bound.bare:
-            return bound, 0
-        key = place[n - 1]
-        if bound.keys is None:
-            return bound, self.index(key, bound.group.n_arrays, "arrays")
-        if key not in bound.keys:
-            raise KeyError(f"{bound.where} has no {key!r}; it has {', '.join(map(repr, bound.keys))}")
-        return bound, bound.keys[key]
-
-    cdef Py_ssize_t index(self, key, Py_ssize_t n, str what) except -1:
-        if not hasattr(key, "__index__") or isinstance(key, bool):
-            raise TypeError(f"there are {n} {what}, named by their index, an integer; got {key!r}")
-        if not 0 <= key < n:
-            raise IndexError(f"there are {n} {what}, 0 .. {n - 1}; got {key}")
-        return key
 
     cdef int release(self) noexcept:
         cdef BoundGroup group

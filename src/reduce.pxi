@@ -71,9 +71,9 @@ cdef double reduce_chunk(const Group* group, Py_ssize_t start, Py_ssize_t end, b
         n = piece.stop - piece.start
         g = piece.array.g + piece.at * gradient_itemsize(group, piece.array)
         if piece.array.touched != NULL and group.wide:
-            g = <const char*> sum_row(&piece, <double*> summed)
+            sum_row(&piece, <double*> summed, <const double**> &g)
         elif piece.array.touched != NULL:
-            g = <const char*> sum_row(&piece, <float*> widened)
+            sum_row(&piece, <float*> widened, <const float**> &g)
         elif piece.array.g_format != NATIVE:
             widen(piece.array.g_format, n, widened, piece.array.g, piece.at)
             g = <const char*> widened

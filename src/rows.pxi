@@ -155,9 +155,9 @@ cdef Rows summed_rows(BoundGroup bound, Py_ssize_t i):
         n = (piece.stop - piece.start) * itemsize
         at = (piece.row - touched.rows[piece.row]) * touched.length + piece.at
         if group.wide:
-            g = <const char*> sum_row(&piece, <double*> sums + at)
+            sum_row(&piece, <double*> sums + at, <const double**> &g)
         else:
-            g = <const char*> sum_row(&piece, <float*> sums + at)
+            sum_row(&piece, <float*> sums + at, <const float**> &g)
         if g != sums + at * itemsize:
             memcpy(sums + at * itemsize, g, n)
     return Rows(indices, values)

@@ -52,7 +52,7 @@ cdef void run_segment(const Space* space, const Group* group, const Piece* piece
     cdef Py_ssize_t n = piece.stop - piece.start
     cdef const floating* g = <const floating*> piece.array.g + piece.at
     if piece.array.touched != NULL:
-        g = sum_row(piece, spare[turn])
+        sum_row(piece, spare[turn], &g)
         turn = 1 - turn
     elif piece.array.g_format != NATIVE:
         widen(piece.array.g_format, n, spare[turn], piece.array.g, piece.at)
@@ -105,7 +105,7 @@ cdef inline void want(Wanted* wanted, const void* p, Py_ssize_t at, Py_ssize_t i
         wanted.n += 1
 
 
-cdef void prefetch_row(const Group* group, const Piece* piece) noexcept nogil:
+cdef APART prefetch_row(const Group* group, const Piece* piece) noexcept nogil:
     """At the beginning of a touched row, ask for one that comes soon: where it lies, the processor can't guess.
 
     A line of each array in turn, so that the pages are looked up side by side.
@@ -145,7 +145,7 @@ cdef void replay(const Group* group, const Piece* piece, const Past* past, float
     apply(group, piece, zeros, p, s, &past.options, &past.step, past.keys)
 
 
-cdef void catch_up_piece(const Group* group, const Piece* piece) noexcept nogil:
+cdef APART catch_up_piece(const Group* group, const Piece* piece) noexcept nogil:
     """All steps that a piece has missed, which lies in one row, one tile and, of narrow numbers, one block."""
     cdef const Behind* behind = piece.array.behind
     if behind.n == 0:

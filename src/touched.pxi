@@ -21,8 +21,8 @@ cdef void add_weighted(Py_ssize_t n, floating* s, const floating* g, double weig
         s[i] = s[i] + w * g[i]
 
 
-cdef const floating* sum_row(const Piece* piece, floating* out) noexcept nogil:
-    """The gradient of a piece of a touched row, at most CHUNK elements: the values themselves, or their sum in out."""
+cdef APART sum_row(const Piece* piece, floating* out, const floating** g) noexcept nogil:
+    """g <- the gradient of a piece of a touched row, at most CHUNK elements: the values, or their sum in out."""
     cdef const Touched* touched = piece.array.touched
     cdef const floating* x
     cdef floating widened[CHUNK]
@@ -36,7 +36,8 @@ cdef const floating* sum_row(const Piece* piece, floating* out) noexcept nogil:
             widen(piece.array.g_format, n, widened, piece.array.g, at)
             x = widened
         elif touched.weights == NULL and last - first == 1:
-            return x
+            g[0] = x
+            return
         weight = (<floating*> touched.weights)[j] if touched.weights != NULL else 1
         if j > first and touched.weights != NULL:
             add_weighted(n, out, x, weight)
@@ -46,7 +47,7 @@ cdef const floating* sum_row(const Piece* piece, floating* out) noexcept nogil:
             scale(n, out, x, weight)
         else:
             memcpy(out, x, n * sizeof(floating))
-    return out
+    g[0] = out
 
 
 # --- sorting ---------------------------------------------------------------------------------------------------------

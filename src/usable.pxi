@@ -113,10 +113,17 @@ cdef complain(Plan plan, Py_ssize_t index, double loss_scale):
     cdef Py_ssize_t i
     cdef float widened
     cdef double summed, x
+    cdef const double* wide
+    cdef const float* narrow
     piece.most = 1
     while next_stepped(&piece, group.size):
         if piece.array.touched != NULL:
-            x = sum_row(&piece, &summed)[0] if group.wide else sum_row(&piece, &widened)[0]
+            if group.wide:
+                sum_row(&piece, &summed, &wide)
+                x = wide[0]
+            else:
+                sum_row(&piece, &widened, &narrow)
+                x = narrow[0]
         elif piece.array.g_format != NATIVE:
             widen(piece.array.g_format, 1, &widened, piece.array.g, piece.at)
             x = widened

@@ -313,7 +313,9 @@ def test_the_examples_of_the_pages(page, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # some save a file
     monkeypatch.setattr(signal, "signal", lambda *_: None)  # and some would save when the process is stopped
     for block in re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.S):
-        if not CLIENTS.search(block) and all(importlib.util.find_spec(name) or not re.search(rf"\b{name}\b", block) for name in DOORS):
+        if not CLIENTS.search(block) and all(
+            importlib.util.find_spec(name) or not re.search(rf"\b{name}\b", block) for name in DOORS
+        ):
             exec(compile(block, str(page), "exec"), {"__name__": "__main__"})
 
 

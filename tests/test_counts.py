@@ -9,6 +9,7 @@ import sys
 
 import numpy as np
 import pytest
+from support import assert_same_bits
 
 import adaptive_c as ac
 from adaptive_c.reference import power_of_096
@@ -175,3 +176,21 @@ def test_a_run_that_begins_at_t_has_the_product_of_one_that_came_there(t):
         came.step(np.ones(3))
     began.t = t
     assert float(began.state["mu_product"]) == pytest.approx(float(came.state["mu_product"]), rel=1e-14)
+
+
+def test_neighbours_of_one_count_have_products_of_their_own():
+    """The first array has taken its only step with other betas than the second."""
+    grad, p = np.ones(3), [np.zeros(3), np.zeros(3)]
+    both = ac.NAdam(p)
+    alone = [ac.NAdam(np.zeros(3)) for _ in p]
+    for i, beta in enumerate((0.5, 0.9)):
+        for opt in both, alone[i]:
+            opt.param_groups[0]["betas"] = (beta, 0.999)
+        both.step([grad if j == i else None for j in (0, 1)])
+        alone[i].step(grad)
+    alone[0].param_groups[0]["betas"] = (0.9, 0.999)
+    both.step([grad, grad])
+    for opt, x, product in zip(alone, p, both.state["mu_product"], strict=True):
+        opt.step(grad)
+        assert_same_bits(x, opt.param_groups[0]["params"])
+        assert_same_bits(product, opt.state["mu_product"])

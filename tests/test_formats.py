@@ -381,6 +381,21 @@ def test_what_is_not_finite_stays_visible_in_bfloat16(bad, kind):
             assert np.isfinite(np.delete(x, 300)).all()
 
 
+@pytest.mark.parametrize("i", [0, 1])
+def test_a_nan_of_float32_stays_visible_beside_gradients_of_bfloat16(i):
+    """The check for NaN is left out only where all gradients of a group are bfloat16."""
+    parts = [np.full(600, 0x3F80, "uint16") for _ in range(2)]
+    opt = ac.AdamW(parts, rounding="stochastic", state_dtype="bfloat16", uint16_as="bfloat16")
+    grads = [x.copy() for x in parts]
+    grads[i] = np.ones(600, "float32")
+    grads[i].view("uint32")[300] = 0x7FFFFFFF  # rounded without that check it would be -0.0
+    for _ in range(30):
+        opt.step(grads)
+        for x in (ref.from_bfloat16(parts[i]), opt.decoded_state("exp_avg")[i], opt.decoded_state("exp_avg_sq")[i]):
+            assert not np.isfinite(x[300])
+            assert np.isfinite(np.delete(x, 300)).all()
+
+
 # --- as good as float32 ----------------------------------------------------------------------------------------------
 
 
@@ -615,6 +630,31 @@ def test_an_array_without_a_gradient_keeps_its_state_though_it_shares_a_block(st
         assert_same_bits(lifted[2][106:], after[1][2][106:])  # other blocks
 
 
+@pytest.mark.parametrize("state_dtype", ["bfloat16", "uint8"])
+def test_an_array_behind_one_without_a_gradient_is_stepped_though_it_shares_a_block(state_dtype):
+    found = []
+    for first in (None, np.zeros(100, "float32")):  # which leaves the zeros of its state
+        parts = [np.ones(n, "float32") for n in (100, 50, 500)]
+        opt = ac.SGD(parts, lr=0.1, momentum=0.9, state_dtype=state_dtype, seed=1)
+        rng = np.random.default_rng(5)
+        for _ in range(3):
+            opt.step([first, *(rng.normal(size=x.shape).astype("float32") for x in parts[1:])])
+        found.append((*parts, *opt.state["momentum_buffer"]))
+    for a, b in zip(*found, strict=True):
+        assert_same_bits(a, b)
+    assert (found[0][1] != 1).all()
+
+
+@pytest.mark.parametrize("kind", ["bfloat16", "float16"])
+def test_copies_of_narrow_parameters_are_what_is_stored(kind):
+    p = np.ones(600, "float16" if kind == "float16" else "uint16")
+    copy = np.empty(600, "float32")
+    opt = ac.SGD(p, lr=1e-3, rounding="stochastic", copy_to=copy, uint16_as="bfloat16")
+    for _ in range(3):
+        opt.step(np.random.default_rng(0).normal(size=600).astype("float32"))
+        assert_same_bits(copy, wide(p.view("uint16"), kind))
+
+
 def test_narrow_parameters_without_a_gradient_stay_with_their_averages():
     parts = [np.ones(n, "float16") for n in (100, 0, 50, 0, 500)]
     opt = ac.AdamW(parts, rounding="stochastic", state_dtype="uint8", ema_decay=0.5)
@@ -654,17 +694,19 @@ def test_a_run_restored_by_hand_goes_on_with_the_same_bits(formats):
 
 @pytest.mark.parametrize("choice", [{"master": "float32"}, {"rounding": "stochastic"}], ids=str)
 def test_averages_of_narrow_parameters(choice):
-    p = np.ones((40, 30), "float16")
-    opt = ac.SGD([p], lr=0.001, ema_decay=0.75, **choice)
+    params = [np.ones((40, 30), "float16"), np.full(7, 2, "float16")]
+    opt = ac.SGD(params, lr=0.001, ema_decay=0.75, **choice)
     assert opt.ema[0].dtype == np.float32
     for _ in range(5):
-        opt.step([np.ones_like(p)])
-    before, e = p.copy(), opt.ema[0].copy()
+        opt.step([np.ones_like(p) for p in params])
+    before, averages = [p.copy() for p in params], [e.copy() for e in opt.ema]
     with opt.averaged_parameters():
-        assert_same_bits(p, e.astype("float16"))
-        assert_same_bits(opt.ema[0], e)
-    assert_same_bits(p, before)
-    opt.step([np.ones_like(p)])
+        for p, e, live in zip(params, averages, opt.ema, strict=True):
+            assert_same_bits(p, e.astype("float16"))
+            assert_same_bits(live, e)
+    for p, b in zip(params, before, strict=True):
+        assert_same_bits(p, b)
+    opt.step([np.ones_like(p) for p in params])
 
 
 def test_small_updates_add_up():
@@ -732,6 +774,7 @@ REFUSED = [
     (ac.Rprop, np.ones(3, "float32"), {"state_dtype": "uint8"}, "refused for Rprop: rounding noise"),
     (ac.SuperSAB, np.ones(3, "float32"), {"state_dtype": "bfloat16"}, "refused for SuperSAB: rounding noise"),
     (ac.RMSprop, np.ones(3, "float32"), {"state_dtype": "uint8", "centered": True}, "refused with centered=True"),
+    (ac.RMSprop, np.ones(3, "float32"), {"state_dtype": "bfloat16", "centered": True}, "refused with centered=True"),
 ]  # fmt: skip
 
 

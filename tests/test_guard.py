@@ -144,6 +144,26 @@ def test_a_refusal_that_a_schedule_lets_through_undoes_nothing_and_leaves_the_op
     assert (opt.t, p[0]) == (2, -11.0)
 
 
+def test_a_call_that_outlasts_the_averages_goes_on_alone():
+    """The block ends while `opt.t = 1` runs, which is allowed inside it."""
+    opt, p, schedule = make()
+    block = opt.averaged_parameters()
+    block.__enter__()
+    left = []
+
+    def hook():
+        block.__exit__(None, None, None)
+        left.append(p[0])
+        with pytest.raises(RuntimeError, match="this optimizer is in use"):
+            in_thread(lambda: opt.step(ONE))
+
+    schedule.hook = hook
+    opt.t = 1
+    assert left == [-1.0]
+    opt.step(ONE)
+    assert (opt.t, p[0]) == (2, -11.0)
+
+
 def test_an_error_of_a_schedule_leaves_the_optimizer_free():
     opt, p, schedule = make()
 

@@ -293,6 +293,33 @@ def test_threads_that_were_begun_in_another_mode_compute_in_the_default_one():
         assert (done.returncode, done.stdout) == (0, "the same\n"), done.stdout + done.stderr
 
 
+def test_a_caller_that_wants_signals_of_bad_numbers_gets_none_of_ours():
+    """feenableexcept() makes 0/0, an overflow or a division by 0 end the process that computes it."""
+    folder = str(Path(__file__).parent)
+    code = f"import sys; sys.path.insert(0, {folder!r}); import test_modes as t; t.steps_with_traps()"
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "the same\n"), done.stdout + done.stderr
+
+
+def steps_with_traps():
+    libm, every = ctypes.CDLL("libm.so.6"), 0x1D  # invalid, by zero, overflow, underflow
+    results = []
+    for traps in (0, every):
+        p = np.ones(N, "f4")
+        opt = ac.AdamW(p, eps=0.0, n_threads=2)
+        g = np.zeros_like(p)
+        g[:3] = np.nan, np.inf, 1e30
+        opt.step(g)
+        libm.feenableexcept(traps)
+        opt.step(g)
+        left = libm.fegetexcept()
+        libm.fedisableexcept(every)
+        assert left == traps
+        results.append(arrays(opt))
+    same(*results, "traps")
+    print("the same")
+
+
 def first_steps_in(word):
     """In a process of its own, whose threads are made in that mode."""
     g = gradients(n=4 * CHUNK * 8)

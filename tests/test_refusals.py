@@ -232,6 +232,7 @@ BAD_OPTIONS = [
     ("Adagrad", {"lr_decay": -1}, "lr_decay must be"),
     ("Adagrad", {"initial_accumulator_value": -1}, "initial_accumulator_value must be"),
     ("Adagrad", {"eps": 1e-50}, r"eps=1e-50 rounds to 0 in float32; use 0, or at least 1.4e-45"),
+    ("Adagrad", {"eps": 2.0**-150}, "rounds to 0 in float32"),  # half the smallest number
     ("RMSprop", {"alpha": 1.1}, r"alpha must be in \[0, 1\], got 1.1"),
     ("RMSprop", {"eps_mode": "in"}, "eps_mode must be 'outside' or 'inside' or 'hat', got 'in'"),
     ("Adadelta", {"rho": -0.1}, r"rho must be in \[0, 1\]"),
@@ -272,6 +273,7 @@ def test_bad_options(cls, options, message):
 def test_options_at_the_ends_of_their_ranges():
     for cls, options in [("RMSprop", {"alpha": 0}), ("RMSprop", {"alpha": 1}), ("Adadelta", {"rho": 1.0}),
                          ("Adam", {"betas": (0, 0), "eps": 0}), ("Adam", {"betas": [0.9, np.float32(0.5)]}),
+                         ("Rprop", {"step_sizes": (0.1, 0.1)}), ("Adagrad", {"eps": 1.01 * 2.0**-150}),
                          ("SGD", {"lr": 0, "nesterov": np.True_, "momentum": np.float64(1)})]:  # fmt: skip
         p = ones(3)
         getattr(ac, cls)(p, **options).step(ones(3))

@@ -689,6 +689,14 @@ def test_an_error_inside_a_function_of_your_own_says_where():
     assert opt.t == 2
 
 
+def test_a_schedule_needs_state_whatever_its_truth_value_is():
+    p = np.zeros(3)
+    opt = ac.SGD(p, lr=1.0, momentum=np.poly1d([0.5]))  # false, as its order is 0
+    for _ in range(3):
+        opt.step(np.ones(3))
+    np.testing.assert_array_equal(p, -(1 + 1.5 + 1.75))
+
+
 def test_a_schedule_that_would_need_state_in_the_middle_of_a_run_is_refused():
     opt = ac.SGD(np.ones(3))
     with pytest.raises(ValueError, match=r"would need new state \(momentum_buffer\)"):

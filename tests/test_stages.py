@@ -152,6 +152,11 @@ def test_policies_in_detail():
     opt = ac.SGD(p, lr=0.0)
     opt.step(np.array([np.nan, 1, 1]))  # ignored by default
     assert np.isnan(p[0])
+    p = np.ones(3)
+    ac.SGD(p, max_grad_norm=1.0).step(
+        np.array([np.nan, 1, 1])
+    )  # the norm is NaN, too, and as in PyTorch so is all else
+    assert np.isnan(p).all()
     q = np.ones(3, "float32")
     opt = ac.SGD(q, lr=1e-20, on_nonfinite="raise")
     opt.step(np.full(3, 1e20, "float32"))  # this rule squares nothing
@@ -292,6 +297,12 @@ def test_copies_of_bfloat16_arrays():
         (np.ones(3), np.ones(3, "float16"), TypeError, "copy_to is float16, which is refused for float64 parameters"),
         ([np.ones(3, "float32")], [np.ones(6, "float32")[::2]], ValueError, r"copy_to\[0\] must be C-contiguous"),
         (
+            np.ones(3, "float32"),
+            np.frombuffer(bytearray(13), "float32", 3, 1),
+            ValueError,
+            "copy_to must be .* aligned",
+        ),
+        (
             {"w": np.ones(3, "float32")},
             {"v": np.ones(3, "float32")},
             ValueError,
@@ -303,6 +314,15 @@ def test_copies_of_bfloat16_arrays():
 def test_bad_copies(params, copy, error, message):
     with pytest.raises(error, match=message):
         ac.SGD(params, copy_to=copy)
+
+
+def test_a_group_that_is_added_has_no_copies_of_the_first():
+    p = np.ones(3, "float32")
+    opt = ac.SGD(p, lr=1.0, copy_to=np.empty_like(p))
+    opt.add_param_group({"params": np.zeros_like(p)})
+    assert opt.param_groups[1]["copy_to"] is None
+    opt.step([p * 0, p * 1])
+    assert (opt.param_groups[0]["copy_to"] == 1).all()
 
 
 def test_copies_share_no_memory():
@@ -470,8 +490,19 @@ def test_a_norm_that_overflows_and_factors_that_no_float_holds():
         with pytest.raises(ValueError, match=r"loss_scale=.* can't hold; nothing was changed"):
             ac.SGD(p).step(np.zeros(2, dtype), loss_scale=scale)
         assert (p == 1).all()
-    with pytest.raises(ValueError, match="max_grad_value=1e-50 rounds to 0 in float32"):
-        ac.SGD(np.ones(2, "float32"), max_grad_value=1e-50)
+
+
+def test_a_limit_that_rounds_to_0_is_refused_where_a_group_computes_in_float32():
+    half = 2.0**-150  # of the smallest number: the largest that rounds to 0
+    for params in np.ones(2, "float32"), [{"params": np.ones(2)}, {"params": np.ones(2, "float32")}]:
+        for limit in half, 1e-50:
+            with pytest.raises(ValueError, match=f"max_grad_value={limit} rounds to 0 in float32"):
+                ac.SGD(params, max_grad_value=limit)
+        ac.SGD(params, max_grad_value=1.01 * half)
+    opt = ac.SGD(np.ones(2), max_grad_value=half)
+    with pytest.raises(ValueError, match="rounds to 0 in float32"):
+        opt.add_param_group({"params": np.ones(2, "float32")})
+    assert len(opt.param_groups) == 1
 
 
 def test_the_norm_is_nan_where_none_is_taken():
@@ -505,9 +536,10 @@ def test_ranges_with_a_norm():
     step_range(pieces, g, lo=CHUNK)
     assert pieces.skipped_steps == 1
     assert_same_bits(q, p)
-    pieces.zero_grad = True
-    with pytest.raises(ValueError, match="a range can't be stepped with zero_grad"):
-        step_range(pieces, g, hi=CHUNK)
+    for one_of_them in {"max_grad_norm": 1.0}, {"on_nonfinite": "skip"}:
+        opt = ac.AdamW(np.ones(n), zero_grad=True, **one_of_them)
+        with pytest.raises(ValueError, match="a range can't be stepped with zero_grad"):
+            step_range(opt, g, hi=CHUNK)
 
 
 def test_averages_are_not_swapped_under_a_running_step():
@@ -584,11 +616,12 @@ def test_every_narrow_number_is_widened_exactly(kind):
     every = np.arange(1 << 16, dtype="uint32").astype("uint16")
     g = every.view("float16") if kind == "float16" else every
     wide = g.astype("float32") if kind == "float16" else (every.astype("uint32") << 16).view("float32")
-    for flush in (False, True):
+    for maximize, flush in (True, False), (True, True), (False, False):  # to minimize, nothing but the rule runs
         p = np.zeros(1 << 16, "float32")
-        ac.SGD(p, lr=1.0, maximize=True, uint16_as="bfloat16", flush_denormals=flush and kind == "float16").step(g)
+        flush = flush and kind == "float16"
+        ac.SGD(p, lr=1.0, maximize=maximize, uint16_as="bfloat16", flush_denormals=flush).step(g)
         with np.errstate(invalid="ignore"):  # signalling NaNs
-            assert_same_bits(p + 0.0, (wide * np.float32(-1)) * np.float32(-1) + 0.0)
+            assert_same_bits(p + 0.0, (wide * np.float32(-1)) * np.float32(-1 if maximize else 1) + 0.0)
 
 
 def test_narrow_gradients_are_refused_where_they_do_not_fit():

@@ -103,9 +103,10 @@ def test_groups_that_are_added():
 
 
 def test_state_that_is_reset():
-    """A new dict, an emptied one, one that lost an entry: where there is none, a tensor starts anew."""
+    """New entries, a new dict, an emptied one, one that lost an entry: without a state, a tensor starts anew."""
     pair = Pair()
     resets = [
+        lambda opt: opt.state.update({p: {} for p in opt.param_groups[0]["params"][:2]}),
         lambda opt: setattr(opt, "state", type(opt.state)(dict)),
         lambda opt: opt.state.clear(),
         lambda opt: opt.state.pop(opt.param_groups[0]["params"][0]),
@@ -128,6 +129,41 @@ def test_state_is_live():
             opt.state[p]["step"].fill_(1.0)
     pair.step(2)
     assert {float(state["step"]) for state in pair.ours.state.values()} == {3.0}
+
+
+def test_state_tensors_that_are_replaced():
+    """They are taken over, and views again after the step; keys of the user's own may come and go."""
+    pair = Pair()
+    pair.step(2)
+    for opt in (pair.ours, pair.theirs):
+        first, second, *_ = opt.param_groups[0]["params"]
+        opt.state[first]["exp_avg"] = torch.zeros_like(first)
+        opt.state[second]["step"] = torch.tensor(1.0)
+    pair.step(2)
+    p = pair.ours.param_groups[0]["params"][0]
+    before = pair.ours.state[p]["exp_avg"].clone()
+    for t in range(3):
+        pair.ours.state[p]["mine"] = t
+        pair.step()
+        assert not torch.equal(pair.ours.state[p]["exp_avg"], before)
+    assert pair.ours.state[p]["mine"] == 2
+    views = pair.ours.state[p]["exp_avg"]
+    pair.ours.state[p]["mine"] = 3
+    pair.step()
+    assert pair.ours.state[p]["exp_avg"] is views  # nothing was bound anew
+
+
+def test_state_of_a_tensor_that_was_not_stepped_yet():
+    p = [torch.nn.Parameter(torch.ones(3)) for _ in range(2)]
+    opt = door.Adam(p, lr=0.1)
+    p[0].grad = torch.ones(3)
+    opt.step()
+    opt.state[p[1]].update(step=torch.tensor(1.0), exp_avg=torch.full((3,), 0.1), exp_avg_sq=torch.full((3,), 0.001))
+    for x in p:
+        x.grad = torch.ones(3)
+    opt.step()
+    torch.testing.assert_close(opt.state[p[0]]["exp_avg"], opt.state[p[1]]["exp_avg"])
+    assert opt.state[p[1]]["step"] == 2
 
 
 def test_a_lazy_layer():

@@ -180,7 +180,7 @@ def twice():
 
 
 # What can't hold of torch's own tests, by the words in docs/torch.md: a proof that it doesn't, for each.
-CANT = {
+NOT_HERE = {
     "differentiable=True": lambda: raises(ValueError, "drop it", lambda: door.AdamW(parameters(), differentiable=True)),
     "capturable=True": lambda: raises(ValueError, "drop it", lambda: door.AdamW(parameters(), capturable=True)),
     "complex parameters": lambda: raises(TypeError, "view_as_real", lambda: one(torch.ones(3, dtype=torch.complex64))),
@@ -195,20 +195,20 @@ CANT = {
 }
 
 
-@pytest.mark.parametrize("what", CANT)
+@pytest.mark.parametrize("what", NOT_HERE)
 def test_what_cant_hold_of_torchs_tests(what):
-    CANT[what]()
+    NOT_HERE[what]()
 
 
 @pytest.mark.skipif(not PAGE.is_file(), reason="not in a clone")
 def test_the_page_lists_what_cant_hold():
     section = PAGE.read_text().partition("\n## What can't hold of torch's own tests\n")[2].partition("\n## ")[0]
-    assert re.findall(r"^- \*\*(.*?)\*\*", section, re.M) == list(CANT)
+    assert re.findall(r"^- \*\*(.*?)\*\*", section, re.M) == list(NOT_HERE)
 
 
 def test_every_class_of_torchs_tests_is_here_or_listed(table):
     infos, _ = table
-    listed = re.findall(r"\w+", next(key for key in CANT if key.startswith("Adafactor")))
+    listed = re.findall(r"\w+", next(key for key in NOT_HERE if key.startswith("Adafactor")))
     assert set(infos) - set(NAMES) == set(listed)
 
 

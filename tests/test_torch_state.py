@@ -160,6 +160,25 @@ def test_codes_that_lie_elsewhere_in_their_blocks():
         torch.testing.assert_close(after[key] / scale, before[key] / scale, rtol=0.07, atol=1e-4)
 
 
+def test_codes_whose_shared_block_has_two_scales():
+    """Tensors of two runs meet in one block, which has one scale: both are encoded anew."""
+    p = parameters(torch.float32, shapes=[(100,), (50,)])
+    dicts = []
+    for size in (1.0, 2.0**12):
+        opt = door.AdamW(again(p), state_dtype="uint8")
+        for q in opt.param_groups[0]["params"]:
+            q.grad = torch.linspace(0.5, 1, q.numel(), dtype=torch.float32) * size
+        opt.step()
+        dicts.append((copy.deepcopy(opt.state_dict()), opt.state_dict(format="torch")["state"]))
+    (mixed, wanted), (other, its) = dicts
+    mixed["state"][1], wanted[1] = other["state"][1], its[1]
+    opt = door.AdamW(p, state_dtype="uint8")
+    opt.load_state_dict(mixed)
+    found = opt.state_dict(format="torch")["state"]
+    for number in (0, 1):
+        torch.testing.assert_close(found[number]["exp_avg_sq"], wanted[number]["exp_avg_sq"], rtol=0.07, atol=0)
+
+
 def test_keys_of_the_users_stay():
     p = parameters()
     opt = door.AdamW(p)

@@ -1,6 +1,7 @@
 """The groups of a torch optimizer bound as groups of a run of ours, its state as tensors, until something changes."""
 
 from collections.abc import Mapping
+from itertools import chain
 from operator import is_, itemgetter
 from typing import Any
 
@@ -32,6 +33,11 @@ def plain(value: Any) -> Any:
 def moves(value: Any) -> bool:
     """May an option change without being replaced?"""
     return isinstance(value, (torch.Tensor, list)) or (isinstance(value, tuple) and any(map(moves, value)))
+
+
+def _held(state: Any) -> list[Any]:
+    """All that torch's dict of states holds."""
+    return list(chain.from_iterable(map(dict.values, state.values())))
 
 
 class Form:
@@ -103,6 +109,8 @@ class Part:
         self.pointers = [p.data_ptr() for p in params]
         self.forms = [(p.shape, p.stride()) for p in params]
 
+        self.views: dict[int, dict[str, Tensor]] = {}  # the state of each tensor that has one, as torch's dict has it
+
     def attach(self, group: Any) -> None:
         """Take the group of the run, once it is there."""
         self.group, self.store = group, group.store
@@ -158,17 +166,25 @@ class Part:
 
     # --- state as tensors --------------------------------------------------------------------------------------------
 
-    def views(self, j: int) -> dict[str, Tensor]:
+    def view(self, j: int) -> dict[str, Tensor]:
         return shown(self.group.rule, self.store, j, self.params[j], self.ends[j], self.steps[j])
 
-    def show(self, state: Any) -> None:
-        """Give torch's dict the state of the tensors that have been stepped since the last time."""
+    def show(self, state: Any) -> bool:
+        """Give torch's dict the state of the tensors that have been stepped since the last time; is there any?"""
         counts = self.store.counts
         begun = (counts["started"] if self.group.rule.name == "sgd" else counts["step"]).astype(bool)
-        for j in self.waiting:
-            if begun[j]:
-                state[self.params[j]] = self.views(j)
-        self.waiting = [j for j in self.waiting if not begun[j]]
+        new = {j: self.view(j) for j in self.waiting if begun[j]}
+        state.update({self.params[j]: dict(views) for j, views in new.items()})
+        self.views |= new
+        self.waiting = [j for j in self.waiting if j not in new]
+        return bool(new)
+
+    def shows(self, state: Any) -> bool:
+        """Has torch's dict the state that it was given, and none where it was given none?"""
+        given = (state.get(self.params[j], {}) for j in self.views)
+        mine = all(own.get(name) is x for own, views in zip(given, self.views.values(), strict=True)
+                   for name, x in views.items())  # fmt: skip
+        return mine and not any(state.get(self.params[j]) for j in self.waiting)
 
 
 class Bound:
@@ -212,7 +228,7 @@ class Bound:
                 restore(self.run, {"param_groups": about, "state": states})
         for part, own in zip(self.parts, given, strict=True):
             part.show_steps()
-            views = {j: part.views(j) for j in own}
+            views = part.views = {j: part.view(j) for j in own}
             restore_beside(part.store, [(views[j], x) for j, x in own.items()])
             for j, x in own.items():
                 for name in [name for name in x if stored_as(name) in part.store.arrays]:
@@ -221,7 +237,7 @@ class Bound:
             part.waiting = [j for j in part.waiting if j not in own]
         plan = self.plan
         plan.set_counts(max(plan.t, counted["t"]), counted["skipped_steps"], counted["grad_norm"], 0, 1.0, 0)
-        self.n_states = len(self.state)
+        self.held = _held(self.state)
 
     def counted(self) -> dict[str, Any]:
         return {name: getattr(self.plan, name) for name in FRESH}
@@ -229,8 +245,13 @@ class Bound:
     def fits(self, groups: list[dict[str, Any]], state: Any) -> bool:
         """Are these still the tensors, the memory and the state that are bound?  Options that have changed are taken
         over; those that decide which state there is need a new binding."""
-        if state is not self.state or len(state) != self.n_states or len(groups) != len(self.groups):
+        if state is not self.state or len(groups) != len(self.groups):
             return False
+        held = _held(state)
+        if len(held) != len(self.held) or not all(map(is_, held, self.held)):
+            if not all(part.shows(state) for part in self.parts):
+                return False
+            self.held = held  # what was added or replaced is none of ours
         for i, group in enumerate(groups):
             params, bound = group["params"], self.params[i]
             if group is not self.groups[i] or len(params) != len(bound) or not all(map(is_, params, bound)):
@@ -287,9 +308,8 @@ class Bound:
         """Give torch's dict what a step has made."""
         for part in self.parts:
             part.show_steps()
-            if part.waiting:
-                part.show(self.state)
-        self.n_states = len(self.state)
+            if part.waiting and part.show(self.state):
+                self.held = _held(self.state)
 
     def places(self) -> dict[Tensor, tuple[Part, int, int]]:
         """Of each tensor its part, the number of that, and its own number in it."""

@@ -86,8 +86,8 @@ def _rows(g: Tensor, p: Tensor, name: str) -> Rows:
     """A sparse gradient, as those of torch.nn.Embedding(sparse=True), in its own memory; it need not be coalesced."""
     if g.layout is not torch.sparse_coo or g.sparse_dim() != 1 or not p.is_contiguous():
         raise TypeError(f"the gradient of {name} is sparse ({g.layout}, {g.sparse_dim()} sparse dimensions), and can't "
-                        "be stepped; sparse gradients are COO tensors of rows, of contiguous parameters: p.grad = "
-                        "p.grad.to_dense() before the step")  # fmt: skip
+                        "be stepped; sparse gradients are sparse_coo tensors of rows, of contiguous parameters: p.grad "
+                        "= p.grad.to_dense() before the step")  # fmt: skip
     if g.shape != p.shape:
         raise ValueError(f"the gradient of {name} has shape {tuple(g.shape)}, the parameter {tuple(p.shape)}")
     values = g._values().contiguous()
