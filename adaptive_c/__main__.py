@@ -17,7 +17,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     demo.add_argument("--quick", action="store_true", help="a shorter training and a smaller array, within 20 seconds")
     bench = commands.add_parser("bench", help="time this library and its peers, each checked against the reference")
     bench.add_argument("groups", nargs="*", metavar="ROWS", help="sizes, rules, float64, whole, formats, lists, "
-                       "threads, import, memory; all of them unless named")  # fmt: skip
+                       "drop-in, threads, rows, import, memory; all of them unless named")  # fmt: skip
     bench.add_argument(
         "--quick", action="store_true", help="smaller arrays and fewer rounds: under a minute, four with all peers"
     )
