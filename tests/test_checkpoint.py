@@ -305,6 +305,7 @@ WRONG = {
     "step": (["groups", 0, "arrays", "step"], np.array([1, 2]), ValueError, "must have 'step', 3 numbers of int64"),
     "step sign": (["groups", 0, "arrays", "step"], np.array([1, -2, 1]), ValueError, "step must not be negative"),
     "sizes": (["groups", 0, "sizes"], [13, -1, 301], ValueError, "sizes can't be"),
+    "size kind": (["groups", 0, "sizes"], [12, True, 300], ValueError, "sizes can't be True"),
     "option": (["groups", 0, "options", "lr"], -1.0, ValueError, r"lr must be in \[0, inf\), got -1.0"),
     "unknown option": (["groups", 0, "options", "beta3"], 1.0, ValueError, "unknown option 'beta3'"),
     "setting": (["settings", "seed"], -1, ValueError, r"seed must be in \[0, 2\*\*64\), got -1"),

@@ -237,6 +237,15 @@ def test_torchs_bfloat16_and_arrays_instead_of_tensors():
     np.testing.assert_array_equal(again.state["exp_avg_sq"][0], opt.state["exp_avg_sq"][0])
 
 
+def test_the_sign_of_a_gradient_that_was_nan_is_0():
+    opt = ac.Rprop([np.ones(3)])
+    opt.step([np.ones(3)])
+    d = opt.state_dict(format="torch")
+    d["state"][0]["prev"] = np.array([np.nan, -2.0, 0.5])
+    opt.load_state_dict(d)
+    np.testing.assert_array_equal(opt.state["prev"][0], [0, -1, 1])
+
+
 def stepped(name, options, shapes=((3,), (2, 2))):
     q = [torch.ones(s, requires_grad=True) for s in shapes]
     other = getattr(torch.optim, name)(q, **options)

@@ -6,6 +6,7 @@ What another process could not tell again is refused when it is saved, not when 
 import copy
 import datetime
 import enum
+import math
 import os
 import re
 
@@ -197,6 +198,7 @@ VERSION_1 = {
     "np.float64 under NumPy 2": (["np.float64(2.0)", "np.float64(0.5)"], [[2.0, 0.5], [2, np.float64(0.5)]]),
     "tuples": (["(1, 'a')", "(2, 'b')"], [[(1, "a"), (2, "b")], [(np.int64(1), np.str_("a")), (2.0, "b")]]),
     "tuples under NumPy 2": (["(np.int64(1), np.str_('a'))", "()"], [[(1, "a"), ()], [(np.int64(1), np.str_("a")), ()]]),
+    "infinity in a tuple": (["(inf, 'a')", "b"], [[(math.inf, "a"), "b"], [(np.float64("inf"), np.str_("a")), "b"]]),
     "a frozenset": (["frozenset({1})", "a"], [[frozenset({1}), "a"]]),
 }  # fmt: skip
 

@@ -140,6 +140,8 @@ def test_a_refused_group_leaves_the_names_that_messages_use():
     opt = ac.SGD(p)
     with pytest.raises(ValueError, match=r"^params\[0\]\['params'\] and params\[1\]\['params'\] share memory"):
         opt.add_param_group({"params": p[2:4]})
+    with pytest.raises(ValueError, match=r"^params\[0\]\['params'\] and params\[1\]\['params'\] share memory"):
+        opt.add_param_group({"params": p})
     with pytest.raises(ValueError, match=r"^grads shares memory with params; pass a copy"):
         opt.step(p)
 

@@ -143,6 +143,12 @@ def test_a_quota_holds_where_omp_num_threads_is_ignored(value):
     assert " 1 thread: cgroup quota of 1.5 processors" in line
 
 
+@linux
+def test_a_quota_that_takes_nothing_away_is_no_reason():
+    line = told(f"os.sched_getaffinity = lambda pid: {{0, 1}}; {QUOTA.replace('1.5', '2.0')}", OMP_NUM_THREADS="")
+    assert " 2 threads: 2 processors in this process's affinity" in line
+
+
 def test_a_number_that_is_set_is_told_and_taken_back():
     assert " 5 threads: set_num_threads" in told("ac.set_num_threads(5)", OMP_NUM_THREADS="3")
     assert " 1 thread: set_num_threads" in told("ac.set_num_threads(1)", OMP_NUM_THREADS="3")

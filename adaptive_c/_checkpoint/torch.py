@@ -131,7 +131,7 @@ def _check_group(
             steps[j] = _step(state["step"], f"{label}['step']") if state else 0
         elif state:  # it was stepped, PyTorch doesn't say how often
             steps[j] = max(steps[j], 1)
-        started[j] = bool(state) and steps[j] > 0
+        started[j] = bool(state)
         for name in per_array if state else ():
             counts[name][j] = _number(state[name], f"{label}[{name!r}]")
         for name in names if state else ():
