@@ -5,6 +5,8 @@ Models are tiny and random, data are random numbers, and nothing is downloaded. 
 
 import copy
 import itertools
+import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,11 +15,13 @@ import pytest
 torch = pytest.importorskip("torch", minversion="2.13")
 import adaptive_c.torch as door  # noqa: E402
 
+PAGE = Path(__file__).parents[1] / "docs" / "torch.md"
 MISSING = "{} is missing: pip install 'adaptive_c[clients]'"
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*(LeafSpec|treespec):FutureWarning"),  # Lightning imports torch's old name
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),  # Lightning's advice: none are wanted here
     pytest.mark.filterwarnings("ignore:The dirpath has changed"),  # Lightning's: each run here has a folder of its own
+    pytest.mark.filterwarnings("ignore:Precision bf16-mixed is not supported by the model summary"),  # Lightning's
 ]
 
 
@@ -347,7 +351,7 @@ def test_lightnings_manual_optimization(fit):
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])
 def test_lightnings_mixed_precision(fit, lightning, precision):
-    """The optimizer unscales as it steps, and clips by max_grad_norm: half of the spacing of bfloat16 or float16."""
+    """With max_grad_norm the optimizer unscales as it steps, and clips: half of the spacing of bfloat16 or float16."""
 
     def plugins():
         scaler = torch.amp.GradScaler("cpu", init_scale=2.0**9) if precision == "16-mixed" else None
@@ -358,5 +362,20 @@ def test_lightnings_mixed_precision(fit, lightning, precision):
     assert ours.losses == pytest.approx(theirs.losses, rel=2**-9 if precision == "bf16-mixed" else 2**-12, abs=0)
     again = fit(adamw(door, max_grad_norm=0.5), plugins=plugins(), seed=9, resume=ours.saved)
     assert again.losses == ours.losses[8:]
-    with pytest.raises(RuntimeError, match="does not allow for gradient clipping"):
-        fit(adamw(door), gradient_clip_val=0.5, plugins=plugins())
+    changed = fit(adamw(door), gradient_clip_val=0.5, plugins=plugins())  # Lightning unscales and clips, as for torch's
+    assert changed.losses == pytest.approx(theirs.losses, rel=2**-9 if precision == "bf16-mixed" else 2**-12, abs=0)
+
+
+# --- the page --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not PAGE.is_file(), reason="not in a clone")
+@pytest.mark.parametrize("client", ["hugging_face", "lightning"])
+def test_the_example_of_the_page(client, request, tmp_path, monkeypatch):
+    request.getfixturevalue(client)
+    monkeypatch.chdir(tmp_path)
+    word = {"hugging_face": "Trainer", "lightning": "lightning"}[client]
+    blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.S)
+    (block,) = [block for block in blocks if re.search(f"import.*{word}", block)]
+    exec(compile(block, str(PAGE), "exec"), {})
+    assert list(Path("run").glob("**/*1[06]*"))  # the last step's checkpoint
