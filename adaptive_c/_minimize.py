@@ -26,6 +26,16 @@ _MESSAGES = {  # SciPy's sentences
     EXHAUSTED: "The batches are used up.",
     CALLBACK: "`callback` raised `StopIteration`.",
 }
+_ELSEWHERE = {
+    "maximize": "minimize -fun",
+    "loss_scale": "let fun return the gradient itself",
+    "method": "say optimizer=Adam, or another class",
+    "options": "its items are arguments here: maxiter=100, lr=0.1",
+    "gtol": "it is tol here",
+    "hess": "the optimizers use first derivatives alone",
+    "hessp": "the optimizers use first derivatives alone",
+    "constraints": "there are only bounds",
+}
 _TOL = 1e-5  # as SciPy's gtol
 _LARGE = 1 << 16  # elements: beyond, one more pass over x or g costs as much as other parts of an iteration do
 _SPARE = 32  # iterations between two copies of a large x, which then cost about 1%
@@ -223,7 +233,7 @@ def minimize(
     window = 0 if patience is None else _whole("patience", patience, 1)
     if isinstance(optimizer, Optimizer) or not callable(optimizer):
         raise TypeError(f"optimizer must be a class such as Adam, got {optimizer!r}; its options are arguments here")
-    for name, hint in (("maximize", "minimize -fun"), ("loss_scale", "let fun return the gradient itself")):
+    for name, hint in _ELSEWHERE.items():
         if name in options:
             raise ValueError(f"{name} can't be given to minimize; {hint}")
     forgiving = options.get("on_nonfinite") == "skip"

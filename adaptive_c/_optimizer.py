@@ -166,6 +166,7 @@ class Optimizer(Saving):
         self,
         params: Any,
         options: dict[str, Any],
+        /,
         *,
         n_threads: int | None = None,
         max_grad_norm: float | None = None,

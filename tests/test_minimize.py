@@ -461,3 +461,23 @@ def test_in_any_box_the_least_of_a_separable_quadratic_is_its_clipped_least(draw
     projected = result.x - (result.x - result.jac).clip(lo, lo + width)
     assert result.fun <= fun(x0.clip(lo, lo + width))[0]
     assert abs(projected).max() < 1.1e-5
+
+
+@pytest.mark.parametrize(
+    ("given", "hint"),
+    [
+        ({"method": "Adam"}, "say optimizer=Adam"),
+        ({"options": {"maxiter": 3}}, "its items are arguments here"),
+        ({"gtol": 1e-3}, "it is tol here"),
+        ({"constraints": ()}, "there are only bounds"),
+        ({"hess": None}, "first derivatives alone"),
+    ],
+)
+def test_scipys_other_arguments_are_told_where_they_are(given, hint):
+    with pytest.raises(ValueError, match=f"{next(iter(given))} can't be given to minimize; .*{hint}"):
+        ac.minimize(lambda x: (0.0, x), [1.0], jac=True, **given)
+
+
+def test_an_optimizer_has_no_options_argument():
+    with pytest.raises(TypeError, match="Adam has no argument 'options'; it has params, lr"):
+        ac.Adam(np.ones(2), options={"lr": 1.0})
