@@ -44,7 +44,7 @@ BETTER: dict[str, dict[str, Any]] = {
     "Rprop": {"lr": 1e-2},
     "SuperSAB": {"lr": 0.3, "max_rate": 1.0},
 }
-OPTIMIZERS: dict[str, tuple[type[ac.Optimizer], dict[str, Any]]] = {
+OPTIMIZERS: dict[str, tuple[Callable[..., ac.Optimizer], dict[str, Any]]] = {
     label: (getattr(optimizers, rule), BETTER.get(label, {}))
     for rule in optimizers.__all__
     for label in [label for label in BETTER if label.partition(",")[0] == rule] or [rule]
