@@ -223,31 +223,34 @@ def test_accelerate(accelerate, tmp_path):
     same_bits(resumed, parameters)
 
 
-def test_accelerates_wrapper_with_a_scaler_and_other_parameters(accelerate):
+@pytest.mark.parametrize("options", [{}, {"fused": True}], ids=["unscaled before", "unscaled in the step"])
+def test_accelerates_wrapper_with_a_scaler_and_other_parameters(accelerate, options):
     """It loads the state of a new optimizer into itself, assigns another `step`, and may exchange parameters."""
     accelerate.Accelerator(cpu=True)
 
     def train(module):
         model = network()
-        inner = module.AdamW(model.parameters(), lr=0.02)
+        inner = module.AdamW(model.parameters(), lr=0.02, **options)
         scaler = torch.amp.GradScaler("cpu", init_scale=2.0**8, growth_interval=2)
         optimizer = accelerate.optimizer.AcceleratedOptimizer(inner, device_placement=True, scaler=scaler)
-        moved = copy.deepcopy(model)
-        optimizer._switch_parameters(dict(zip(model.parameters(), moved.parameters(), strict=True)))
-        losses = []
+        losses, skipped = [], []
         for t, (x, y) in enumerate(loader()):
-            loss = torch.nn.functional.mse_loss(moved(x), y)
+            if t in (0, 5):  # before the first step, and between two
+                before, model = model, copy.deepcopy(model)
+                optimizer._switch_parameters(dict(zip(before.parameters(), model.parameters(), strict=True)))
+            loss = torch.nn.functional.mse_loss(model(x), y)
             losses.append(loss.item())
             scaler.scale(loss).backward()
             if t == 3:
-                moved[0].bias.grad[0] = float("inf")
+                model[0].bias.grad[0] = float("inf")
             optimizer.step()
             optimizer.zero_grad()
-        return losses, inner, scaler.get_scale()
+            skipped.append(optimizer.step_was_skipped)
+        return losses, skipped, scaler.get_scale(), inner
 
-    (losses, inner, scale), (theirs, _, same_scale) = train(door), train(torch.optim)
+    (losses, *ours, inner), (theirs, *same, _) = train(door), train(torch.optim)
     assert losses == pytest.approx(theirs, rel=1e-5, abs=0)
-    assert scale == same_scale
+    assert ours == same
     assert inner.t == len(losses) - 1
 
 
