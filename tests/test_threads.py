@@ -145,8 +145,8 @@ def test_a_quota_holds_where_omp_num_threads_is_ignored(value):
 
 @linux
 def test_a_quota_that_takes_nothing_away_is_no_reason():
-    line = told(f"os.sched_getaffinity = lambda pid: {{0, 1}}; {QUOTA.replace('1.5', '2.0')}", OMP_NUM_THREADS="")
-    assert " 2 threads: 2 processors in this process's affinity" in line
+    line = told(f"os.sched_getaffinity = lambda pid: {{0}}; {QUOTA.replace('1.5', '1.0')}", OMP_NUM_THREADS="")
+    assert " 1 thread: 1 processor in this process's affinity" in line
 
 
 def test_a_number_that_is_set_is_told_and_taken_back():
