@@ -340,7 +340,6 @@ cdef class BoundGroup:
         try:
             self.options[name] = x
             (&self.group.options.lr)[<int> FIELDS[name]] = x
-            self.version += 1
         finally:
             self.guard.release()
         return True
