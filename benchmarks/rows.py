@@ -1,7 +1,7 @@
 """Does it matter which steps the other rows take?  A factor model of ratings, trained three ways.
 
     pip install .
-    python benchmarks/rows.py [--ratings 1000000] [--epochs 8] [--seeds 3] [--rule AdamW] [--lr 0.01]
+    python benchmarks/rows.py [--ratings 1000000] [--epochs 10] [--seeds 3] [--rule AdamW] [--lr 0.01]
 
 A few users give, and a few items get, most of the ratings, as in any shop.  The model is a product of two tables with
 one row for each user and for each item; a step touches the rows of one batch.  These are the ways:
@@ -72,11 +72,11 @@ def train(way, data, sizes, epochs, seed, rule, **options):
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ratings", type=int, default=1_000_000, help="how many there are (1,000,000)")
-    parser.add_argument("--epochs", type=int, default=8, help="how often each is used (8)")
+    parser.add_argument("--epochs", type=int, default=10, help="how often each is used (10)")
     parser.add_argument("--seeds", type=int, default=3, help="runs of each way (3)")
     parser.add_argument("--rule", default="AdamW", help="any rule (AdamW)")
     parser.add_argument("--lr", type=float, default=0.01, help="its learning rate (0.01)")
-    parser.add_argument("--weight-decay", type=float, default=0.3, help="and its weight decay (0.3)")
+    parser.add_argument("--weight-decay", type=float, default=0.03, help="and its weight decay (0.03)")
     chosen = parser.parse_args(arguments)
     sizes = max(10, chosen.ratings // 100), max(5, chosen.ratings // 250)
     options = {"lr": chosen.lr, "weight_decay": chosen.weight_decay}

@@ -19,7 +19,7 @@ cdef enum Work:          # of a sweep
 cdef bint staged(const Space* space, const Group* group) noexcept nogil:
     """Does anything but the rule run?  Then the intermediate results must stay in cache, tile by tile."""
     return (group.factor != 1 or space.max_grad_value != 0 or group.bounds != NO_BOUNDS or group.ema != NULL
-            or group.copy_format != NATIVE or space.zero_grad or group.narrow_grads or group.by_rows
+            or group.copy_format != NATIVE or space.zero_grad or group.narrow_grads
             or (group.options.weight_decay != 0 and not group.options.decoupled))
 
 
@@ -189,9 +189,25 @@ cdef void catch_up_group(const Space* space, const Group* group, Py_ssize_t star
         catch_up_piece(group, &piece)
 
 
+cdef inline bint is_plain(const Piece* piece) noexcept nogil:
+    """Is the gradient of a piece of a touched row one row of the values, as it stands there?"""
+    cdef const Touched* touched = piece.array.touched
+    return touched.weights == NULL and touched.first[piece.row + 1] - touched.first[piece.row] == 1
+
+
+cdef inline void run_plain(const Space* space, const Group* group, const Piece* piece, floating* p,
+                           void** s) noexcept nogil:
+    """The rule alone over such a piece: the way through the stages, all of them off, takes longer than most rules."""
+    cdef const Touched* touched = piece.array.touched
+    cdef Py_ssize_t moved = touched.entries[touched.first[piece.row]] - touched.rows[piece.row]
+    cdef const floating* g = <const floating*> piece.array.g + piece.at + moved * touched.length
+    apply_rule(group.rule, piece.stop - piece.start, p, g, s, &group.options, space.steps + piece.array.step)
+
+
 cdef void run_pieces(const Space* space, const Group* group, Piece* piece, Py_ssize_t end) noexcept nogil:
     """The pieces up to `end` of a group whose parameters and state are as the rule computes."""
     cdef void* s[SLOTS]
+    cdef bint plain = not staged(space, group)
     cdef int j
     while next_stepped(piece, end):
         if piece.array.touched != NULL:
@@ -200,7 +216,12 @@ cdef void run_pieces(const Space* space, const Group* group, Piece* piece, Py_ss
                 catch_up_piece(group, piece)
         for j in range(SLOTS):
             s[j] = group.state[j] + piece.start * group.state_itemsize[j]
-        if group.wide:
+        if plain and piece.array.touched != NULL and is_plain(piece):
+            if group.wide:
+                run_plain(space, group, piece, <double*> piece.array.p + piece.at, s)
+            else:
+                run_plain(space, group, piece, <float*> piece.array.p + piece.at, s)
+        elif group.wide:
             run_segment(space, group, piece, <double*> piece.array.p + piece.at, s)
         else:
             run_segment(space, group, piece, <float*> piece.array.p + piece.at, s)
@@ -282,7 +303,7 @@ cdef void run_group(const Space* space, const Group* group, Py_ssize_t start, Py
             run_block(space, group, &piece, min(piece.stop + BLOCK, end), ahead.array)
             ahead = piece
     else:
-        if staged(space, group):
+        if group.by_rows or staged(space, group):
             piece.most = TILE
         run_pieces(space, group, &piece, end)
 
