@@ -350,7 +350,8 @@ cdef class Plan:
                 keep(self, before, usable, work)
             if usable:
                 self.run(STEP, work, first, last)
-                zero_rows(self)
+                if self.space.by_rows:
+                    zero_rows(self)
             if usable and count:
                 self.count(moved)
             if self.dynamic and count and work >= 0:
@@ -488,9 +489,10 @@ cdef class Plan:
                     if group.product != NULL:
                         group.product[j] = self.space.steps[group.arrays[j].step].product
         self.counts.t += 1
-        for bound, old, new in moved or ():
-            (<BoundGroup> bound).replace(old, new)
-        self.moved = moved or []
+        if moved is not None:
+            for bound, old, new in moved:
+                (<BoundGroup> bound).replace(old, new)
+            self.moved = moved
         return 0
 
     cdef str owner(self, Py_ssize_t i):

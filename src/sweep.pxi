@@ -247,22 +247,26 @@ cdef WIDE run_narrow(const Space* space, const Group* group, const Piece* piece,
     run_segment(space, group, piece, p, s)
 
 
-cdef WIDE run_block(const Space* space, const Group* group, Piece* piece, Py_ssize_t end,
-                    const Array* first) noexcept nogil:
-    """The pieces up to `end` of (a part of) a block whose state or parameters are narrow.
+cdef APART catch_up_block(const Group* group, Piece piece, Py_ssize_t end) noexcept nogil:
+    """Bring the touched rows of a block up to date."""
+    cdef bint more = True
+    while more:
+        if piece.array.touched != NULL:
+            catch_up_piece(group, &piece)
+        more = next_stepped(&piece, end)
 
-    first: the first array that has a gradient here.
-    """
+
+cdef WIDE run_block(const Space* space, const Group* group, Piece* piece, Py_ssize_t start,
+                    Py_ssize_t end) noexcept nogil:
+    """The pieces of (a part of) a block whose state or parameters are narrow; piece: the first one."""
     cdef float buffer[SLOTS][BLOCK]
     cdef float widened[BLOCK]
     cdef void* s[SLOTS]
-    cdef Py_ssize_t start = piece.stop
-    cdef bint dense = first.touched == NULL
-    cdef Piece missed = piece[0]
+    cdef const Array* first = piece.array
+    cdef bint dense = first.touched == NULL, more = True
     cdef int j
-    while group.by_rows and group.options.exact and next_stepped(&missed, end):
-        if missed.array.touched != NULL:
-            catch_up_piece(group, &missed)
+    if group.by_rows and group.options.exact:
+        catch_up_block(group, piece[0], end)
     if dense and group.master != NULL:
         prefetch(group.master, start + AHEAD, 4)
     elif dense:
@@ -270,7 +274,7 @@ cdef WIDE run_block(const Space* space, const Group* group, Piece* piece, Py_ssi
     for j in range(SLOTS):
         if group.state[j] != NULL and group.state_format != NATIVE:
             decode_block(group, j, start, end - start, buffer[j])
-    while next_stepped(piece, end):
+    while more:
         if piece.array.touched != NULL:
             prefetch_row(group, piece)
         for j in range(SLOTS):
@@ -284,6 +288,7 @@ cdef WIDE run_block(const Space* space, const Group* group, Piece* piece, Py_ssi
         else:
             widen(group.format, piece.stop - piece.start, widened, piece.array.p, piece.at)
             run_narrow(space, group, piece, widened, s)
+        more = next_stepped(piece, end)
     if dense:
         prefetch(first.g, start + AHEAD - first.start, gradient_itemsize(group, first))
     for j in range(SLOTS):
@@ -296,12 +301,14 @@ cdef WIDE run_block(const Space* space, const Group* group, Piece* piece, Py_ssi
 
 cdef void run_group(const Space* space, const Group* group, Py_ssize_t start, Py_ssize_t end) noexcept nogil:
     """Step elements start .. end-1 of one group's parameter space, from the start of a block."""
-    cdef Piece piece = pieces_from(group, start), ahead = piece
+    cdef Piece piece = pieces_from(group, start)
+    cdef Py_ssize_t stop
     if group.format != NATIVE or group.state_format != NATIVE:
-        while next_stepped(&ahead, end):  # only blocks that have a gradient
-            piece.stop = ahead.start // BLOCK * BLOCK
-            run_block(space, group, &piece, min(piece.stop + BLOCK, end), ahead.array)
-            ahead = piece
+        while next_stepped(&piece, end):  # only blocks that have a gradient
+            start = piece.start // BLOCK * BLOCK
+            stop = min(start + BLOCK, end)
+            piece.stop = min(piece.stop, stop)
+            run_block(space, group, &piece, start, stop)
     else:
         if group.by_rows or staged(space, group):
             piece.most = TILE
