@@ -321,7 +321,8 @@ class Optimizer(Saving):
         Returns
         -------
         context manager
-            Its value is the function `now`, which may be called in any thread, but not in two at once.
+            Its value is the function `now`, which may be called in any thread, but not in two at once.  A block that
+            is left while another thread is inside `now` ends with that call.
 
         Raises
         ------

@@ -12,6 +12,8 @@ cdef class Stepping:
     cdef dict shared           # gradients of blocks that several arrays share, by group and block
     cdef dict shared_rows      # of rows in such blocks, by group and array
     cdef bint inside
+    cdef bint left             # while another thread was stepping an array
+    cdef object error          # with which it was left
 
     def __cinit__(self, Plan plan, double loss_scale, observed, double metric):
         self.plan, self.loss_scale, self.observed, self.metric = plan, loss_scale, observed, metric
@@ -56,12 +58,24 @@ cdef class Stepping:
             if grad is not None:
                 self.step(bound, i, grad)
         finally:
-            self.plan.guard.release()
+            if self.left:
+                self.end()
+            else:
+                self.plan.guard.release()
 
     def __exit__(self, kind, error, traceback):
+        cdef Guard guard = self.plan.guard
+        self.inside, self.error = False, error
+        self.left = guard.holder == STEPPING and guard.rest == ARRAYWISE
+        if not self.left:  # otherwise the call that is under way ends the block: nobody else could
+            guard.take(STEPPING, ARRAYWISE)
+            self.end()
+
+    cdef int end(self) except -1:
+        """Finish the step, or undo it, and give the guard back."""
         cdef Plan plan = self.plan
         cdef Py_ssize_t n
-        plan.guard.take(STEPPING, ARRAYWISE)
+        error, self.error, self.left = self.error, None, False
         try:
             n = sum([sum(flags) for flags in self.stepped])
             if error is not None and plan.keeps_undo:
@@ -74,10 +88,10 @@ cdef class Stepping:
                 error.add_note(f"inside stepping(), after {n} of {plan.space.n_arrays} arrays were stepped, which "
                                f"{outcome}")
         finally:
-            self.inside = False
             self.shared = self.shared_rows = None
             plan.guard.rest = FREE
             plan.release()
+        return 0
 
     cdef int step(self, BoundGroup bound, Py_ssize_t i, grad) except -1:
         cdef Plan plan = self.plan
@@ -90,7 +104,6 @@ cdef class Stepping:
             raise ValueError(f"{bound.name(i)} has had its step in this block; add up its gradients, and pass the sum")
         expect_gradients(group)
         try:
-            plan.space.by_rows = False
             work = acquire_array(plan, bound, i, grad, 0)
             plan.form_step(group, i, 0)
             a.step = 0
@@ -114,7 +127,7 @@ cdef class Stepping:
                 plan.run(STEP, work, group.position + lo, group.position + hi)
             zero_rows(plan)
             if a.touched != NULL and a.behind != NULL:
-                note_past(group, a, plan.space.steps, group.t[i])
+                note_past(group, a, plan.space.steps)
             stepped[i] = True
         finally:
             a.g, a.touched, plan.space.by_rows = NULL, NULL, False
@@ -150,7 +163,6 @@ cdef class Stepping:
         cdef Py_ssize_t i, j, start, stop
         cdef const char* stepped
         cdef const char* g
-        plan.space.by_rows = False
         for i in range(plan.space.n_groups):
             group = plan.space.groups[i]
             group.narrow_grads = group.only_bfloat16 = group.by_rows = False

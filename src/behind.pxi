@@ -5,7 +5,7 @@ cdef enum:
 
 
 cdef int forget_past(Array* a) noexcept:
-    """All rows are up to date, whatever the count of the array becomes."""
+    """Drop what rows have missed."""
     if a.behind != NULL:
         free(a.behind.done)
         free(a.behind.log)
@@ -34,16 +34,17 @@ cdef int expect_rows(Array* a) except -1:
     return 0
 
 
-cdef int note_past(const Group* group, Array* a, const Step* step, long long t) noexcept:
-    """After step t + 1 of an array, by rows: these are up to date, and the others have missed it."""
+cdef int note_past(const Group* group, Array* a, const Step* step) noexcept:
+    """After a step of an array, by rows: these are up to date, and the others have missed it."""
     cdef Behind* behind = a.behind
     cdef Past* past = behind.log + behind.n
     cdef Py_ssize_t i
     past.options, past.step, past.zero = group.options, step[0], group.factor * 0.0
     memcpy(past.keys, group.keys, sizeof(past.keys))
     behind.n += 1
+    behind.made += 1
     for i in range(a.touched.n):
-        behind.done[a.touched.rows[i]] = t + 1
+        behind.done[a.touched.rows[i]] = behind.made
     return 0
 
 
@@ -69,5 +70,6 @@ cdef int restore_past(Array* a) noexcept:
     if behind != NULL and behind.n_kept >= 0:
         for i in range(behind.n_kept):
             behind.done[behind.kept[2 * i]] = behind.kept[2 * i + 1]
+        behind.made -= behind.n - behind.log_kept
         behind.n = behind.log_kept
     return 0

@@ -11,7 +11,6 @@ cdef int bring_up(Plan plan) except -1:
         for j in range(group.n_arrays):
             behind |= group.arrays[j].behind != NULL and group.arrays[j].behind.n > 0
     if behind:
-        plan.space.by_rows = False
         plan.sweep_all(CATCH_UP)
         plan.undoable = False
         for i in range(plan.space.n_groups):
@@ -38,7 +37,7 @@ cdef int bring_up_rows(Plan plan, BoundGroup bound, Py_ssize_t i, indices) excep
     plan.undoable = False
     plan.run(CATCH_UP, a.touched.n * a.touched.length, group.position + a.start, group.position + a.stop)
     for j in range(a.touched.n):
-        a.behind.done[a.touched.rows[j]] = group.t[i]
+        a.behind.done[a.touched.rows[j]] = a.behind.made
     return 0
 
 
@@ -49,7 +48,11 @@ cdef int prepare(Plan plan, Group* group, Py_ssize_t j) except -1:
     if a.behind != NULL and a.behind.n > 0 and (a.touched == NULL or a.behind.n == LOGGED):
         by_rows, plan.space.by_rows = plan.space.by_rows, False  # all rows
         plan.run(CATCH_UP, a.stop - a.start, group.position + a.start, group.position + a.stop)
-        plan.space.by_rows, a.behind.n, plan.undoable = by_rows, 0, False
+        plan.space.by_rows, a.behind.n = by_rows, 0
+        if plan.guard.rest == ARRAYWISE and group.undo != NULL:
+            keep_again(group, a)
+        else:
+            plan.undoable = False
     if a.touched != NULL:
         expect_rows(a)
     return 0

@@ -4,7 +4,6 @@
 cdef Py_ssize_t acquire(Plan plan, grads) except -2:
     """Bind the gradients; returns the number of their elements, -1 where every one is None."""
     cdef Py_ssize_t i, work = -1, count = plan.space.n_groups
-    plan.space.by_rows = False
     for i in range(count):
         expect_gradients(plan.space.groups[i])
     if not plan.structured:
@@ -96,7 +95,6 @@ cdef Py_ssize_t acquire_sums(Plan plan) except -2:
     cdef BoundGroup bound
     cdef Array* a
     cdef Py_ssize_t i, j, work = -1
-    plan.space.by_rows = False
     plan.space.zero_grad = False  # what was added is zeroed already, and the next sum begins with a write
     for i in range(plan.space.n_groups):
         group = plan.space.groups[i]
@@ -113,12 +111,13 @@ cdef Py_ssize_t acquire_sums(Plan plan) except -2:
     return work
 
 
-cdef bint all_none(BoundGroup group) noexcept:
+cdef bint only_rows(BoundGroup bound) noexcept:
+    """Are rows all that a group was given, in this call of accumulate and those before it?"""
     cdef Py_ssize_t i
-    for i in range(group.group.n_arrays):
-        if group.group.arrays[i].g != NULL:
+    for i in range(bound.group.n_arrays):
+        if bound.group.arrays[i].g != NULL and bound.group.arrays[i].touched == NULL:
             return False
-    return True
+    return bound.group.by_rows or len(bound.row_sums) > 0
 
 
 cdef Py_ssize_t put_rows_aside(Plan plan, Py_ssize_t work) except -2:
@@ -127,15 +126,18 @@ cdef Py_ssize_t put_rows_aside(Plan plan, Py_ssize_t work) except -2:
     cdef BoundGroup bound
     cdef Array* a
     cdef Py_ssize_t i
+    cdef list kept = []
     for bound in plan.groups:
         for i in range(bound.group.n_arrays if bound.group.by_rows else 0):
-            a = bound.group.arrays + i
-            if a.touched != NULL and not bound.group.summed[i]:
-                bound.row_sums.setdefault(i, []).append(summed_rows(bound, i))
-                work -= a.touched.n * a.touched.length
-                if plan.space.zero_grad:
-                    memset(<char*> a.g, 0, a.touched.nbytes)
-                a.g, a.touched = NULL, NULL
+            if bound.group.arrays[i].touched != NULL and not bound.group.summed[i]:
+                kept.append((bound, i, summed_rows(bound, i)))
+    for bound, i, rows in kept:  # once there was memory for all of them
+        a = bound.group.arrays + i
+        bound.row_sums.setdefault(i, []).append(rows)
+        work -= a.touched.n * a.touched.length
+        if plan.space.zero_grad:
+            memset(<char*> a.g, 0, a.touched.nbytes)
+        a.g, a.touched = NULL, NULL
     return work
 
 

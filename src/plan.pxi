@@ -152,12 +152,12 @@ cdef class Plan:
         """Take over what another run has counted."""
         self.counts = Counts(t, skipped_steps, pending, growth_tracker, loss_scale, grad_norm)
 
-    def need_sums(self):
-        """Allocate the sums of the groups that have none yet, but for those that were given nothing but rows."""
+    def need_sums(self, list groups):
+        """Allocate the sums of those groups that have none yet."""
         cdef BoundGroup group
         cdef list spans = []
-        for group in self.groups:
-            if group.group.sums == NULL and not (group.row_sums and all_none(group)):
+        for group in groups:
+            if group.group.sums == NULL:
                 group.attach_sums()
                 spans += group.new_spans()
         if spans:
@@ -213,9 +213,7 @@ cdef class Plan:
         cdef double product
         self.guard.take(STEPPING, AVERAGED)
         try:
-            if self.guard.rest != AVERAGED:  # inside the block all rows are up to date
-                bring_up(self)
-            forget_missed(self)
+            bring_up(self)
             self.follow(t)
             for i in range(self.space.n_groups):
                 group = self.space.groups[i]
@@ -289,8 +287,8 @@ cdef class Plan:
             work = acquire(self, grads)
             if self.space.zero_grad:
                 check_apart(self)
+            self.need_sums([bound for bound in self.groups if not only_rows(bound)])
             work = put_rows_aside(self, work)
-            self.need_sums()
             self.run(ADD, work, 0, self.space.end)
             zero_rows(self)
             for i in range(self.space.n_groups):
@@ -350,9 +348,9 @@ cdef class Plan:
                 keep(self, before, usable, work)
             if usable:
                 self.run(STEP, work, first, last)
+            if usable and count:
                 if self.space.by_rows:
                     zero_rows(self)
-            if usable and count:
                 self.count(moved)
             if self.dynamic and count and work >= 0:
                 rescale(&self.counts, usable)
@@ -482,7 +480,7 @@ cdef class Plan:
             for j in range(group.n_arrays):
                 if group.arrays[j].g != NULL:
                     if group.arrays[j].touched != NULL and group.arrays[j].behind != NULL:
-                        note_past(group, group.arrays + j, self.space.steps + group.arrays[j].step, group.t[j])
+                        note_past(group, group.arrays + j, self.space.steps + group.arrays[j].step)
                     group.t[j] += 1
                     if writes:
                         group.started[j] = True

@@ -187,6 +187,8 @@ cdef Py_ssize_t bind_rows(BoundGroup bound, Py_ssize_t i, Rows rows, Py_ssize_t 
     if rows.offsets is not None:
         sizes = numpy.diff(rows.offsets, append=rows.k)
         of_entries = numpy.repeat(numpy.arange(len(sizes)), sizes)
+        if len(of_entries) != rows.k:  # NumPy's functions are Python: another thread may have run
+            raise ValueError(f"{bound.name(i, True)}: its offsets were written to during the call")
         bags = <const Py_ssize_t*> address(of_entries)
     touched = bind_indices(bound, i, rows.indices, rows.start, rows.itemsize, rows.k, bags, weights)
     touched.nbytes = nbytes

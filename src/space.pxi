@@ -41,7 +41,8 @@ cdef struct Past:            # a step that rows may have missed
 
 cdef struct Behind:          # of an array under rows="exact": which steps its rows have missed
     Py_ssize_t length        # elements of a row
-    long long* done          # the array's count when a row was last stepped; the row has missed what is logged since
+    long long made           # steps by rows; a count of its own, since users may write to the array's
+    long long* done          # what that was when a row was last up to date; it has missed what is logged since
     Past* log                # the array's last n steps
     Py_ssize_t n, room
     Py_ssize_t* kept         # for a rollback: rows, what they had done, and the length of the log

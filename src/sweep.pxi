@@ -151,8 +151,7 @@ cdef APART catch_up_piece(const Group* group, const Piece* piece) noexcept nogil
     if behind.n == 0:
         return
     cdef Py_ssize_t i, j, n = piece.stop - piece.start
-    cdef Py_ssize_t oldest = group.t[piece.array - group.arrays] - behind.n
-    cdef Py_ssize_t first = max(behind.done[piece.at // behind.length] - oldest, 0)
+    cdef Py_ssize_t first = max(behind.done[piece.at // behind.length] - (behind.made - behind.n), 0)
     cdef float buffer[SLOTS][BLOCK]
     cdef float widened[BLOCK]
     cdef void* s[SLOTS]
@@ -360,7 +359,7 @@ cdef Py_ssize_t cut(const Space* space, Work work, Py_ssize_t first, Py_ssize_t 
                     Py_ssize_t n) noexcept nogil:
     """The position where a part of n begins, at a multiple of CHUNK."""
     cdef Py_ssize_t chunk = first // CHUNK
-    if space.by_rows and work != RESTORE and 0 < part < n:
+    if space.by_rows and 0 < part < n:
         chunk = cut_by_rows(space, part, n) // CHUNK
     else:
         chunk += (chunks_to(last) - chunk) * part // n

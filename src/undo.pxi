@@ -62,6 +62,17 @@ cdef void move_chunks(const Group* group, Py_ssize_t start, Py_ssize_t end, bint
         start = piece.stop
 
 
+cdef int keep_again(const Group* group, const Array* a) noexcept:
+    """Of chunks that are kept already, keep the elements of one array as they are now: its rows have caught up."""
+    cdef Py_ssize_t end, start = a.start
+    while start < a.stop:
+        end = min((start // CHUNK + 1) * CHUNK, a.stop)
+        if group.undo.chunks[start // CHUNK]:
+            move_elements(group, start, end, False)
+        start = end
+    return 0
+
+
 cdef char* kept_bytes(BoundGroup bound, Py_ssize_t nbytes) except NULL:
     memory = numpy.empty(nbytes, "uint8")
     bound.keep.append(memory)

@@ -5,7 +5,7 @@ import pytest
 from cases import IDS, PAIRS
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import CHUNK, assert_same, assert_same_bits, build, everything, gradients, random_state, spec
+from support import CHUNK, assert_same, assert_same_bits, build, everything, gradients, random_state, spec, step_range
 from test_formats import allocate, every_format, every_rule, shared
 
 import adaptive_c as ac
@@ -231,6 +231,34 @@ def test_accumulated_rows_touch_no_others():
     assert_same_bits(p[[0, 1, 3, 4]], before[[0, 1, 3, 4]])
 
 
+def test_accumulated_rows_give_way_to_sums_that_are_loaded():
+    opt, saved = (ac.SGD([np.ones((5, 2)), np.ones((3, 2))], lr=1.0) for _ in range(2))
+    saved.accumulate([np.full((5, 2), 2.0), np.full((3, 2), 3.0)])
+    opt.accumulate([ac.Rows(np.array([1]), np.ones((1, 2))), None])
+    opt.load_state_dict(saved.state_dict())
+    opt.step()
+    saved.step()
+    assert_same(everything(opt), everything(saved))
+
+
+def test_a_call_of_accumulate_without_memory_for_sums_leaves_no_rows(monkeypatch):
+    opt = ac.SGD([{"params": np.ones((5, 2))}, {"params": np.ones(3)}], lr=1.0, zero_grad=True)
+    rows = ac.Rows(np.array([1]), np.ones((1, 2)))
+
+    def refuse(*_, **__):
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        for name in ("empty", "zeros"):
+            patch.setattr(np, name, refuse)
+        with pytest.raises(MemoryError):
+            opt.accumulate([rows, np.ones(3)])
+    assert (rows.values == 1).all()
+    assert opt.pending == 0
+    opt.accumulate([None, np.ones(3)])
+    assert opt.state_dict()["pending"] == 1  # refused where rows are pending
+
+
 @pytest.mark.parametrize("formats", [{}, {"state_dtype": "uint8"}, {"state_dtype": "bfloat16"}])
 def test_stepping_has_the_same_bits(formats):
     rng = np.random.default_rng(5)
@@ -282,6 +310,32 @@ def test_zero_grad_zeroes_the_values():
     opt.step(ac.Rows(np.array([1]), values))
     assert opt.skipped_steps == 1
     assert not values.any()
+
+
+def test_zero_grad_zeroes_the_values_after_the_last_range():
+    p = np.zeros((CHUNK, 2))
+    rows = ac.Rows(np.array([0, CHUNK // 2 + 1]), np.ones((2, 2)))
+    opt = ac.SGD(p, lr=1.0, zero_grad=True)
+    step_range(opt, rows, hi=CHUNK, count=False)
+    step_range(opt, rows, lo=CHUNK)
+    assert (p[rows.indices] == -1).all()
+    assert not rows.values.any()
+
+
+def test_offsets_that_are_written_to_while_they_are_read(monkeypatch):
+    offsets = np.array([0, 1])
+    rows = ac.Rows(np.array([0, 1]), np.ones((2, 2)), offsets=offsets)
+    diff = np.diff
+
+    def interrupted(a, **more):
+        offsets[0] = 1 if more else 0
+        return diff(a, **more)
+
+    monkeypatch.setattr(np, "diff", interrupted)
+    p = np.ones((4, 2))
+    with pytest.raises(ValueError, match="grads: its offsets were written to during the call"):
+        ac.SGD(p).step(rows)
+    assert (p == 1).all()
 
 
 def test_non_finite_values_are_found_in_the_sums():

@@ -218,6 +218,43 @@ def test_undone_and_made_again(formats):
         opt.rollback()
 
 
+@pytest.mark.parametrize("raises", [True, False])
+def test_a_dense_gradient_inside_stepping_is_undone_beside_its_neighbours(raises):
+    """Its rows catch up in a chunk that the step of a neighbour has kept already."""
+    opt, whole = (
+        ac.Adam([np.ones(5, "float32"), np.ones((5, 4), "float32"), np.ones(7, "float32")], lr=0.1, rows=rows,
+                ema_decay=0.5, keep_undo=True)
+        for rows in ("exact", "lazy")
+    )  # fmt: skip
+    rows = ac.Rows(np.array([1]), np.ones((1, 4), "float32"))
+    g, both = [np.ones(5, "float32"), np.ones((5, 4), "float32")], [0, 1]
+    for t in range(4):
+        opt.step([None, g[1] if t == 0 else rows, None])
+        whole.step([None, g[1] if t == 0 else dense(rows, (5, 4), "float32")[0], None])
+    if raises:
+        with pytest.raises(LookupError):
+            break_off(opt, g, both)
+    else:
+        with opt.stepping() as now:
+            for i in both:
+                now(i, g[i])
+        opt.rollback()
+    assert_same(settled(opt), everything(whole))
+
+
+def test_counts_may_be_written():
+    opt, whole = (ac.Adam(np.ones((5, 4)), lr=0.1, rows=rows) for rows in ("exact", "lazy"))
+    for t in range(6):
+        if t == 3:
+            opt.catch_up()
+        if t >= 3:
+            opt.state["step"][...] = whole.state["step"][...] = t % 3
+        rows = ac.Rows(np.array([t % 2, 3]), np.full((2, 4), t - 2.5))
+        opt.step(rows)
+        whole.step(dense(rows, (5, 4), "float64")[0])
+    assert_same(settled(opt), everything(whole))
+
+
 def break_off(opt, grads, places):
     with opt.stepping() as now:
         for i in places:

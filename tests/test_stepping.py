@@ -362,6 +362,35 @@ def test_other_threads_may_step_but_not_two_at_once():
     assert all("in use" in message for message in refused)
 
 
+@pytest.mark.parametrize("keep_undo", [True, False])
+def test_a_block_that_is_left_while_a_thread_steps_ends_with_that_call(keep_undo):
+    inside, on = threading.Event(), threading.Event()
+
+    class Slow(str):
+        def __hash__(self):
+            inside.set()
+            on.wait()
+            return super().__hash__()
+
+    p = {"a": np.ones(3, "float32"), "b": np.ones(3, "float32")}
+    opt = ac.SGD(p, lr=1.0, keep_undo=keep_undo)
+    block = opt.stepping()
+    with pytest.raises(LookupError) as raised, block as now:
+        now("a", np.ones(3, "float32"))
+        thread = threading.Thread(target=now, args=(Slow("b"), np.ones(3, "float32")))
+        thread.start()
+        inside.wait()
+        raise LookupError
+    with pytest.raises(RuntimeError, match="this optimizer is in use"):
+        opt.step(dict.fromkeys(p))
+    on.set()
+    thread.join()
+    assert len(raised.value.__notes__) == 1
+    assert opt.t == (0 if keep_undo else 1)
+    assert all((x == opt.t ^ 1).all() for x in p.values())
+    opt.step({name: np.ones(3, "float32") for name in p})  # it is free again
+
+
 def test_the_callers_floating_point_mode_is_its_own_between_the_calls():
     smallest = np.array([1e-310])
     opt = ac.SGD([np.ones(1), np.ones(1)], flush_denormals=True)

@@ -227,7 +227,7 @@ def _restore(run: Run, d: Any, where: str, parameters: bool) -> None:
         for group, about in zip(run.groups, groups, strict=True)
     ]
     if pending:
-        plan.need_sums()
+        plan.need_sums(plan.groups)
     plan.forget()  # from here on nothing is refused
     plan.configure(settings)
     for group, about, (changes, bounds, counts) in zip(run.groups, groups, work, strict=True):
