@@ -157,11 +157,11 @@ cdef inline bint next_piece(Piece* piece, Py_ssize_t end) noexcept nogil:
     return True
 
 
-cdef inline bint next_row(Piece* piece, Py_ssize_t end) noexcept nogil:
+cdef bint next_row(Piece* piece, Py_ssize_t end) noexcept nogil:
     """Go on from the end of a touched row to the whole next one; False where it is not as simple as that."""
     cdef const Touched* touched = piece.array.touched
     cdef Py_ssize_t at
-    if (touched == NULL or piece.row < 0 or piece.row + 1 >= touched.n or touched.length > piece.most
+    if (piece.row < 0 or piece.row + 1 >= touched.n or touched.length > piece.most
             or piece.stop != piece.array.start + (touched.rows[piece.row] + 1) * touched.length):
         return False
     at = touched.rows[piece.row + 1] * touched.length
@@ -176,7 +176,7 @@ cdef inline bint next_row(Piece* piece, Py_ssize_t end) noexcept nogil:
 
 cdef inline bint next_stepped(Piece* piece, Py_ssize_t end) noexcept nogil:
     """The same for elements that have a gradient, at most piece.most; of rows, for those of one row."""
-    if next_row(piece, end):
+    if piece.array.touched != NULL and next_row(piece, end):
         return True
     while next_piece(piece, end):
         if piece.array.g != NULL and (piece.array.touched == NULL or to_row(piece)):

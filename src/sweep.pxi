@@ -51,8 +51,10 @@ cdef void run_segment(const Space* space, const Group* group, const Piece* piece
     cdef int turn = 0
     cdef Py_ssize_t n = piece.stop - piece.start
     cdef const floating* g = <const floating*> piece.array.g + piece.at
+    cdef const floating* summed
     if piece.array.touched != NULL:
-        sum_row(piece, spare[turn], &g)
+        sum_row(piece, spare[turn], &summed)
+        g = summed
         turn = 1 - turn
     elif piece.array.g_format != NATIVE:
         widen(piece.array.g_format, n, spare[turn], piece.array.g, piece.at)
@@ -287,7 +289,7 @@ cdef WIDE run_block(const Space* space, const Group* group, Piece* piece, Py_ssi
         else:
             widen(group.format, piece.stop - piece.start, widened, piece.array.p, piece.at)
             run_narrow(space, group, piece, widened, s)
-        more = next_stepped(piece, end)
+        more = piece.stop < end and next_stepped(piece, end)
     if dense:
         prefetch(first.g, start + AHEAD - first.start, gradient_itemsize(group, first))
     for j in range(SLOTS):

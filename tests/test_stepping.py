@@ -375,12 +375,17 @@ def test_a_block_that_is_left_while_a_thread_steps_ends_with_that_call(keep_undo
     p = {"a": np.ones(3, "float32"), "b": np.ones(3, "float32")}
     opt = ac.SGD(p, lr=1.0, keep_undo=keep_undo)
     block = opt.stepping()
-    with pytest.raises(LookupError) as raised, block as now:
-        now("a", np.ones(3, "float32"))
-        thread = threading.Thread(target=now, args=(Slow("b"), np.ones(3, "float32")))
-        thread.start()
-        inside.wait()
-        raise LookupError
+    thread = threading.Thread(target=block, args=(Slow("b"), np.ones(3, "float32")))
+
+    def leave():
+        with block as now:
+            now("a", np.ones(3, "float32"))
+            thread.start()
+            inside.wait()
+            raise LookupError
+
+    with pytest.raises(LookupError) as raised:
+        leave()
     with pytest.raises(RuntimeError, match="this optimizer is in use"):
         opt.step(dict.fromkeys(p))
     on.set()
