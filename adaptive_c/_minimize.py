@@ -239,6 +239,8 @@ def minimize(
     forgiving = options.get("on_nonfinite") == "skip"
     chosen = _chosen(average, options.pop("ema_decay", None), noisy, window)
     averaged = not isinstance(chosen, str)
+    if averaged and chosen is not True and not callable(chosen) and not 0 <= real("average", chosen) < 1:
+        raise ValueError(f"average must be in [0, 1) where it is a decay, got {chosen!r}; 1 would keep x0")
     if averaged:
         options["ema_decay"] = chosen
     if not callable(fun):
@@ -252,7 +254,13 @@ def minimize(
     if limits is not None:
         np.clip(x, *limits, out=x)
     options.setdefault("on_nonfinite", "skip" if x.size <= _LARGE else "ignore")
-    opt = optimizer(x, bounds=sides, **options)
+    try:
+        opt = optimizer(x, bounds=sides, **options)
+    except TypeError as error:
+        error.add_note(
+            "minimize itself has jac, bounds, callback, tol, maxiter, batches, average, patience and progress"
+        )
+        raise
     shown = _reads_metric(opt)
     best_x, best_g, lowest, due = x.copy(), np.full_like(x, np.nan), math.inf, 0
     spare = 1 if x.size <= _LARGE or average == "best" or window else _SPARE

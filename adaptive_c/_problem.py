@@ -97,7 +97,7 @@ def evaluator(fun: Any, jac: Any, args: tuple[Any, ...], x: Array) -> Callable[.
     """The function (f, g) of a batch, if there are any, at the live x, which the user's functions can only read."""
     if not (jac is True or callable(jac) or (isinstance(jac, str) and jac == "out")):
         raise ValueError(f"the gradient is needed, and jac={jac!r} does not give one{NO_GRADIENT}")
-    out = None if jac is True or callable(jac) else np.zeros_like(x)
+    out = None if jac is True or callable(jac) else np.full_like(x, np.nan)  # which shows if fun does not write to it
     seen, dtype, shape = x.view(), x.dtype, x.shape
     seen.flags.writeable = False
 

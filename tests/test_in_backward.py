@@ -207,3 +207,19 @@ def test_peak_memory_falls_by_nearly_the_gradients():
             handle.remove()
         most[arriving] = max(held)
     assert most == {False: total, True: 0}
+
+
+def test_it_can_be_removed_in_the_middle_of_a_step():
+    net = model()
+    opt = AdamW(net.parameters())
+    handle = in_backward(opt)
+    loss_of(net, 0).backward()
+    with pytest.raises(ValueError, match="has had its step in this block"):
+        loss_of(net, 1).backward()
+    handle.remove()
+    assert opt.t == 1
+    opt.zero_grad()
+    loss_of(net, 2).backward()
+    opt.step()
+    assert opt.t == 2
+    opt.state_dict()

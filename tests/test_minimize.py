@@ -315,7 +315,7 @@ REFUSED = {
     "an odd option": ({"lr": -1}, ValueError, "lr must be in"),
     "an odd average": ({"average": "mean"}, ValueError, "average must be 'best', 'last', True, a decay or None, got 'mean'"),
     "no average": ({"average": False}, ValueError, "average must be"),
-    "an odd decay": ({"average": 1.5}, ValueError, r"ema_decay must be in \[0"),
+    "an odd decay": ({"average": 1.5}, ValueError, r"average must be in \[0"),
     "two averages": ({"average": 0.9, "ema_decay": 0.9}, TypeError, "average=0.9 and ema_decay=0.9 are one thing; drop one"),
     "the best of noise": ({"average": "best", "batches": [1]}, ValueError, "needs patience"),
     "batches of a number": ({"batches": 3}, TypeError, "batches must be iterable, got 3"),
@@ -481,3 +481,30 @@ def test_scipys_other_arguments_are_told_where_they_are(given, hint):
 def test_an_optimizer_has_no_options_argument():
     with pytest.raises(TypeError, match="Adam has no argument 'options'; it has params, lr"):
         ac.Adam(np.ones(2), options={"lr": 1.0})
+
+
+@pytest.mark.parametrize("average", [1, 1.0, 1.5, -0.1])
+def test_a_decay_that_would_keep_x0_is_refused(average):
+    with pytest.raises(ValueError, match=r"average must be in \[0, 1\) where it is a decay"):
+        ac.minimize(lambda x: (0.0, x), [1.0], jac=True, average=average)
+
+
+def test_a_gradient_that_fun_does_not_fill_is_noticed():
+    def rebinds(x, out):
+        out = 2 * x  # noqa: F841  instead of out[...] = 2 * x
+        return float(x @ x)
+
+    def adds(x, out):
+        out += 2 * x
+        return float(x @ x)
+
+    for fun in (rebinds, adds):
+        result = ac.minimize(fun, np.ones(2), jac="out", lr=0.1)
+        assert (result.success, result.status) == (False, 3)
+        assert "The gradient is nan at index (0,) in iteration 0" in result.message
+
+
+def test_an_unknown_argument_is_told_what_minimize_has():
+    with pytest.raises(TypeError, match="Adam has no argument 'max_iter'") as raised:
+        ac.minimize(lambda x: (0.0, x), [1.0], jac=True, max_iter=3)
+    assert "maxiter, batches" in raised.value.__notes__[0]

@@ -1,5 +1,7 @@
 """Sparse gradients of torch are stepped as rows, in their own memory."""
 
+import copy
+
 import numpy as np
 import pytest
 
@@ -107,3 +109,33 @@ def test_a_sparse_gradient_that_does_not_fit():
     with pytest.raises(TypeError, match=r"of contiguous parameters: p.grad = p.grad.to_dense\(\) before the step"):
         opt.step()
     assert (p == 1).all()
+
+
+@pytest.mark.parametrize("stepped", [False, True])
+def test_catch_up_takes_a_parameter_and_its_rows(stepped):
+    table = torch.nn.Embedding(9, 4, sparse=True)
+    opt = door.AdamW(table.parameters(), rows="exact")
+    if stepped:
+        table(torch.tensor([1, 5, 1])).sum().backward()
+        opt.step()
+    for wrong in [(table.weight,), (None, torch.tensor([1])), ("weight", torch.tensor([1])), (table.weight, [1])]:
+        with pytest.raises(TypeError, match="catch_up takes nothing, or a parameter and a tensor of its rows"):
+            opt.catch_up(*wrong)
+    with pytest.raises(ValueError, match="no parameter of this optimizer"):
+        opt.catch_up(torch.ones(9, 4), torch.tensor([1]))
+    opt.catch_up(table.weight, torch.tensor([[1], [2]]))
+    opt.catch_up()
+
+
+def test_a_copy_of_model_and_optimizer_has_no_rows_that_lag():
+    table = torch.nn.Embedding(9, 4, sparse=True, dtype=torch.float64)
+    opt = door.AdamW(table.parameters(), lr=0.1, rows="exact")
+    for i in (1, 5, 1):
+        opt.zero_grad()
+        table(torch.tensor([i])).sum().backward()
+        opt.step()
+    other, same = copy.deepcopy((opt, table))
+    opt.catch_up()
+    other.catch_up()
+    assert torch.equal(same.weight, table.weight)
+    assert torch.equal(same.weight, other.param_groups[0]["params"][0])

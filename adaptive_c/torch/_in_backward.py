@@ -42,7 +42,8 @@ def in_backward(optimizer: Optimizer) -> "InBackward":
         With max_grad_norm or on_nonfinite, which look at all gradients before the first step; from backward, if a
         parameter gets a second gradient before ``opt.step()``, as several backward passes for one step give it.
     RuntimeError
-        From ``opt.step()`` under a GradScaler, which learns of an overflow too late; if the steps are taken already.
+        From ``opt.step()`` under a GradScaler, which learns of an overflow too late (or torch's AssertionError from
+        ``scaler.step(opt)``, which finds no gradients); if the optimizer steps in backward already.
 
     Differs from: one torch optimizer for each parameter, the recipe of PyTorch's tutorial, where each counts by itself
     and schedulers and checkpoints have to know of all of them.
@@ -73,7 +74,7 @@ class InBackward:
     def remove(self) -> None:
         """Go back to steps that `optimizer.step()` takes, after the one that is going on is finished."""
         if self._optimizer._live.arriving is self:
-            self.finish()
+            self._close()
             self._optimizer._live.arriving = None
         for hook in self._hooks:
             hook.remove()
@@ -99,8 +100,9 @@ class InBackward:
             self._now(i, j, array(g, p) if isinstance(g, torch.Tensor) else g)
         except ValueError as error:
             if "has had its step" in str(error):
-                error.add_note("in_backward steps at each gradient: call the optimizer's step() after each backward; "
-                               "gradients of several backward passes can't be summed")  # fmt: skip
+                error.add_note("in_backward steps at each gradient: call the optimizer's step() after each backward, "
+                               "since gradients of several backward passes can't be summed.  To go on: "
+                               "opt.zero_grad(), which drops this gradient, then opt.step(), which ends it")  # fmt: skip
             raise
         p.grad = None
         torch.autograd.graph.increment_version(p)
@@ -115,7 +117,10 @@ class InBackward:
             for p in group["params"]:
                 if p.grad is not None:
                     self._arrived(p)
+        self._close()
+
+    def _close(self) -> None:
         if self._now is not None:
             self._now = None
             self._block.close()
-            optimizer._fitting().show()
+            self._optimizer._fitting().show()

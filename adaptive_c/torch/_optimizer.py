@@ -69,6 +69,9 @@ class Optimizer(torch.optim.Optimizer):
         `averaged_parameters` puts the averages into the parameters' place.
     bounds : (lo, hi), optional; per group
         Two numbers or None: parameters are clamped to them after each step.
+    rows : "lazy" or "exact"; per group
+        What a sparse gradient means for the other rows.  "lazy": nothing, they stay as they are.  "exact": a gradient
+        of 0; they are brought up to date when they are stepped next, or by `catch_up`.
     state_dtype : "float32", "bfloat16" or "uint8", optional; per group
         The format of the moments, as a name or torch's dtype.  "uint8" is a code of 8 bits with a scale for each block
         of 256 elements.  Both narrow formats are rounded stochastically.  Refused for float64, Rprop and SuperSAB.
@@ -227,6 +230,13 @@ class Optimizer(torch.optim.Optimizer):
         parameter, indices : tensors, optional
             One parameter, and the rows of it, of any shape: ``opt.catch_up(table.weight, words)``.
         """
+        given = [isinstance(x, torch.Tensor) for x in (parameter, indices)]
+        if not all(given) and (parameter is not None or indices is not None):
+            raise TypeError(
+                "catch_up takes nothing, or a parameter and a tensor of its rows: catch_up(table.weight, words)"
+            )
+        if parameter is not None and not any(p is parameter for group in self.param_groups for p in group["params"]):
+            raise ValueError("catch_up: that tensor is no parameter of this optimizer")
         bound = self._live.bound
         if bound is None:
             return
@@ -309,6 +319,7 @@ class Optimizer(torch.optim.Optimizer):
             hook.remove()
 
     def __getstate__(self) -> dict[str, Any]:
+        self.catch_up()
         return {**super().__getstate__(), "_settings": self._settings, "_counted": self._counts()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
