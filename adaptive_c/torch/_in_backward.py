@@ -100,9 +100,11 @@ class InBackward:
             self._now(i, j, array(g, p) if isinstance(g, torch.Tensor) else g)
         except ValueError as error:
             if "has had its step" in str(error):
-                error.add_note("in_backward steps at each gradient: call the optimizer's step() after each backward, "
-                               "since gradients of several backward passes can't be summed.  To go on: "
-                               "opt.zero_grad(), which drops this gradient, then opt.step(), which ends it")  # fmt: skip
+                error.add_note(
+                    "in_backward steps at each gradient: call the optimizer's step() after each backward, since gradients "
+                    "of several backward passes can't be summed.  To go on: opt.zero_grad(), which drops this gradient, "
+                    "then opt.step(), which ends the step"
+                )
             raise
         p.grad = None
         torch.autograd.graph.increment_version(p)
