@@ -101,9 +101,9 @@ class InBackward:
         except ValueError as error:
             if "has had its step" in str(error):
                 error.add_note(
-                    "in_backward steps at each gradient: call the optimizer's step() after each backward, since gradients "
-                    "of several backward passes can't be summed.  To go on: opt.zero_grad(), which drops this gradient, "
-                    "then opt.step(), which ends the step"
+                    "in_backward steps at each gradient: call the optimizer's step() after each backward, since the "
+                    "gradients of several can't be summed.  To go on: opt.zero_grad(), which drops this gradient, then "
+                    "opt.step(), which ends the step"
                 )
             raise
         p.grad = None
