@@ -276,3 +276,15 @@ def test_narrow_state_is_shown_as_it_is():
     assert {key: x.dtype for key, x in opt.state[p].items() if key.startswith("exp_avg_sq")} == {
         "exp_avg_sq_code": torch.uint8, "exp_avg_sq_scale": torch.float32, "exp_avg_sq_offset": torch.int64,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("option", [{"max_grad_norm": 1.0}, {"on_nonfinite": "skip"}, {"n_threads": 1}])
+def test_options_of_the_whole_are_refused_in_a_group(option):
+    (name,) = option
+    p, q = (torch.nn.Parameter(torch.ones(3)) for _ in range(2))
+    with pytest.raises(ValueError, match=f"{name} in group 0 is an option of the optimizer as a whole"):
+        door.AdamW([{"params": [p], **option}])
+    opt = door.AdamW([p])
+    with pytest.raises(ValueError, match=f"{name} in group 1 is an option of the optimizer as a whole"):
+        opt.add_param_group({"params": [q], **option})
+    assert len(opt.param_groups) == 1

@@ -85,6 +85,10 @@ class Form:
         """Refuse groups of torch's that can't be stepped: their tensors first, then their options."""
         small = []
         for i, group in enumerate(groups, first):
+            for name in self.settings:
+                if name in group:
+                    raise ValueError(f"{name} in group {i} is an option of the optimizer as a whole: give it to the "
+                                     f"constructor, or assign opt.{name}")  # fmt: skip
             for name in REFUSED:
                 if group.get(name):
                     raise ValueError(f"{name}=True can't be had here: a step is no graph of torch's operations; drop "
