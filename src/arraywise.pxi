@@ -67,7 +67,7 @@ cdef class Stepping:
         cdef Guard guard = self.plan.guard
         self.inside, self.error = False, error
         self.left = guard.holder == STEPPING and guard.rest == ARRAYWISE
-        if not self.left:  # otherwise the call that is under way ends the block: nobody else could
+        if not self.left:  # otherwise the call that is under way ends the block, as nothing else could
             guard.take(STEPPING, ARRAYWISE)
             self.end()
 

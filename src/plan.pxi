@@ -349,8 +349,7 @@ cdef class Plan:
             if usable:
                 self.run(STEP, work, first, last)
             if usable and count:
-                if self.space.by_rows:
-                    zero_rows(self)
+                zero_rows(self)
                 self.count(moved)
             if self.dynamic and count and work >= 0:
                 rescale(&self.counts, usable)

@@ -190,12 +190,6 @@ cdef void catch_up_group(const Space* space, const Group* group, Py_ssize_t star
         catch_up_piece(group, &piece)
 
 
-cdef inline bint is_plain(const Piece* piece) noexcept nogil:
-    """Is the gradient of a piece of a touched row one row of the values, as it stands there?"""
-    cdef const Touched* touched = piece.array.touched
-    return touched.weights == NULL and touched.first[piece.row + 1] - touched.first[piece.row] == 1
-
-
 cdef inline void run_plain(const Space* space, const Group* group, const Piece* piece, floating* p,
                            void** s) noexcept nogil:
     """The rule alone over such a piece: the way through the stages, all of them off, takes longer than most rules."""

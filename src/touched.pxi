@@ -21,6 +21,13 @@ cdef void add_weighted(Py_ssize_t n, floating* s, const floating* g, double weig
         s[i] = s[i] + w * g[i]
 
 
+cdef inline bint is_plain(const Piece* piece) noexcept nogil:
+    """Is the gradient of a piece of a touched row one row of the values, as it stands there?"""
+    cdef const Touched* touched = piece.array.touched
+    return (touched.weights == NULL and piece.array.g_format == NATIVE
+            and touched.first[piece.row + 1] - touched.first[piece.row] == 1)
+
+
 cdef APART sum_row(const Piece* piece, floating* out, const floating** g) noexcept nogil:
     """g <- the gradient of a piece of a touched row, at most CHUNK elements: the values, or their sum in out."""
     cdef const Touched* touched = piece.array.touched
@@ -29,15 +36,15 @@ cdef APART sum_row(const Piece* piece, floating* out, const floating** g) noexce
     cdef Py_ssize_t n = piece.stop - piece.start, column = piece.at - touched.rows[piece.row] * touched.length, at, j
     cdef Py_ssize_t first = touched.first[piece.row], last = touched.first[piece.row + 1]
     cdef double weight
+    if is_plain(piece):
+        g[0] = <const floating*> piece.array.g + touched.entries[first] * touched.length + column
+        return
     for j in range(first, last):
         at = touched.entries[j] * touched.length + column
         x = <const floating*> piece.array.g + at
         if piece.array.g_format != NATIVE:
             widen(piece.array.g_format, n, widened, piece.array.g, at)
             x = widened
-        elif touched.weights == NULL and last - first == 1:
-            g[0] = x
-            return
         weight = (<floating*> touched.weights)[j] if touched.weights != NULL else 1
         if j > first and touched.weights != NULL:
             add_weighted(n, out, x, weight)

@@ -44,7 +44,7 @@ FORMATS = [
     {"parameters": "float16", "master": "float32"},
 ]  # fmt: skip
 every_format = pytest.mark.parametrize("formats", FORMATS, ids=[" ".join(f.values()) for f in FORMATS])
-noise = functools.lru_cache(maxsize=64)(ref.noise)  # the same for all rules; nobody writes it
+noise = functools.lru_cache(maxsize=64)(ref.noise)  # the same for all rules, which only read it
 every_rule = pytest.mark.parametrize(("name", "options"), [n[1:] for n in NARROW], ids=[n[0] for n in NARROW])
 
 

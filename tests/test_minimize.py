@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from problems import START, bowl, by_hand, quartic
 from support import assert_same_bits, child
 
 import adaptive_c as ac
@@ -20,27 +21,6 @@ import adaptive_c as ac
 def q(x):
     """The quadratic 3 x0^2 + 10 x1^2, least at (0, 0)."""
     return float(3 * x[0] ** 2 + 10 * x[1] ** 2), np.array([6, 20], x.dtype) * x
-
-
-def quartic(x):
-    """Least at -1.10715987169, with another minimum at 0.837565435283."""
-    return x**4 - 2 * x**2 + x, 4 * x**3 - 4 * x + 1
-
-
-def bowl(x):
-    """((x - 3)^2).sum(), for x of any shape."""
-    return ((x - 3) ** 2).sum(), 2 * (x - 3)
-
-
-def by_hand(fun, x0, steps, optimizer=ac.Adam, **options):
-    x = np.array(x0)
-    opt = optimizer(x, **options)
-    for _ in range(steps):
-        opt.step(fun(x)[1])
-    return x, opt
-
-
-START = np.array([-1.5, 2.0])
 
 
 # --- the numbers -------------------------------------------------------------------------------------------------------

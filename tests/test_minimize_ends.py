@@ -8,29 +8,10 @@ import types
 
 import numpy as np
 import pytest
+from problems import START, bowl, by_hand, quartic
 from support import assert_same_bits
 
 import adaptive_c as ac
-
-START = np.array([-1.5, 2.0])
-
-
-def bowl(x):
-    """((x - 3)^2).sum(), for x of any shape."""
-    return ((x - 3) ** 2).sum(), 2 * (x - 3)
-
-
-def quartic(x):
-    """Least at -1.10715987169, with another minimum at 0.837565435283."""
-    return x**4 - 2 * x**2 + x, 4 * x**3 - 4 * x + 1
-
-
-def by_hand(fun, x0, steps, optimizer=ac.Adam, **options):
-    x = np.array(x0)
-    opt = optimizer(x, **options)
-    for _ in range(steps):
-        opt.step(fun(x)[1])
-    return x, opt
 
 
 def broken(at, f=None, g=None, fun=bowl):
@@ -387,7 +368,7 @@ def test_with_scipy_it_is_scipys():
 
 
 class Bar:
-    """In the place of tqdm's: shows itself in every third update."""
+    """Instead of tqdm's: shows itself in every third update."""
 
     def __init__(self, total):
         self.total, self.n, self.texts, self.closed = total, 0, [], False

@@ -47,7 +47,7 @@ def shown(rule: Rule, store: Store, j: int, p: Tensor, stop: int, step: Tensor) 
 
 
 def decoded(rule: Rule, p: Tensor, given: Mapping[str, Any]) -> dict[str, Any]:
-    """A tensor's state with numbers in the place of codes."""
+    """A tensor's state with numbers instead of codes."""
     found = dict(given)
     for name, slot in rule.state.items():
         if f"{name}_code" in found:
