@@ -90,8 +90,12 @@ cdef inline void prefetch(const void* p, Py_ssize_t at, Py_ssize_t itemsize) noe
     """
     cdef uintptr_t start = <uintptr_t> p + at * itemsize
     cdef Py_ssize_t i
-    for i in range(BLOCK * itemsize // 64):
-        PREFETCH(<const void*> (start + 64 * i))
+    for i in range(itemsize):  # a block of single bytes has four lines
+        PREFETCH(<const void*> start)
+        PREFETCH(<const void*> (start + 64))
+        PREFETCH(<const void*> (start + 128))
+        PREFETCH(<const void*> (start + 192))
+        start += BLOCK
 
 
 cdef struct Wanted:      # what a row is made of, in memory
