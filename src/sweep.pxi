@@ -98,50 +98,32 @@ cdef inline void prefetch(const void* p, Py_ssize_t at, Py_ssize_t itemsize) noe
         start += BLOCK
 
 
-cdef struct Wanted:      # what a row is made of, in memory
-    uintptr_t start[SLOTS + 4]
-    uintptr_t end[SLOTS + 4]
-    int n
-
-
-cdef inline void want(Wanted* wanted, const void* p, Py_ssize_t at, Py_ssize_t itemsize, Py_ssize_t n) noexcept nogil:
-    if p != NULL:
-        wanted.start[wanted.n] = (<uintptr_t> p + at * itemsize) // 64 * 64
-        wanted.end[wanted.n] = <uintptr_t> p + (at + n) * itemsize
-        wanted.n += 1
+cdef inline void prefetch_part(const void* p, Py_ssize_t at, Py_ssize_t itemsize, Py_ssize_t n) noexcept nogil:
+    """Ask for elements at .. at+n-1."""
+    cdef uintptr_t line = (<uintptr_t> p + at * itemsize) & ~<uintptr_t> 63, end = <uintptr_t> p + (at + n) * itemsize
+    while p != NULL and line < end:
+        PREFETCH(<const void*> line)
+        line += 64
 
 
 cdef APART prefetch_row(const Group* group, const Piece* piece) noexcept nogil:
-    """At the beginning of a touched row, ask for one that comes soon: where it lies, the processor can't guess.
-
-    A line of each array in turn, so that the pages are looked up side by side.
-    """
+    """At the beginning of a touched row, ask for one that comes soon: where it lies, the processor can't guess."""
     cdef const Touched* touched = piece.array.touched
     cdef Py_ssize_t row = piece.row + ROWS_AHEAD, n = min(touched.length, BLOCK), at
-    cdef Wanted wanted
     cdef int j
-    cdef bint more = True
     if row >= touched.n or piece.at != touched.rows[piece.row] * touched.length:
         return
-    wanted.n = 0
     at = touched.rows[row] * touched.length
-    want(&wanted, piece.array.g, touched.entries[touched.first[row]] * touched.length,
-         gradient_itemsize(group, piece.array), n)
-    want(&wanted, piece.array.p, at, parameter_itemsize(group), n)
+    prefetch_part(piece.array.g, touched.entries[touched.first[row]] * touched.length,
+                  gradient_itemsize(group, piece.array), n)
+    prefetch_part(piece.array.p, at, parameter_itemsize(group), n)
     if piece.array.behind != NULL:
         PREFETCH(piece.array.behind.done + touched.rows[row])
     at += piece.array.start
     for j in range(SLOTS):
-        want(&wanted, group.state[j], at, group.state_itemsize[j], n)
-    want(&wanted, group.master, at, sizeof(float), n)
-    want(&wanted, group.ema, at, native_itemsize(group), n)
-    while more:
-        more = False
-        for j in range(wanted.n):
-            if wanted.start[j] < wanted.end[j]:
-                PREFETCH(<const void*> wanted.start[j])
-                wanted.start[j] += 64
-                more = True
+        prefetch_part(group.state[j], at, group.state_itemsize[j], n)
+    prefetch_part(group.master, at, sizeof(float), n)
+    prefetch_part(group.ema, at, native_itemsize(group), n)
 
 
 cdef void replay(const Group* group, const Piece* piece, const Past* past, floating* p, void** s) noexcept nogil:
