@@ -21,6 +21,7 @@ from .file import Entry
 from .names import decoded, encoded, matches
 
 VERSION = 2  # 1 had the names of a dict's arrays as repr() gives them
+_DICT = (dict, Mapping)  # isinstance tells a dict at once, and asks Mapping about anything else
 _FIXED = {name for name, option in OPTIONS.items() if option.fixed}
 _COUNTS = {"step": "int64", "started": "uint8", "mu_product": "float64", "summed": "uint8"}
 
@@ -140,9 +141,9 @@ def _read(array: Any, start: int, out: Array) -> None:
 
 
 def load_state_dict(run: Run, d: Any) -> None:
-    groups = d.get("groups") if isinstance(d, Mapping) else None
+    groups = d.get("groups") if isinstance(d, _DICT) else None
     for i, group in enumerate(groups if isinstance(groups, (list, tuple)) else ()):
-        for name, array in _get(group, "arrays", Mapping, f"state_dict['groups'][{i}]").items():
+        for name, array in _get(group, "arrays", _DICT, f"state_dict['groups'][{i}]").items():
             if not isinstance(array, np.ndarray) or array.ndim != 1:
                 raise TypeError(f"state_dict['groups'][{i}]['arrays'][{name!r}] must be a flat NumPy array, as "
                                 f"state_dict() gives it; got {type(array).__name__}")  # fmt: skip
@@ -181,7 +182,7 @@ def _share_out(name: str, stored: Any, groups: list[Any], where: str) -> None:
 
 def _get(d: Any, key: str, kind: Any, where: str) -> Any:
     """d[key], which must be there and of that kind."""
-    if not isinstance(d, Mapping):
+    if not isinstance(d, _DICT):
         raise TypeError(f"{where} must be a dict, as state_dict() gives it; got {type(d).__name__}")
     if key not in d:
         raise ValueError(f"{where} has no {key!r}: it is not a complete state of an adaptive_c optimizer")
@@ -217,11 +218,11 @@ def _restore(run: Run, d: Any, where: str, parameters: bool) -> None:
     if isinstance(grad_norm, str) and grad_norm not in ("nan", "inf"):
         raise ValueError(f"{where}['grad_norm'] can't be {grad_norm!r}")
     pending = _count(d, "pending", where)
-    given = _get(d, "settings", Mapping, where)
+    given = _get(d, "settings", _DICT, where)
     if unknown := given.keys() - plan.settings.keys():
         raise ValueError(f"{where} has the unknown setting {min(unknown, key=str)!r}")
     settings = run.checked({**plan.settings, **given}, where=f"{where}: ")
-    scale, tracker = _read_scaler(run, _get(d, "scaler", (Mapping, type(None)), where), settings, where)
+    scale, tracker = _read_scaler(run, _get(d, "scaler", (*_DICT, type(None)), where), settings, where)
     work = [
         _check_group(group, about, f"{where}: group {group.index}", version, parameters, t, pending)
         for group, about in zip(run.groups, groups, strict=True)
@@ -274,11 +275,11 @@ def _check_group(
                              " construct the optimizer as the saved one was")  # fmt: skip
     sizes = _get(d, "sizes", (list, tuple), where)
     for size in sizes:
-        if isinstance(size, bool) or not isinstance(size, (int, np.integer)) or size < 0:
+        if type(size) is bool or not isinstance(size, (int, np.integer)) or size < 0:
             raise ValueError(f"{where}: its sizes can't be {size!r}; they are whole numbers")
     sizes = list(map(int, sizes))
     _check_cut(sizes, _get(d, "names", (list, tuple, type(None)), where), ours, version, where)
-    arrays = _get(d, "arrays", Mapping, where)
+    arrays = _get(d, "arrays", _DICT, where)
     wanted = {name: (array.dtype, array.size) for name, array in group.store.arrays.items() if name != "sums"}
     if parameters:
         wanted["params"] = np.dtype("uint16" if ours["dtype"] == "bfloat16" else ours["dtype"]), group.bound.size
@@ -323,7 +324,7 @@ def _check_arrays(
             f"{where} has no parameters: it was saved without; load(path, parameters=False) loads the rest"
         )
     if names != wanted.keys():
-        options = _get(d, "options", Mapping, where)
+        options = _get(d, "options", _DICT, where)
         switches = [f"{k}={options[k]!r}" for k in ("amsgrad", "centered", "momentum", "ema_decay") if k in options]
         raise ValueError(
             f"{where} has the state {', '.join(sorted(map(str, names))) or 'none'}, this optimizer's "
@@ -348,8 +349,8 @@ def _read_count(arrays: Any, name: str, n: int, where: str) -> Array:
 
 def _read_options(group: ParamGroup, d: Any, where: str) -> dict[str, Any]:
     """All options of a group, numbers and schedules, as they are to be assigned."""
-    given = dict(_get(d, "options", Mapping, where))
-    followed = _get(d, "schedules", Mapping, where)
+    given = dict(_get(d, "options", _DICT, where))
+    followed = _get(d, "schedules", _DICT, where)
     own = group.options
     if unknown := (given.keys() | followed.keys()) - (own.keys() - _FIXED):
         known = ", ".join(name for name in own if name not in _FIXED)
