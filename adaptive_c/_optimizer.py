@@ -446,11 +446,11 @@ class Optimizer(Saving):
         return self._run.groups
 
     def __setattr__(self, name: str, value: Any) -> None:  # (a __getattr__ would slow down every step)
-        if not name.startswith("_") and not hasattr(type(self), name):
+        if name not in SETTINGS and not name.startswith("_") and not hasattr(type(self), name):
             option = name in self._run.defaults
             hint = f"; options are in the groups: opt.param_groups[0][{name!r}] = {value!r}" if option else ""
             raise AttributeError(f"{type(self).__name__} has no attribute {name!r} to assign{hint}")
-        super().__setattr__(name, value)
+        object.__setattr__(self, name, value)  # without super(), which takes a tenth of an assignment
 
     @property
     def state(self) -> State:

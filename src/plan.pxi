@@ -27,6 +27,7 @@ cdef class Plan:
     cdef readonly list groups      # of BoundGroup
     cdef readonly bint structured  # the caller gave a list of groups, and gives a list of their gradients
     cdef readonly dict settings
+    cdef readonly long long version  # how often they were assigned
     cdef public int n_threads      # 0: not chosen
     cdef readonly bint dynamic     # the loss scale is
     cdef readonly bint keeps_undo
@@ -133,19 +134,7 @@ cdef class Plan:
 
     def configure(self, dict settings):
         """Take over the options of the optimizer as a whole, already checked."""
-        if settings["flush_denormals"] != self.space.flush_denormals:
-            bring_up(self)
-        self.settings = settings
-        self.max_grad_norm = settings["max_grad_norm"] or 0
-        self.space.max_grad_value = settings["max_grad_value"] or 0
-        self.on_nonfinite = ON_NONFINITE[settings["on_nonfinite"]]
-        if settings["loss_scale"] != "dynamic":
-            self.counts.loss_scale = settings["loss_scale"]
-        elif not self.dynamic:
-            self.dynamic, self.counts.loss_scale = True, FIRST_SCALE
-        self.zero_grad = self.space.zero_grad = settings["zero_grad"]
-        self.space.flush_denormals = settings["flush_denormals"]
-        self.space.seed = settings["seed"]
+        configure(self, settings)
 
     def set_counts(self, long long t, long long skipped_steps, double grad_norm, long long pending, double loss_scale,
                    long long growth_tracker):
@@ -232,16 +221,20 @@ cdef class Plan:
         self.counts.loss_scale = loss_scale
         self.guard.release()
 
-    def configure_if(self, dict read, dict settings):
-        """Take over settings that were made from others and checked; False if there are other ones by now."""
+    def configure_if(self, long long version, dict settings):
+        """Take over settings that were checked with those of this version; False if there are other ones by now."""
         self.guard.take(STEPPING, AVERAGED)
         try:
-            if read is not self.settings:
+            if version != self.version:
                 return False
             self.configure(settings)
             return True
         finally:
             self.guard.release()
+
+    def assign(self, name, value):
+        """Take over one setting, if it is a plain number or switch for another: False if it needs a further check."""
+        return assign_setting(self, name, value)
 
     def catch_up(self, *place_and_indices):
         """Replay what rows have missed: all of them, or those of one array that are named."""

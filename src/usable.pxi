@@ -1,6 +1,6 @@
 # Is a step's gradient usable?  Its norm, its non-finite elements, the factor of the gradient, the dynamic loss scale.
 
-from libc.math cimport NAN, fabs, isinf
+from libc.math cimport INFINITY, NAN, fabs, isinf
 
 cdef enum OnNonfinite:
     IGNORE, SKIP, RAISE

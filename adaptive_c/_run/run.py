@@ -70,9 +70,11 @@ class Run:
 
     def configure(self, name: str, value: Any) -> None:
         """Check and take over an option of the optimizer as a whole."""
+        if self.plan.assign(name, value):  # one plain number for another
+            return
         while True:
-            read = self.plan.settings
-            if self.plan.configure_if(read, self.checked({**read, name: value})):
+            version = self.plan.version
+            if self.plan.configure_if(version, self.checked({**self.plan.settings, name: value})):
                 return
 
     def checked(self, settings: Mapping[str, Any], groups: Any = None, where: str = "") -> dict[str, Any]:
