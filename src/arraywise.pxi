@@ -127,7 +127,7 @@ cdef class Stepping:
                 plan.run(STEP, work, group.position + lo, group.position + hi)
             zero_rows(plan)
             if a.touched != NULL and a.behind != NULL:
-                note_past(group, a, plan.space.steps)
+                note_past(group, a, plan.space.steps, group.factor)
             stepped[i] = True
         finally:
             a.g, a.touched, plan.space.by_rows = NULL, NULL, False

@@ -36,6 +36,7 @@ cdef class Plan:
     cdef Spans memory
     cdef uint64_t apart            # a hash of gradient buffers that were found not to overlap
     cdef double max_grad_norm
+    cdef NormOver norm_over
     cdef OnNonfinite on_nonfinite
     cdef bint zero_grad
     cdef list narrow_saved         # narrow parameters as they were, while their averages are in place
@@ -94,6 +95,7 @@ cdef class Plan:
         cdef list groups = self.groups + new, spans = []
         for i, group in enumerate(new):
             group.group.index, group.group.position = space.n_groups + i, space.end
+            group.group.first = space.n_arrays
             space.end += chunks_to(group.group.size) * CHUNK
             space.n_arrays += group.group.n_arrays
             work += group.group.size
@@ -111,7 +113,7 @@ cdef class Plan:
                              "arrays")
         space.groups = <Group**> calloc(space.n_groups + 1, sizeof(Group*))
         space.steps = <Step*> calloc(space.n_arrays + 1, sizeof(Step))
-        space.partial = <double*> calloc(space.end // CHUNK + 1, sizeof(double))
+        space.partial = <double*> calloc(space.end // CHUNK + space.n_arrays + 1, sizeof(double))
         if space.groups == NULL or space.steps == NULL or space.partial == NULL:
             free(space.groups)
             free(space.steps)
@@ -472,7 +474,8 @@ cdef class Plan:
             for j in range(group.n_arrays):
                 if group.arrays[j].g != NULL:
                     if group.arrays[j].touched != NULL and group.arrays[j].behind != NULL:
-                        note_past(group, group.arrays + j, self.space.steps + group.arrays[j].step)
+                        note_past(group, group.arrays + j, self.space.steps + group.arrays[j].step,
+                                  factor_of(&self.space, group, group.arrays + j))
                     group.t[j] += 1
                     if writes:
                         group.started[j] = True

@@ -7,6 +7,7 @@ cdef configure(Plan plan, dict settings):
         bring_up(plan)
     plan.settings = settings
     plan.version += 1
+    plan.norm_over = NORM_OVER[settings["norm_over"]]
     plan.max_grad_norm = settings["max_grad_norm"] or 0
     plan.space.max_grad_value = settings["max_grad_value"] or 0
     plan.on_nonfinite = ON_NONFINITE[settings["on_nonfinite"]]

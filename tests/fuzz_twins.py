@@ -53,6 +53,7 @@ VALUES = {
 }  # fmt: skip
 SETTINGS = {
     "max_grad_norm": [None, 1.0, 1e-3, 1e3],
+    "norm_over": ["all", "group"],  # twins cut their groups in different ways
     "max_grad_value": [None, 0.5, 100.0],
     "on_nonfinite": ["ignore", "skip", "raise"],
     "loss_scale": [1.0, 1024.0, 3.0, 0.25],

@@ -81,6 +81,7 @@ class Run:
         shared = {
             "seed": int(rng.integers(1 << 63)),
             "max_grad_norm": [None, 100.0][rng.integers(2)],
+            "norm_over": ["all", "group"][rng.integers(2)],  # the other part has the arrays in another cut
             "max_grad_value": [None, 5.0][rng.integers(2)],
             "on_nonfinite": "skip",
             "loss_scale": self.scale,
@@ -97,6 +98,7 @@ class Run:
                 "loss_scale": "dynamic" if self.scale == "dynamic" else 3.0,
                 "on_nonfinite": None,
                 "max_grad_norm": 1.0,
+                "norm_over": "array",
                 "bounds": (0.0, 0.1),
             }
             shared |= {"ema_decay": 0.5} if shared["ema_decay"] else {}

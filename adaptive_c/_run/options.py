@@ -174,6 +174,7 @@ SHARED = tuple(name for name, option in OPTIONS.items() if option.shared)
 loss_scale = Number(0, open_low=True)
 SETTINGS: dict[str, Check] = {
     "max_grad_norm": optional(_positive),
+    "norm_over": choice("all", "group", "array"),
     "max_grad_value": optional(_positive),
     "on_nonfinite": optional(choice("ignore", "skip", "raise")),
     "loss_scale": lambda name, value: (

@@ -82,6 +82,8 @@ class Optimizer(torch.optim.Optimizer):
         For float16 and bfloat16 without a copy: rounded up or down so that the mean is exact.
     max_grad_norm : float, optional
         Clip the gradients of all groups to this 2-norm, as clip_grad_norm_ would, without writing them.
+    norm_over : "all", "group" or "array"
+        Over what max_grad_norm clips: all gradients together; those of one dtype in each group; or each tensor's.
     max_grad_value : float, optional
         Clamp every element of the gradient to [-max_grad_value, max_grad_value], after unscaling and clipping.
     on_nonfinite : "ignore", "skip" or "raise", optional
@@ -115,6 +117,7 @@ class Optimizer(torch.optim.Optimizer):
         def __init__(self, params: Any, *args: Any, **options: Any) -> None: ...
 
     max_grad_norm = _Setting()
+    norm_over = _Setting()
     max_grad_value = _Setting()
     on_nonfinite = _Setting()
     flush_denormals = _Setting()
