@@ -8,7 +8,7 @@ import numpy as np
 
 from ._native import checked_threads
 from ._run.group import ParamGroup
-from ._run.options import SETTINGS, SHARED, Schedulable, flag, observed, real
+from ._run.options import SETTINGS, SHARED, Schedulable, flag, moves, observed, real
 from ._run.options import loss_scale as checked_scale
 from ._run.rule import Rule
 from ._run.run import Run
@@ -35,7 +35,7 @@ class Optimizer(Saving):
     n_threads : int, optional
         The number of threads of a large step, used as given.  None means the number given to ``set_num_threads``, else
         OMP_NUM_THREADS, else the smaller of CPU affinity and cgroup quota.
-    max_grad_norm : float, optional
+    max_grad_norm : float or schedule, optional
         Clip: gradients are multiplied by min(1, max_grad_norm/(norm + 1e-6)).  norm is the 2-norm over the unscaled
         gradients of all groups, unless norm_over says otherwise.  This reads the gradients once more, and does not
         write them.
@@ -101,6 +101,9 @@ class Optimizer(Saving):
         The options of each group.  Assign a number or a schedule to change one: ``opt.param_groups[0]["lr"] = 1e-4``.
         An option that follows a schedule reads as its number for the next step; ``param_groups[0].schedules`` has the
         schedules by name.
+    schedules : dict
+        The schedules of the optimizer as a whole by name: that of max_grad_norm, if it follows one.  Then
+        ``opt.max_grad_norm`` reads as its number for the next step.
     state : mapping
         The live state arrays by name, in the structure of params; the scales of 8-bit state are flat.
     t : int
@@ -148,7 +151,7 @@ class Optimizer(Saving):
         /,
         *,
         n_threads: int | None = None,
-        max_grad_norm: float | None = None,
+        max_grad_norm: Schedulable | None = None,
         norm_over: str = "all",
         max_grad_value: float | None = None,
         on_nonfinite: str | None = None,
@@ -420,6 +423,10 @@ class Optimizer(Saving):
     def skipped_steps(self) -> int:
         n: int = self._run.plan.skipped_steps
         return n
+
+    @property
+    def schedules(self) -> dict[str, Any]:
+        return {name: value for name, value in self._run.plan.settings.items() if moves(value)}
 
     @property
     def param_groups(self) -> tuple[ParamGroup, ...]:

@@ -2,17 +2,22 @@
 
 from typing import Any
 
+from ._run.options import moves, setting_at
 from ._run.run import check_scale
 
 
 class Setting:
-    """An option of the optimizer as a whole: checked when it is assigned."""
+    """An option of the optimizer as a whole: checked when it is assigned; of a schedule the number of the next step."""
 
     def __set_name__(self, owner: type, name: str) -> None:
         self._name = name
 
     def __get__(self, optimizer: Any, owner: type) -> Any:
-        return self if optimizer is None else optimizer._run.plan.settings[self._name]
+        if optimizer is None:
+            return self
+        plan = optimizer._run.plan
+        value = plan.settings[self._name]
+        return setting_at(self._name, value, plan.t) if moves(value) else value
 
     def __set__(self, optimizer: Any, value: Any) -> None:
         optimizer._run.configure(self._name, value)

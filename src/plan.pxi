@@ -18,7 +18,9 @@ cdef place_all(list groups, bint structured):
 
 @no_gc_clear  # as the groups are, into which it points
 cdef class Plan:
-    """Plan(guard): no groups yet.
+    """Plan(guard, check_followed): no groups yet.
+
+    check_followed(name, schedule, value, t): what the schedule of a setting gave, checked.
 
     The counts of the run are its attributes: t, applied steps; skipped_steps; pending calls of accumulate; the
     loss_scale, and the growth_tracker of a dynamic one; grad_norm, of the last step, NaN if none was taken.
@@ -36,6 +38,8 @@ cdef class Plan:
     cdef Spans memory
     cdef uint64_t apart            # a hash of gradient buffers that were found not to overlap
     cdef double max_grad_norm
+    cdef object norm_schedule      # which it follows, or None
+    cdef object check_followed
     cdef NormOver norm_over
     cdef OnNonfinite on_nonfinite
     cdef bint zero_grad
@@ -44,8 +48,8 @@ cdef class Plan:
     cdef list moved                # the schedules that it changed: (group, old, new)
     cdef bint undoable
 
-    def __init__(self, Guard guard):
-        self.guard, self.groups, self.memory = guard, [], Spans()
+    def __init__(self, Guard guard, check_followed):
+        self.guard, self.check_followed, self.groups, self.memory = guard, check_followed, [], Spans()
         self.counts.loss_scale, self.counts.grad_norm = 1, NAN
 
     def __dealloc__(self):
@@ -320,7 +324,7 @@ cdef class Plan:
             if self.keeps_undo and (last - first < self.space.end or not count):
                 raise ValueError("a range can't be stepped with keep_undo=True, which undoes whole steps")
             if observed is not None:
-                moved = self.observe(observed, metric)
+                moved = observe(self, observed, metric)
             work = acquire_sums(self) if summed else acquire(self, grads)
             if self.space.zero_grad:
                 check_apart(self)
@@ -369,20 +373,9 @@ cdef class Plan:
         for group in self.groups:
             if group.followers:
                 group.follow(t)
+        if self.norm_schedule is not None:
+            self.max_grad_norm = scheduled_norm(self, t)
         return 0
-
-    cdef list observe(self, observed, double metric):
-        """(group, its old schedules, its new ones) where a metric changes some."""
-        cdef list moved = []
-        cdef BoundGroup group
-        for group in self.groups:
-            new = observed(group.options, self.counts.t, metric)
-            if new:
-                moved.append((group, {name: group.options[name] for name in new}, new))
-        if not moved:
-            raise ValueError(f"no schedule reads metric={metric!r}: it is for a plateau schedule, and no group has "
-                             "one; drop it")
-        return moved
 
     cdef int run(self, Work what, Py_ssize_t work, Py_ssize_t first, Py_ssize_t last) except -1:
         """Sweep over positions first .. last-1, of which `work` are written, without the GIL if they are many."""
@@ -483,8 +476,8 @@ cdef class Plan:
                         group.product[j] = self.space.steps[group.arrays[j].step].product
         self.counts.t += 1
         if moved is not None:
-            for bound, old, new in moved:
-                (<BoundGroup> bound).replace(old, new)
+            for owner, old, new in moved:
+                replace_schedules(self, owner, old, new)
             self.moved = moved
         return 0
 

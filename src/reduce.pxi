@@ -1,8 +1,8 @@
 # Reductions over all gradients of a step: one read, no write, the same bits for every number of threads and every cut.
 #
 # Element i of a group's parameter space adds to lane i mod 16 of chunk i // CHUNK, in double; then lanes, chunks and
-# groups are added in index order.  An array without a gradient adds nothing.  Where each array is clipped by itself, an
-# array's elements are counted from its own first one, and its chunks are its own: its sum is that of a group of it alone.
+# groups are added in index order.  An array without a gradient adds nothing.  Where each array is clipped by itself,
+# its elements are counted from its own first one, and its chunks are its own: it has the sum of a group of it alone.
 
 cdef enum:
     LANES = 16

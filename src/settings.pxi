@@ -1,4 +1,5 @@
 # The options of an optimizer as a whole: taken over once they are checked, and one plain number for another at once.
+# What a metric makes of schedules, those of groups included.
 
 
 cdef configure(Plan plan, dict settings):
@@ -8,7 +9,9 @@ cdef configure(Plan plan, dict settings):
     plan.settings = settings
     plan.version += 1
     plan.norm_over = NORM_OVER[settings["norm_over"]]
-    plan.max_grad_norm = settings["max_grad_norm"] or 0
+    limit = settings["max_grad_norm"]
+    plan.norm_schedule = limit if callable(limit) else None
+    plan.max_grad_norm = INFINITY if callable(limit) else limit or 0  # a step asks the schedule
     plan.space.max_grad_value = settings["max_grad_value"] or 0
     plan.on_nonfinite = ON_NONFINITE[settings["on_nonfinite"]]
     if settings["loss_scale"] != "dynamic":
@@ -59,3 +62,47 @@ cdef bint assign_setting(Plan plan, name, value) except -1:
         plan.zero_grad = plan.space.zero_grad = value
     plan.guard.release()
     return True
+
+
+cdef double scheduled_norm(Plan plan, long long t) except? -1:
+    """What the schedule of max_grad_norm gives for the step after t applied ones."""
+    cdef double x
+    try:
+        value = plan.norm_schedule(t)
+    except Exception as error:
+        error.add_note(f"raised by the schedule of max_grad_norm: at t={t}: {plan.norm_schedule!r}")
+        raise
+    if PyFloat_Check(value):
+        x = PyFloat_AS_DOUBLE(value)
+        if 0 < x < INFINITY:
+            return x
+    return plan.check_followed("max_grad_norm", plan.norm_schedule, value, t)
+
+
+cdef list observe(Plan plan, observed, double metric):
+    """(group, its old schedules, its new ones) where a metric changes some; None for a group: those of the settings."""
+    cdef list moved = []
+    cdef BoundGroup group
+    for group in plan.groups:
+        new = observed(group.options, plan.counts.t, metric)
+        if new:
+            moved.append((group, {name: group.options[name] for name in new}, new))
+    if plan.norm_schedule is not None:
+        old = {"max_grad_norm": plan.norm_schedule}
+        new = observed(old, plan.counts.t, metric)
+        if new:
+            moved.append((None, old, new))
+    if not moved:
+        raise ValueError(f"no schedule reads metric={metric!r}: it is for a plateau schedule, and no group has "
+                         "one; drop it")
+    return moved
+
+
+cdef int replace_schedules(Plan plan, owner, dict old, dict new) except -1:
+    """Replace old schedules of a group, or of the settings (None), unless others were assigned meanwhile."""
+    if owner is not None:
+        (<BoundGroup> owner).replace(old, new)
+    elif plan.norm_schedule is old["max_grad_norm"]:
+        plan.norm_schedule = plan.settings["max_grad_norm"] = new["max_grad_norm"]
+        plan.version += 1
+    return 0

@@ -351,3 +351,127 @@ def test_it_is_pytorchs_clipping(over):
     torch.optim.SGD(theirs, lr=0.1).step()
     for p, q in zip(arrays(opt), theirs, strict=True):
         np.testing.assert_allclose(p, q.detach().numpy(), rtol=1e-5, atol=1e-5)
+
+
+# --- a schedule --------------------------------------------------------------------------------------------------------
+
+
+def falling(t):
+    return 1.0 / (1 + t)
+
+
+@pytest.mark.parametrize("schedule", [ac.schedules.linear(1.0, 3, end=0.25), falling], ids=["ours", "a function"])
+@OVER
+def test_a_schedule_gives_the_bits_of_numbers_that_are_assigned(schedule, over):
+    rng = np.random.default_rng(11)
+    opt = ac.Adam(groups(), max_grad_norm=schedule, norm_over=over)
+    twin = ac.Adam(groups(), max_grad_norm=1.0, norm_over=over)
+    for t in range(5):
+        grads = draw(rng, "float32", t)
+        twin.max_grad_norm = schedule(t)
+        assert opt.max_grad_norm == schedule(t)
+        opt.step(grads)
+        twin.step(grads)
+        assert_same(arrays(opt), arrays(twin), f"t {t}")
+    assert opt.schedules == {"max_grad_norm": schedule}
+    opt.t = 1
+    assert opt.max_grad_norm == schedule(1)
+    opt.max_grad_norm = 0.5
+    assert opt.schedules == {}
+
+
+def test_a_plateau_reads_the_metric_and_is_undone():
+    plateau = ac.schedules.plateau(1.0, factor=0.5, patience=0)
+    opt = ac.SGD(np.zeros(3), max_grad_norm=plateau, keep_undo=True)
+    with pytest.raises(ValueError, match="no schedule reads metric"):
+        ac.SGD(np.zeros(3), max_grad_norm=falling).step(np.ones(3), metric=1.0)
+    opt.step(np.ones(3), metric=1.0)
+    opt.step(np.ones(3), metric=2.0)
+    assert opt.max_grad_norm == 0.5
+    opt.rollback()
+    assert opt.max_grad_norm == 1.0
+    assert opt.schedules["max_grad_norm"] == plateau.observe(0, 1.0)
+    opt.step(np.ones(3), metric=2.0)
+    assert opt.max_grad_norm == 0.5
+    result = ac.minimize(
+        lambda x: ((x**2).sum(), 2 * x),
+        np.ones(3),
+        jac=True,
+        optimizer=ac.SGD,
+        lr=1e-9,
+        max_grad_norm=plateau,
+        maxiter=3,
+    )
+    assert result.nit == 3
+
+
+def test_a_schedule_is_saved_and_resumed(tmp_path):
+    rng = np.random.default_rng(12)
+    opt = ac.Adam(groups(), max_grad_norm=ac.schedules.chain([ac.schedules.linear(1.0, 3, end=0.5), falling], [4]))
+    for t in range(3):
+        opt.step(draw(rng, "float32", t))
+    opt.save(tmp_path / "x")
+    saved = opt.state_dict()
+    with pytest.raises(ValueError, match="max_grad_norm followed a function of your own, which can't be stored"):
+        ac.Adam(groups()).load(tmp_path / "x")
+    start = ac.schedules.chain([ac.schedules.linear(9.0, 3), falling], [4])
+    again, third = ac.Adam(groups(), max_grad_norm=start), ac.Adam(groups(), max_grad_norm=start)
+    again.load(tmp_path / "x")
+    for a, b in zip(arrays(third), arrays(opt), strict=True):
+        a[...] = b
+    third.load_state_dict(saved)
+    assert again.schedules == third.schedules == opt.schedules
+    for t in range(4):
+        grads = draw(rng, "float32", t)
+        for one in (opt, again, third):
+            one.step(grads)
+    assert_same(everything(again), everything(opt))
+    assert_same(everything(third), everything(opt))
+    plain = ac.Adam(groups(), max_grad_norm=0.5)
+    plain.save(tmp_path / "y")
+    again.load(tmp_path / "y")  # a number takes the schedule's place
+    assert again.schedules == {}
+    assert again.max_grad_norm == 0.5
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, np.nan, np.inf, None, "x", True], ids=str)
+def test_a_number_out_of_range_changes_nothing(value):
+    opt = ac.Adam(groups(), max_grad_norm=lambda t: value if t == 1 else 1.0)
+    grads = draw(np.random.default_rng(13), "float32")
+    opt.step(grads)
+    before = everything(opt)
+    with pytest.raises((ValueError, TypeError), match="at t=1 max_grad_norm must be"):
+        opt.step(grads)
+    with pytest.raises((ValueError, TypeError), match="at t=1 max_grad_norm must be"):
+        opt.max_grad_norm  # noqa: B018
+    opt.max_grad_norm = 2.0
+    assert_same(everything(opt)["groups"], before["groups"])
+    opt.step(grads)
+    with pytest.raises((ValueError, TypeError), match="at t=2 max_grad_norm must be"):
+        opt.max_grad_norm = lambda t: value
+    assert opt.max_grad_norm == 2
+
+
+def test_what_a_schedule_raises_is_passed_on():
+    def broken(t):
+        return 1.0 / (2 - t)
+
+    opt = ac.SGD(np.zeros(3), max_grad_norm=broken)
+    opt.step(np.ones(3))
+    opt.step(np.ones(3))
+    with pytest.raises(ZeroDivisionError) as error:
+        opt.step(np.ones(3))
+    assert "the schedule of max_grad_norm: at t=2" in error.value.__notes__[0]
+    assert opt.t == 2
+
+
+def test_a_schedule_of_whole_numbers_and_refusals():
+    opt = ac.SGD(np.zeros(3), lr=1.0, max_grad_norm=lambda t: 1 + t)
+    opt.step(np.full(3, 100.0))
+    assert opt.max_grad_norm == 2
+    with pytest.raises(ValueError, match=r"stepping\(\) is refused with max_grad_norm=<function"), opt.stepping():
+        pass
+    with pytest.raises(TypeError, match="max_grad_value must be a number"):
+        opt.max_grad_value = falling
+    with pytest.raises(ValueError, match="at t=0 max_grad_norm must be"):
+        ac.SGD(np.zeros(3), max_grad_norm=lambda t: -1.0)

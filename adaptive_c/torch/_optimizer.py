@@ -148,7 +148,7 @@ class Optimizer(torch.optim.Optimizer):
     def _construct(self, given: Mapping[str, Any]) -> None:
         """given: the arguments by name."""
         own = own_options(self._rule)
-        for name in own:
+        for name in (*own, "max_grad_norm"):
             if callable(given[name]):
                 raise TypeError(f"{name} can't follow a schedule of adaptive_c here, got {given[name]!r}; give a "
                                 "number, and construct one of torch.optim.lr_scheduler over the optimizer")  # fmt: skip
@@ -376,6 +376,9 @@ class Optimizer(torch.optim.Optimizer):
 
     def _set(self, name: str, value: Any) -> None:
         """Assign an option of the optimizer as a whole."""
+        if callable(value):
+            raise TypeError(f"{name} can't follow a schedule of adaptive_c here, got {value!r}; assign a number before "
+                            "each step")  # fmt: skip
         bound = self._live.bound
         if name == "n_threads":
             number = checked_threads(value)
