@@ -85,8 +85,13 @@ def _chosen(average: Any, ema_decay: Any, noisy: bool, window: int) -> Any:
 
 def _reads_metric(opt: Optimizer) -> bool:
     """Whether there is a plateau among its schedules."""
-    found = opt.param_groups[0].schedules.values()
-    every = (part for value in found for part in (value if isinstance(value, tuple) else (value,)))
+    found = (opt.schedules, opt.param_groups[0].schedules)
+    every = (
+        part
+        for schedules in found
+        for value in schedules.values()
+        for part in (value if isinstance(value, tuple) else (value,))
+    )
     return any(getattr(part, "reads_metric", False) for part in every)
 
 

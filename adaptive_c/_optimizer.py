@@ -8,42 +8,15 @@ import numpy as np
 
 from ._native import checked_threads
 from ._run.group import ParamGroup
-from ._run.options import SETTINGS, SHARED, Schedulable, flag, observed, real
+from ._run.options import SETTINGS, SHARED, Schedulable, flag, moves, observed, real
 from ._run.options import loss_scale as checked_scale
 from ._run.rule import Rule
-from ._run.run import Run, check_scale
+from ._run.run import Run
 from ._run.store import State
 from ._saving import Saving
+from ._settings import LossScale, Setting
 
 _TORCH_ONLY = {"foreach", "fused", "capturable", "differentiable"}
-
-
-class _Setting:
-    """An option of the optimizer as a whole: checked when it is assigned."""
-
-    def __set_name__(self, owner: type, name: str) -> None:
-        self._name = name
-
-    def __get__(self, optimizer: Any, owner: type) -> Any:
-        return self if optimizer is None else optimizer._run.plan.settings[self._name]
-
-    def __set__(self, optimizer: "Optimizer", value: Any) -> None:
-        optimizer._run.configure(self._name, value)
-
-
-class _LossScale(_Setting):
-    """A number, or of a dynamic scale the current one."""
-
-    def __get__(self, optimizer: Any, owner: type) -> Any:
-        return self if optimizer is None else optimizer._run.plan.loss_scale
-
-    def __set__(self, optimizer: "Optimizer", value: Any) -> None:
-        if isinstance(value, str):
-            raise ValueError(f"loss_scale is assigned a number, got {value!r}; 'dynamic' is chosen in the constructor")
-        if optimizer._run.plan.dynamic:
-            optimizer._run.plan.set_loss_scale(check_scale("loss_scale", value))
-        else:
-            super().__set__(optimizer, value)
 
 
 class Optimizer(Saving):
@@ -62,9 +35,13 @@ class Optimizer(Saving):
     n_threads : int, optional
         The number of threads of a large step, used as given.  None means the number given to ``set_num_threads``, else
         OMP_NUM_THREADS, else the smaller of CPU affinity and cgroup quota.
-    max_grad_norm : float, optional
+    max_grad_norm : float or schedule, optional
         Clip: gradients are multiplied by min(1, max_grad_norm/(norm + 1e-6)).  norm is the 2-norm over the unscaled
-        gradients of all groups.  This reads the gradients once more, and does not write them.
+        gradients of all groups, unless norm_over says otherwise.  This reads the gradients once more, and does not
+        write them.
+    norm_over : "all", "group" or "array"
+        Over what max_grad_norm clips: all gradients together, as torch's clip_grad_norm_ does; each group by itself; or
+        each array by itself, as thinc and Keras' clipnorm do.  A step is skipped or refused as a whole.
     max_grad_value : float, optional
         Clamp every element of the gradient to [-max_grad_value, max_grad_value], after unscaling and clipping.
     loss_scale : float or "dynamic"
@@ -124,6 +101,9 @@ class Optimizer(Saving):
         The options of each group.  Assign a number or a schedule to change one: ``opt.param_groups[0]["lr"] = 1e-4``.
         An option that follows a schedule reads as its number for the next step; ``param_groups[0].schedules`` has the
         schedules by name.
+    schedules : dict
+        The schedules of the optimizer as a whole by name: that of max_grad_norm, if it follows one.  Then
+        ``opt.max_grad_norm`` reads as its number for the next step.
     state : mapping
         The live state arrays by name, in the structure of params; the scales of 8-bit state are flat.
     t : int
@@ -134,7 +114,8 @@ class Optimizer(Saving):
         The averages; None for a group without.  float32 for narrower parameters.  Inside `averaged_parameters` it holds
         the weights that were exchanged for them, for float32 and float64 parameters.
     grad_norm : float
-        The norm of the last step, unscaled and unclipped; NaN before the first step and without max_grad_norm.
+        The norm of all gradients of the last step, unscaled and unclipped, whatever norm_over is; NaN before the first
+        step and without max_grad_norm.
     skipped_steps : int
         The number of steps that on_nonfinite="skip" left out.
     pending : int
@@ -154,13 +135,14 @@ class Optimizer(Saving):
 
     rule: ClassVar[Rule]
 
-    max_grad_norm = _Setting()
-    max_grad_value = _Setting()
-    on_nonfinite = _Setting()
-    loss_scale = _LossScale()
-    zero_grad = _Setting()
-    flush_denormals = _Setting()
-    seed = _Setting()
+    max_grad_norm = Setting()
+    norm_over = Setting()
+    max_grad_value = Setting()
+    on_nonfinite = Setting()
+    loss_scale = LossScale()
+    zero_grad = Setting()
+    flush_denormals = Setting()
+    seed = Setting()
 
     def __init__(
         self,
@@ -169,7 +151,8 @@ class Optimizer(Saving):
         /,
         *,
         n_threads: int | None = None,
-        max_grad_norm: float | None = None,
+        max_grad_norm: Schedulable | None = None,
+        norm_over: str = "all",
         max_grad_value: float | None = None,
         on_nonfinite: str | None = None,
         loss_scale: float | str = 1.0,
@@ -442,15 +425,19 @@ class Optimizer(Saving):
         return n
 
     @property
+    def schedules(self) -> dict[str, Any]:
+        return {name: value for name, value in self._run.plan.settings.items() if moves(value)}
+
+    @property
     def param_groups(self) -> tuple[ParamGroup, ...]:
         return self._run.groups
 
     def __setattr__(self, name: str, value: Any) -> None:  # (a __getattr__ would slow down every step)
-        if not name.startswith("_") and not hasattr(type(self), name):
+        if name not in SETTINGS and not name.startswith("_") and not hasattr(type(self), name):
             option = name in self._run.defaults
             hint = f"; options are in the groups: opt.param_groups[0][{name!r}] = {value!r}" if option else ""
             raise AttributeError(f"{type(self).__name__} has no attribute {name!r} to assign{hint}")
-        super().__setattr__(name, value)
+        object.__setattr__(self, name, value)  # without super(), which takes a tenth of an assignment
 
     @property
     def state(self) -> State:

@@ -25,14 +25,15 @@ cdef class Stepping:
         plan.guard.take(STEPPING)
         try:
             if plan.max_grad_norm or plan.on_nonfinite != IGNORE:
-                needed = f"max_grad_norm={plan.max_grad_norm!r}" if plan.max_grad_norm else "on_nonfinite"
+                limit = plan.settings["max_grad_norm"]
+                needed = "on_nonfinite" if limit is None else f"max_grad_norm={limit!r}"
                 raise ValueError(f"stepping() is refused with {needed}, which looks at all gradients before the first "
                                  "array is stepped; use step(grads)" + ("; a dynamic loss_scale implies it"
                                                                         if plan.dynamic else ""))
             plan.follow(plan.counts.t)
             if plan.counts.pending:
                 plan.refuse_sums(False)
-            self.moved = plan.observe(self.observed, self.metric) if self.observed is not None else None
+            self.moved = observe(plan, self.observed, self.metric) if self.observed is not None else None
             before = plan.counts
             plan.form_keys()
             inspect(plan, self.loss_scale or plan.counts.loss_scale, 0)
@@ -127,7 +128,7 @@ cdef class Stepping:
                 plan.run(STEP, work, group.position + lo, group.position + hi)
             zero_rows(plan)
             if a.touched != NULL and a.behind != NULL:
-                note_past(group, a, plan.space.steps)
+                note_past(group, a, plan.space.steps, group.factor)
             stepped[i] = True
         finally:
             a.g, a.touched, plan.space.by_rows = NULL, NULL, False

@@ -34,12 +34,12 @@ cdef int expect_rows(Array* a) except -1:
     return 0
 
 
-cdef int note_past(const Group* group, Array* a, const Step* step) noexcept:
+cdef int note_past(const Group* group, Array* a, const Step* step, double factor) noexcept:
     """After a step of an array, by rows: these are up to date, and the others have missed it."""
     cdef Behind* behind = a.behind
     cdef Past* past = behind.log + behind.n
     cdef Py_ssize_t i
-    past.options, past.step, past.zero = group.options, step[0], group.factor * 0.0
+    past.options, past.step, past.zero = group.options, step[0], factor * 0.0
     memcpy(past.keys, group.keys, sizeof(past.keys))
     behind.n += 1
     behind.made += 1

@@ -28,6 +28,7 @@ include "rows.pxi"       # what is handed in as a gradient of a few rows
 include "gradients.pxi"  # the gradients of one call
 include "catch_up.pxi"   # rows brought up to date
 include "usable.pxi"     # norm, finite check, factor, dynamic loss scale
+include "settings.pxi"   # options of the optimizer as a whole, in force
 include "averages.pxi"   # parameters and averages exchanged
 include "arraywise.pxi"  # a step array by array, as gradients arrive
 include "plan.pxi"       # steps

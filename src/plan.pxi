@@ -18,7 +18,9 @@ cdef place_all(list groups, bint structured):
 
 @no_gc_clear  # as the groups are, into which it points
 cdef class Plan:
-    """Plan(guard): no groups yet.
+    """Plan(guard, check_followed): no groups yet.
+
+    check_followed(name, schedule, value, t): what the schedule of a setting gave, checked.
 
     The counts of the run are its attributes: t, applied steps; skipped_steps; pending calls of accumulate; the
     loss_scale, and the growth_tracker of a dynamic one; grad_norm, of the last step, NaN if none was taken.
@@ -27,6 +29,7 @@ cdef class Plan:
     cdef readonly list groups      # of BoundGroup
     cdef readonly bint structured  # the caller gave a list of groups, and gives a list of their gradients
     cdef readonly dict settings
+    cdef readonly long long version  # how often they were assigned
     cdef public int n_threads      # 0: not chosen
     cdef readonly bint dynamic     # the loss scale is
     cdef readonly bint keeps_undo
@@ -35,6 +38,9 @@ cdef class Plan:
     cdef Spans memory
     cdef uint64_t apart            # a hash of gradient buffers that were found not to overlap
     cdef double max_grad_norm
+    cdef object norm_schedule      # which it follows, or None
+    cdef object check_followed
+    cdef NormOver norm_over
     cdef OnNonfinite on_nonfinite
     cdef bint zero_grad
     cdef list narrow_saved         # narrow parameters as they were, while their averages are in place
@@ -42,8 +48,8 @@ cdef class Plan:
     cdef list moved                # the schedules that it changed: (group, old, new)
     cdef bint undoable
 
-    def __init__(self, Guard guard):
-        self.guard, self.groups, self.memory = guard, [], Spans()
+    def __init__(self, Guard guard, check_followed):
+        self.guard, self.check_followed, self.groups, self.memory = guard, check_followed, [], Spans()
         self.counts.loss_scale, self.counts.grad_norm = 1, NAN
 
     def __dealloc__(self):
@@ -93,6 +99,7 @@ cdef class Plan:
         cdef list groups = self.groups + new, spans = []
         for i, group in enumerate(new):
             group.group.index, group.group.position = space.n_groups + i, space.end
+            group.group.first = space.n_arrays
             space.end += chunks_to(group.group.size) * CHUNK
             space.n_arrays += group.group.n_arrays
             work += group.group.size
@@ -110,7 +117,7 @@ cdef class Plan:
                              "arrays")
         space.groups = <Group**> calloc(space.n_groups + 1, sizeof(Group*))
         space.steps = <Step*> calloc(space.n_arrays + 1, sizeof(Step))
-        space.partial = <double*> calloc(space.end // CHUNK + 1, sizeof(double))
+        space.partial = <double*> calloc(space.end // CHUNK + space.n_arrays + 1, sizeof(double))
         if space.groups == NULL or space.steps == NULL or space.partial == NULL:
             free(space.groups)
             free(space.steps)
@@ -133,19 +140,7 @@ cdef class Plan:
 
     def configure(self, dict settings):
         """Take over the options of the optimizer as a whole, already checked."""
-        if settings["flush_denormals"] != self.space.flush_denormals:
-            bring_up(self)
-        self.settings = settings
-        self.max_grad_norm = settings["max_grad_norm"] or 0
-        self.space.max_grad_value = settings["max_grad_value"] or 0
-        self.on_nonfinite = ON_NONFINITE[settings["on_nonfinite"]]
-        if settings["loss_scale"] != "dynamic":
-            self.counts.loss_scale = settings["loss_scale"]
-        elif not self.dynamic:
-            self.dynamic, self.counts.loss_scale = True, FIRST_SCALE
-        self.zero_grad = self.space.zero_grad = settings["zero_grad"]
-        self.space.flush_denormals = settings["flush_denormals"]
-        self.space.seed = settings["seed"]
+        configure(self, settings)
 
     def set_counts(self, long long t, long long skipped_steps, double grad_norm, long long pending, double loss_scale,
                    long long growth_tracker):
@@ -232,16 +227,20 @@ cdef class Plan:
         self.counts.loss_scale = loss_scale
         self.guard.release()
 
-    def configure_if(self, dict read, dict settings):
-        """Take over settings that were made from others and checked; False if there are other ones by now."""
+    def configure_if(self, long long version, dict settings):
+        """Take over settings that were checked with those of this version; False if there are other ones by now."""
         self.guard.take(STEPPING, AVERAGED)
         try:
-            if read is not self.settings:
+            if version != self.version:
                 return False
             self.configure(settings)
             return True
         finally:
             self.guard.release()
+
+    def assign(self, name, value):
+        """Take over one setting, if it is a plain number or switch for another: False if it needs a further check."""
+        return assign_setting(self, name, value)
 
     def catch_up(self, *place_and_indices):
         """Replay what rows have missed: all of them, or those of one array that are named."""
@@ -325,7 +324,7 @@ cdef class Plan:
             if self.keeps_undo and (last - first < self.space.end or not count):
                 raise ValueError("a range can't be stepped with keep_undo=True, which undoes whole steps")
             if observed is not None:
-                moved = self.observe(observed, metric)
+                moved = observe(self, observed, metric)
             work = acquire_sums(self) if summed else acquire(self, grads)
             if self.space.zero_grad:
                 check_apart(self)
@@ -374,20 +373,9 @@ cdef class Plan:
         for group in self.groups:
             if group.followers:
                 group.follow(t)
+        if self.norm_schedule is not None:
+            self.max_grad_norm = scheduled_norm(self, t)
         return 0
-
-    cdef list observe(self, observed, double metric):
-        """(group, its old schedules, its new ones) where a metric changes some."""
-        cdef list moved = []
-        cdef BoundGroup group
-        for group in self.groups:
-            new = observed(group.options, self.counts.t, metric)
-            if new:
-                moved.append((group, {name: group.options[name] for name in new}, new))
-        if not moved:
-            raise ValueError(f"no schedule reads metric={metric!r}: it is for a plateau schedule, and no group has "
-                             "one; drop it")
-        return moved
 
     cdef int run(self, Work what, Py_ssize_t work, Py_ssize_t first, Py_ssize_t last) except -1:
         """Sweep over positions first .. last-1, of which `work` are written, without the GIL if they are many."""
@@ -479,7 +467,8 @@ cdef class Plan:
             for j in range(group.n_arrays):
                 if group.arrays[j].g != NULL:
                     if group.arrays[j].touched != NULL and group.arrays[j].behind != NULL:
-                        note_past(group, group.arrays + j, self.space.steps + group.arrays[j].step)
+                        note_past(group, group.arrays + j, self.space.steps + group.arrays[j].step,
+                                  factor_of(&self.space, group, group.arrays + j))
                     group.t[j] += 1
                     if writes:
                         group.started[j] = True
@@ -487,8 +476,8 @@ cdef class Plan:
                         group.product[j] = self.space.steps[group.arrays[j].step].product
         self.counts.t += 1
         if moved is not None:
-            for bound, old, new in moved:
-                (<BoundGroup> bound).replace(old, new)
+            for owner, old, new in moved:
+                replace_schedules(self, owner, old, new)
             self.moved = moved
         return 0
 

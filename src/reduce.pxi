@@ -1,7 +1,8 @@
 # Reductions over all gradients of a step: one read, no write, the same bits for every number of threads and every cut.
 #
 # Element i of a group's parameter space adds to lane i mod 16 of chunk i // CHUNK, in double; then lanes, chunks and
-# groups are added in index order.  An array without a gradient adds nothing.
+# groups are added in index order.  An array without a gradient adds nothing.  Where each array is clipped by itself,
+# its elements are counted from its own first one, and its chunks are its own: it has the sum of a group of it alone.
 
 cdef enum:
     LANES = 16
@@ -54,8 +55,9 @@ cdef double as_number(uint64_t bits, bint wide) noexcept nogil:
     return (<double*> &bits)[0] if wide else (<float*> &b32)[0]
 
 
-cdef double reduce_chunk(const Group* group, Py_ssize_t start, Py_ssize_t end, bint squares) noexcept nogil:
-    """The sum of squares, or the largest absolute value, of one chunk's gradients."""
+cdef double reduce_chunk(const Group* group, Py_ssize_t start, Py_ssize_t end, Py_ssize_t origin,
+                         bint squares) noexcept nogil:
+    """The sum of squares, or the largest absolute value, of one chunk's gradients.  origin: where lanes begin."""
     cdef Piece piece = pieces_from(group, start)
     cdef const char* g
     cdef float widened[CHUNK]
@@ -78,9 +80,9 @@ cdef double reduce_chunk(const Group* group, Py_ssize_t start, Py_ssize_t end, b
             widen(piece.array.g_format, n, widened, piece.array.g, piece.at)
             g = <const char*> widened
         if squares and group.wide:
-            add_squares(piece.start, n, <const double*> g, lanes)
+            add_squares(piece.start - origin, n, <const double*> g, lanes)
         elif squares:
-            add_squares(piece.start, n, <const float*> g, lanes)
+            add_squares(piece.start - origin, n, <const float*> g, lanes)
         elif group.wide:
             largest = max(largest, largest64(n, <const uint64_t*> g))
         else:
@@ -92,25 +94,49 @@ cdef double reduce_chunk(const Group* group, Py_ssize_t start, Py_ssize_t end, b
     return total
 
 
-cdef void reduce_chunks(const Space* space, const Group* group, Py_ssize_t start, Py_ssize_t end,
+cdef inline Py_ssize_t chunk_start(const Space* space, const Piece* piece) noexcept nogil:
+    """The first element of the chunk in which a piece begins."""
+    return piece.start - (piece.at if space.by_array else piece.start) % CHUNK
+
+
+cdef inline double* partial_of(const Space* space, const Group* group, const Piece* piece,
+                               Py_ssize_t start) noexcept nogil:
+    """The result for the chunk from `start` on.  The next one's has a higher number: it, or its array, has."""
+    cdef Py_ssize_t number = (group.position + start) // CHUNK
+    if space.by_array:
+        number += group.first + (piece.array - group.arrays)
+    return space.partial + number
+
+
+cdef void reduce_chunks(const Space* space, const Group* group, Py_ssize_t first, Py_ssize_t last,
                         bint squares) noexcept nogil:
-    """Reduce each chunk of start .. end-1 into its entry of space.partial."""
-    cdef Piece piece = pieces_from(group, start)
+    """Reduce each chunk that begins in first .. last-1."""
+    cdef Piece piece = pieces_from(group, first)
+    cdef Py_ssize_t start, end = min(last + CHUNK, group.size) if space.by_array else last
     while next_stepped(&piece, end):
-        start = piece.start // CHUNK * CHUNK
-        piece.stop = min(start + CHUNK, end)
-        space.partial[(group.position + start) // CHUNK] = reduce_chunk(group, start, piece.stop, squares)
+        start = chunk_start(space, &piece)
+        if start >= last:
+            return
+        piece.stop = min(start + CHUNK, piece.array.stop if space.by_array else end)
+        if start >= first:
+            partial_of(space, group, &piece, start)[0] = reduce_chunk(
+                group, start, piece.stop, piece.array.start if space.by_array else 0, squares)
 
 
-cdef double reduced(const Space* space, const Group* group, bint squares) noexcept nogil:
-    """A group's sum of squares, or largest absolute value (NaN if there is one), once its chunks are reduced."""
-    cdef Piece piece = pieces_from(group, 0)
+cdef double reduced(const Space* space, const Group* group, const Array* a, bint squares) noexcept nogil:
+    """The sum of squares, or the largest absolute value (NaN if there is one), once all chunks are reduced.
+
+    a: of this array alone; NULL: of the group.
+    """
+    cdef Piece piece = pieces_from(group, 0 if a == NULL else a.start)
+    cdef Py_ssize_t start, end = group.size if a == NULL else a.stop
     cdef double total = 0, part
-    while next_stepped(&piece, group.size):
-        part = space.partial[(group.position + piece.start) // CHUNK]
+    while next_stepped(&piece, end):
+        start = chunk_start(space, &piece)
+        part = partial_of(space, group, &piece, start)[0]
         if squares:
             total += part
         elif not part <= total and total == total:
             total = part
-        piece.stop = min((piece.start // CHUNK + 1) * CHUNK, group.size)
+        piece.stop = min(start + CHUNK, end)
     return total

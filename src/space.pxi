@@ -58,6 +58,7 @@ cdef struct Array:
     Py_ssize_t* shape
     Py_ssize_t start, stop   # its place in the group's parameter space
     Py_ssize_t step          # which of Space.steps holds its constants
+    double squared, factor   # as a group's, where each array is clipped by itself
     char* copy               # the array that receives the updated parameters, or NULL
 
 cdef struct Undo:            # a group as it was before the last step
@@ -80,6 +81,7 @@ cdef struct Group:
     Py_ssize_t n_arrays
     Py_ssize_t size          # elements
     Py_ssize_t index         # its number among the groups
+    Py_ssize_t first         # the number of its first array among those of all groups
     Py_ssize_t position      # of its first element in the sweep
     char* state[SLOTS]
     Py_ssize_t state_itemsize[SLOTS]
@@ -110,7 +112,8 @@ cdef struct Group:
 cdef struct Space:
     Group** groups
     Step* steps
-    double* partial          # a reduction's result for each chunk
+    double* partial          # a reduction's result for each chunk, or for each chunk of each array
+    bint by_array            # each array is clipped by itself: reductions and factors are by array
     Py_ssize_t n_groups, n_arrays
     Py_ssize_t end           # of the sweep, a position
     double max_grad_value    # 0: gradients are not clamped
@@ -209,6 +212,11 @@ cdef bint to_row(Piece* piece) noexcept nogil:
     piece.stop = min(piece.stop, begin + touched.length)
     piece.at = piece.start - piece.array.start
     return True
+
+
+cdef inline double factor_of(const Space* space, const Group* group, const Array* a) noexcept nogil:
+    """What the gradient of an array is multiplied by."""
+    return a.factor if space.by_array else group.factor
 
 
 cdef inline Py_ssize_t native_itemsize(const Group* group) noexcept nogil:

@@ -135,7 +135,6 @@ cdef int keep(Plan plan, Counts before, bint usable, Py_ssize_t work) except -1:
 cdef int restore(Plan plan) except -1:
     """Undo the last step."""
     cdef Group* group
-    cdef BoundGroup bound
     cdef Py_ssize_t i, j, work = 0
     for i in range(plan.space.n_groups):
         group = plan.space.groups[i]
@@ -150,7 +149,7 @@ cdef int restore(Plan plan) except -1:
     if not plan.dynamic:  # a number that was assigned since stays
         plan.before.loss_scale = plan.counts.loss_scale
     plan.counts = plan.before
-    for bound, old, new in plan.moved:
-        bound.replace(new, old)
+    for owner, old, new in plan.moved:
+        replace_schedules(plan, owner, new, old)
     plan.undoable = False
     return 0

@@ -1,11 +1,15 @@
 # Is a step's gradient usable?  Its norm, its non-finite elements, the factor of the gradient, the dynamic loss scale.
 
-from libc.math cimport NAN, fabs, isinf
+from libc.math cimport INFINITY, NAN, fabs, isinf
 
 cdef enum OnNonfinite:
     IGNORE, SKIP, RAISE
 
+cdef enum NormOver:
+    OVER_ALL, OVER_GROUP, OVER_ARRAY
+
 cdef dict ON_NONFINITE = {"ignore": IGNORE, "skip": SKIP, "raise": RAISE}
+cdef dict NORM_OVER = {"all": OVER_ALL, "group": OVER_GROUP, "array": OVER_ARRAY}
 
 # The rule and the defaults of PyTorch's torch.amp.GradScaler.
 cdef enum:
@@ -24,37 +28,32 @@ cdef bint inspect(Plan plan, double loss_scale, Py_ssize_t work) except -1:
     loss_scale: the divisor of the gradients; for sums, times their number.
     """
     cdef Group* group
-    cdef Py_ssize_t i
-    cdef double squares = 0, coefficient = 1, most
-    cdef bint usable = True, reduced_largest = False
-    cdef double norm = NAN
+    cdef Array* a
+    cdef Py_ssize_t i, j
+    cdef double squares = 0, norm = NAN
+    cdef bint usable = True, finite = True, by_array = plan.max_grad_norm != 0 and plan.norm_over == OVER_ARRAY
+    cdef bint looked = False   # for the largest values
+    plan.space.by_array = by_array
     if plan.max_grad_norm:
         plan.run(SQUARES, work, 0, plan.space.end)
         for i in range(plan.space.n_groups):
-            plan.space.groups[i].squared = reduced(&plan.space, plan.space.groups[i], True)
-            squares += plan.space.groups[i].squared
+            group = plan.space.groups[i]
+            for j in range(group.n_arrays if by_array else 0):
+                a = group.arrays + j
+                a.squared = reduced(&plan.space, group, a, True)
+                squares += a.squared
+            if not by_array:
+                group.squared = reduced(&plan.space, group, NULL, True)
+                squares += group.squared
         norm = sqrt(squares) / loss_scale
-        coefficient = plan.max_grad_norm / (norm + 1e-6)
-        coefficient = 1 if coefficient > 1 else coefficient
     for i in range(plan.space.n_groups):
         group = plan.space.groups[i]
-        group.factor = (-1 if group.options.maximize else 1) * coefficient / loss_scale
-        if group.factor != 1 and not holds_factor(plan, group, coefficient):
-            usable = False
-            if not plan.dynamic:  # which backs off
-                refuse_factor(plan, group, coefficient, norm, loss_scale)
-        if plan.on_nonfinite != IGNORE:
-            # the root of the sum of squares bounds every element; only where it is too large a second look is needed
-            most = sqrt(group.squared) * (1 + 1e-6) if plan.max_grad_norm else NAN
-            if not fits(plan, group, most, loss_scale):
-                if not reduced_largest:
-                    plan.run(LARGEST, work, 0, plan.space.end)
-                    reduced_largest = True
-                if not fits(plan, group, reduced(&plan.space, group, False), loss_scale):
-                    usable = False
-                    if plan.on_nonfinite == RAISE:
-                        complain(plan, i, loss_scale)
-    if plan.on_nonfinite != IGNORE and plan.max_grad_norm and not norm - norm == 0:
+        if not by_array:
+            usable &= judge(plan, group, NULL, norm, loss_scale, work, &finite, &looked)
+        for j in range(group.n_arrays if by_array else 0):
+            if group.arrays[j].g != NULL:
+                usable &= judge(plan, group, group.arrays + j, norm, loss_scale, work, &finite, &looked)
+    if not finite and plan.on_nonfinite != IGNORE:
         usable = False  # finite float64 gradients, but too large to be clipped
         if plan.on_nonfinite == RAISE:
             raise ValueError("the norm of the gradients overflows; nothing was changed")
@@ -62,9 +61,46 @@ cdef bint inspect(Plan plan, double loss_scale, Py_ssize_t work) except -1:
     return usable
 
 
-cdef bint holds_factor(Plan plan, const Group* group, double coefficient) noexcept:
+cdef bint judge(Plan plan, Group* group, Array* a, double norm, double loss_scale, Py_ssize_t work, bint* finite,
+                bint* looked) except -1:
+    """Set the factor of a group, or of one of its arrays (a); False if its gradients can't be used.
+
+    norm: of all gradients.  finite: becomes False where the norm that clips isn't.
+    """
+    cdef double squared = group.squared if a == NULL else a.squared
+    cdef double coefficient = 1, factor
+    cdef bint usable = True
+    if plan.max_grad_norm:
+        if plan.norm_over != OVER_ALL:
+            norm = sqrt(squared) / loss_scale
+        finite[0] &= norm - norm == 0
+        coefficient = plan.max_grad_norm / (norm + 1e-6)
+        coefficient = 1 if coefficient > 1 else coefficient
+    factor = (-1 if group.options.maximize else 1) * coefficient / loss_scale
+    if a == NULL:
+        group.factor = factor
+    else:
+        a.factor = factor
+    if factor != 1 and not holds_factor(plan, group, factor, coefficient):
+        usable = False
+        if not plan.dynamic:  # which backs off
+            refuse_factor(plan, group, a, factor, coefficient, norm, loss_scale)
+    if plan.on_nonfinite != IGNORE:
+        # the root of the sum of squares bounds every element; only where it is too large a second look is needed
+        if not fits(plan, group, factor, sqrt(squared) * (1 + 1e-6) if plan.max_grad_norm else NAN, loss_scale):
+            if not looked[0]:
+                plan.run(LARGEST, work, 0, plan.space.end)
+                looked[0] = True
+            if not fits(plan, group, factor, reduced(&plan.space, group, a, False), loss_scale):
+                usable = False
+                if plan.on_nonfinite == RAISE:
+                    complain(plan, group.index, loss_scale)
+    return usable
+
+
+cdef bint holds_factor(Plan plan, const Group* group, double factor, double coefficient) noexcept:
     """Can a group's type hold its factor?  A dynamic scale goes no further than its normal numbers."""
-    cdef double k = fabs(group.factor)
+    cdef double k = fabs(factor)
     cdef float narrowed = <float> k
     if k == 0:
         return coefficient == 0  # the norm is infinite: not the scale's fault
@@ -73,24 +109,27 @@ cdef bint holds_factor(Plan plan, const Group* group, double coefficient) noexce
     return not (narrowed == 0 or isinf(narrowed) or (plan.dynamic and narrowed < SMALLEST_NORMAL))
 
 
-cdef refuse_factor(Plan plan, const Group* group, double coefficient, double norm, double loss_scale):
+cdef refuse_factor(Plan plan, const Group* group, const Array* a, double factor, double coefficient, double norm,
+                   double loss_scale):
     cdef str cause = f"loss_scale={loss_scale / max(plan.counts.pending, 1)!r}"
     if plan.counts.pending > 1:
         cause += f", times {plan.counts.pending} calls of accumulate(),"
     if coefficient < 1:
-        cause = f"max_grad_norm={plan.max_grad_norm!r}, with gradients of norm {norm!r}," + (
+        grads = "gradients" if a == NULL else (<BoundGroup> plan.groups[group.index]).name(a - group.arrays, True)
+        cause = f"max_grad_norm={plan.max_grad_norm!r}, with {grads} of norm {norm!r}," + (
             "" if loss_scale == 1 else f" and {cause}")
-    raise ValueError(f"{cause} makes gradients times {group.factor!r}, which {'float64' if group.wide else 'float32'} "
+    raise ValueError(f"{cause} makes gradients times {factor!r}, which {'float64' if group.wide else 'float32'} "
                      "can't hold; nothing was changed")
 
 
-cdef bint fits(Plan plan, const Group* group, double g, double loss_scale) noexcept:
+cdef bint fits(Plan plan, const Group* group, double factor, double g, double loss_scale) noexcept:
     """Is a gradient's absolute value finite once unscaled, and its square, if the rule squares it?
 
     In the group's type, operation by operation as the sweep has them.
     """
-    cdef double limit = plan.space.max_grad_value, x = g / loss_scale, factor = fabs(group.factor)
+    cdef double limit = plan.space.max_grad_value, x = g / loss_scale
     cdef float y
+    factor = fabs(factor)
     if not (x - x == 0 and (group.wide or not isinf(<float> x))):
         return False
     if not group.squares:
@@ -129,7 +168,7 @@ cdef complain(Plan plan, Py_ssize_t index, double loss_scale):
             x = widened
         else:
             x = (<const double*> piece.array.g)[piece.at] if group.wide else (<const float*> piece.array.g)[piece.at]
-        if not fits(plan, group, fabs(x), loss_scale):
+        if not fits(plan, group, factor_of(&plan.space, group, piece.array), fabs(x), loss_scale):
             i = piece.array - group.arrays
             shape = bound.arrays[i].shape
             at = tuple([int(k) for k in numpy.unravel_index(piece.at, shape)]) if shape else ()

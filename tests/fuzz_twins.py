@@ -52,7 +52,8 @@ VALUES = {
     "ema_decay": [0.9, 0.0, 1.0, 0.9999, S.linear(0.5, 5, end=0.9)],
 }  # fmt: skip
 SETTINGS = {
-    "max_grad_norm": [None, 1.0, 1e-3, 1e3],
+    "max_grad_norm": [None, 1.0, 1e-3, 1e3, S.linear(1.0, 5, end=0.1), falling],
+    "norm_over": ["all", "group"],  # twins cut their groups in different ways
     "max_grad_value": [None, 0.5, 100.0],
     "on_nonfinite": ["ignore", "skip", "raise"],
     "loss_scale": [1.0, 1024.0, 3.0, 0.25],

@@ -80,7 +80,8 @@ class Run:
         self.calls = int(rng.choice([1, 1, 2, 3]))  # micro-batches of a step
         shared = {
             "seed": int(rng.integers(1 << 63)),
-            "max_grad_norm": [None, 100.0][rng.integers(2)],
+            "max_grad_norm": [None, 100.0, ac.schedules.exponential(100.0, 0.9)][rng.integers(3)],
+            "norm_over": ["all", "group"][rng.integers(2)],  # the other part has the arrays in another cut
             "max_grad_value": [None, 5.0][rng.integers(2)],
             "on_nonfinite": "skip",
             "loss_scale": self.scale,
@@ -97,6 +98,7 @@ class Run:
                 "loss_scale": "dynamic" if self.scale == "dynamic" else 3.0,
                 "on_nonfinite": None,
                 "max_grad_norm": 1.0,
+                "norm_over": "array",
                 "bounds": (0.0, 0.1),
             }
             shared |= {"ema_decay": 0.5} if shared["ema_decay"] else {}
@@ -154,6 +156,7 @@ class Run:
         opt, group = self.opt, self.opt.param_groups[0]
         found["numbers"] = np.array([opt.t, opt.skipped_steps, opt.grad_norm, opt.seed, opt.loss_scale, opt.pending])
         found["options"] = np.array(str([v for k, v in group.items() if k not in ("params", "copy_to")]))
+        found["whole"] = np.array(str([opt.norm_over, opt.max_grad_norm, opt.max_grad_value, opt.schedules]))
         found["schedules"] = np.array(str({name: group.schedules[name] for name in sorted(group.schedules)}))
         return found
 

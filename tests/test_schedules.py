@@ -556,7 +556,7 @@ REFUSED = [
     ("Adam", {"lr": "cosine"}, TypeError, r"lr must be a number, or a schedule such as schedules.cosine\(1e-3, 10_000\); got 'cosine'"),
     ("Adam", {"lr": s.cosine}, TypeError, "lr must be a number, or a schedule such as .*; got <class '.*cosine'>"),
     ("Adam", {"betas": (0.9, float)}, TypeError, r"betas\[1\] must be a number, got <class 'float'>"),
-    ("Adam", {"max_grad_norm": s.constant(1.0)}, TypeError, "max_grad_norm must be a number, got constant"),
+    ("Adam", {"max_grad_value": s.constant(1.0)}, TypeError, "max_grad_value must be a number, got constant"),
     ("Adam", {"lr": s.constant(-1.0)}, ValueError, r"^at t=0 lr must be in \[0, inf\), got -1.0"),
     ("Adam", {"lr": lambda t: "fast"}, TypeError, "at t=0 lr must be a number, got 'fast'"),
     ("Adam", {"ema_decay": lambda t: None}, TypeError, "at t=0 ema_decay must be a number, got None from <function"),

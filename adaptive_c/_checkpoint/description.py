@@ -14,7 +14,7 @@ import numpy as np
 from .. import schedules
 from .._run.group import ParamGroup
 from .._run.layout import Array, recut
-from .._run.options import OPTIONS, real, whole
+from .._run.options import OPTIONS, moves, real, whole
 from .._run.run import GROWTH_INTERVAL, Run, check_scale
 from . import file
 from .file import Entry
@@ -100,7 +100,8 @@ def _describe(run: Run) -> dict[str, Any]:
         "grad_norm": plan.grad_norm if math.isfinite(plan.grad_norm) else str(plan.grad_norm),  # as JSON can hold it
         "pending": plan.pending,
         "scaler": {"scale": plan.loss_scale, "growth_tracker": plan.growth_tracker} if plan.dynamic else None,
-        "settings": dict(plan.settings),
+        "settings": {name: x for name, x in plan.settings.items() if not moves(x)},
+        "schedules": {name: schedules.plain(x) for name, x in plan.settings.items() if moves(x)},
         "groups": [_group(group) for group in run.groups],
     }
 
@@ -218,10 +219,12 @@ def _restore(run: Run, d: Any, where: str, parameters: bool) -> None:
     if isinstance(grad_norm, str) and grad_norm not in ("nan", "inf"):
         raise ValueError(f"{where}['grad_norm'] can't be {grad_norm!r}")
     pending = _count(d, "pending", where)
-    given = _get(d, "settings", _DICT, where)
-    if unknown := given.keys() - plan.settings.keys():
+    given = dict(_get(d, "settings", _DICT, where))
+    followed = _get({"schedules": {}, **d}, "schedules", _DICT, where)  # files of old versions have none
+    if unknown := (given.keys() | followed.keys()) - plan.settings.keys():
         raise ValueError(f"{where} has the unknown setting {min(unknown, key=str)!r}")
-    settings = run.checked({**plan.settings, **given}, where=f"{where}: ")
+    given |= {name: _revived(x, plan.settings[name], f"{where}: {name}") for name, x in followed.items()}
+    settings = run.checked({**plan.settings, **given}, where=f"{where}: ", t=t)
     scale, tracker = _read_scaler(run, _get(d, "scaler", (*_DICT, type(None)), where), settings, where)
     work = [
         _check_group(group, about, f"{where}: group {group.index}", version, parameters, t, pending)

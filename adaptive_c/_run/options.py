@@ -174,6 +174,7 @@ SHARED = tuple(name for name, option in OPTIONS.items() if option.shared)
 loss_scale = Number(0, open_low=True)
 SETTINGS: dict[str, Check] = {
     "max_grad_norm": optional(_positive),
+    "norm_over": choice("all", "group", "array"),
     "max_grad_value": optional(_positive),
     "on_nonfinite": optional(choice("ignore", "skip", "raise")),
     "loss_scale": lambda name, value: (
@@ -183,6 +184,7 @@ SETTINGS: dict[str, Check] = {
     "flush_denormals": flag,
     "seed": whole,
 }
+SCHEDULABLE = "max_grad_norm"  # the setting that may follow a schedule
 
 
 _finite = Number(open_low=True)
@@ -204,9 +206,16 @@ ARGUMENTS: dict[str, Check] = {
 }
 
 
-def check_settings(settings: Mapping[str, Any], dtypes: set[str], can_flush: bool, where: str = "") -> dict[str, Any]:
-    """Every option of the optimizer as a whole, normalised.  dtypes: of its groups."""
-    checked = {name: SETTINGS[name](f"{where}{name}", value) for name, value in settings.items()}
+def check_settings(
+    settings: Mapping[str, Any], t: int, dtypes: set[str], can_flush: bool, where: str = ""
+) -> dict[str, Any]:
+    """Every option of the optimizer as a whole, normalised.  t: applied steps.  dtypes: of its groups."""
+    checked = {
+        name: value if name == SCHEDULABLE and moves(value) else SETTINGS[name](f"{where}{name}", value)
+        for name, value in settings.items()
+    }
+    if moves(checked[SCHEDULABLE]):
+        setting_at(SCHEDULABLE, checked[SCHEDULABLE], t, where)
     dynamic = checked["loss_scale"] == "dynamic"
     checked["on_nonfinite"] = checked["on_nonfinite"] or ("skip" if dynamic else "ignore")
     if dynamic and checked["on_nonfinite"] != "skip":
@@ -298,19 +307,36 @@ def check_schedule(name: str, value: Any, rule: Any, known: Iterable[str], where
 
 def number_at(name: str, value: Any, t: int, dtype: str, where: str) -> Any:
     """The number, or the pair, that a schedule gives for the step that follows t applied ones, checked."""
+    return _check_given(name, _given(name, value, t, where), value, dtype, f"{where}at t={t} ")
+
+
+def setting_at(name: str, schedule: Any, t: int, where: str = "") -> Any:
+    """The same for an option of the optimizer as a whole."""
+    return check_followed_setting(name, schedule, _given(name, schedule, t, where), t, where)
+
+
+def check_followed_setting(name: str, schedule: Any, value: Any, t: int, where: str = "") -> Any:
+    """What the schedule of an option of the optimizer as a whole gave for the step after t applied ones."""
     label = f"{where}at t={t} "
+    return SETTINGS[name](label + name, _number(name, value, schedule, label))
+
+
+def _given(name: str, value: Any, t: int, where: str) -> Any:
     try:
-        given = tuple(x(t) if moves(x) else x for x in value) if isinstance(value, tuple) else value(t)
+        return tuple(x(t) if moves(x) else x for x in value) if isinstance(value, tuple) else value(t)
     except Exception as error:
-        error.add_note(f"raised by the schedule of {label}{name}: {value!r}")
+        error.add_note(f"raised by the schedule of {where}at t={t} {name}: {value!r}")
         raise
-    return _check_given(name, given, value, dtype, label)
+
+
+def _number(name: str, given: Any, schedule: Any, label: str) -> Any:
+    if given is None:  # which means "off" elsewhere
+        raise TypeError(f"{label}{name} must be a number, got None from {schedule!r}")
+    return given
 
 
 def _check_given(name: str, given: Any, schedule: Any, dtype: str, label: str) -> Any:
-    if given is None:  # which means "off" elsewhere
-        raise TypeError(f"{label}{name} must be a number, got None from {schedule!r}")
-    return check_option(name, given, dtype, label)
+    return check_option(name, _number(name, given, schedule, label), dtype, label)
 
 
 def check_followed(

@@ -8,7 +8,14 @@ import numpy as np
 from .._native import core
 from .group import ParamGroup, check_formats, check_options
 from .layout import Layout
-from .options import Number, check_bounds, check_settings, check_together, copied_bounds
+from .options import (
+    Number,
+    check_bounds,
+    check_followed_setting,
+    check_settings,
+    check_together,
+    copied_bounds,
+)
 from .rule import Rule
 from .store import Allocate, zeros
 
@@ -33,7 +40,7 @@ class Run:
     ) -> None:
         self.rule, self.groups = rule, ()
         self.defaults = {**defaults, "bounds": copied_bounds(defaults["bounds"])}  # for groups that come later, too
-        self.plan = core.Plan(core.Guard())
+        self.plan = core.Plan(core.Guard(), check_followed_setting)
         self._uint16_as, self._allocate = uint16_as, allocate
         self._checked: dict[str, Any] = {}  # the defaults, by the type that the rule computes in
 
@@ -70,15 +77,19 @@ class Run:
 
     def configure(self, name: str, value: Any) -> None:
         """Check and take over an option of the optimizer as a whole."""
+        if self.plan.assign(name, value):  # one plain number for another
+            return
         while True:
-            read = self.plan.settings
-            if self.plan.configure_if(read, self.checked({**read, name: value})):
+            version = self.plan.version
+            if self.plan.configure_if(version, self.checked({**self.plan.settings, name: value})):
                 return
 
-    def checked(self, settings: Mapping[str, Any], groups: Any = None, where: str = "") -> dict[str, Any]:
-        """Options of the optimizer as a whole, normalised.  groups: those that there are, unless they are given."""
+    def checked(
+        self, settings: Mapping[str, Any], groups: Any = None, where: str = "", t: int | None = None
+    ) -> dict[str, Any]:
+        """Options of the optimizer as a whole, normalised.  groups, t: those that there are, unless they are given."""
         dtypes = {group.computed for group in groups or self.groups}
-        return check_settings(settings, dtypes, core.can_flush(), where)
+        return check_settings(settings, self.plan.t if t is None else t, dtypes, core.can_flush(), where)
 
     def _bind(self, spec: Any, where: str, **defaults: Any) -> tuple[dict[str, Any], Layout, Any]:
         """A group's options, its layout, and its arrays bound, which checks them."""

@@ -82,6 +82,8 @@ class Optimizer(torch.optim.Optimizer):
         For float16 and bfloat16 without a copy: rounded up or down so that the mean is exact.
     max_grad_norm : float, optional
         Clip the gradients of all groups to this 2-norm, as clip_grad_norm_ would, without writing them.
+    norm_over : "all", "group" or "array"
+        Over what max_grad_norm clips: all gradients together; those of one dtype in each group; or each tensor's.
     max_grad_value : float, optional
         Clamp every element of the gradient to [-max_grad_value, max_grad_value], after unscaling and clipping.
     on_nonfinite : "ignore", "skip" or "raise", optional
@@ -115,6 +117,7 @@ class Optimizer(torch.optim.Optimizer):
         def __init__(self, params: Any, *args: Any, **options: Any) -> None: ...
 
     max_grad_norm = _Setting()
+    norm_over = _Setting()
     max_grad_value = _Setting()
     on_nonfinite = _Setting()
     flush_denormals = _Setting()
@@ -145,7 +148,7 @@ class Optimizer(torch.optim.Optimizer):
     def _construct(self, given: Mapping[str, Any]) -> None:
         """given: the arguments by name."""
         own = own_options(self._rule)
-        for name in own:
+        for name in (*own, "max_grad_norm"):
             if callable(given[name]):
                 raise TypeError(f"{name} can't follow a schedule of adaptive_c here, got {given[name]!r}; give a "
                                 "number, and construct one of torch.optim.lr_scheduler over the optimizer")  # fmt: skip
@@ -373,6 +376,9 @@ class Optimizer(torch.optim.Optimizer):
 
     def _set(self, name: str, value: Any) -> None:
         """Assign an option of the optimizer as a whole."""
+        if callable(value):
+            raise TypeError(f"{name} can't follow a schedule of adaptive_c here, got {value!r}; assign a number before "
+                            "each step")  # fmt: skip
         bound = self._live.bound
         if name == "n_threads":
             number = checked_threads(value)

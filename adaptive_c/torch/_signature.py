@@ -9,7 +9,7 @@ from .. import Optimizer as Plain
 SWITCHES = {"foreach": None, "fused": None, "capturable": False, "differentiable": False}  # how torch computes
 # Arguments of every class here, with their defaults: of the groups, and of the optimizer as a whole.
 GROUP = {"ema_decay": None, "bounds": None, "rows": "lazy", "state_dtype": None, "master": None, "rounding": None}
-WHOLE = {"max_grad_norm": None, "max_grad_value": None, "on_nonfinite": None, "zero_grad": False,
+WHOLE = {"max_grad_norm": None, "norm_over": "all", "max_grad_value": None, "on_nonfinite": None, "zero_grad": False,
          "flush_denormals": False, "seed": 0, "n_threads": None}  # fmt: skip
 _ELSEWHERE = {
     "loss_scale": "torch.amp.GradScaler scales the loss here",
