@@ -394,6 +394,15 @@ cdef class BoundGroup:
                 numbers[i] = part
         return 0
 
+    cdef double checked_lr(self, lr, long long t) except? -1:
+        """A number in place of the group's lr, in the step after t applied ones: checked as that is."""
+        cdef double low, high
+        if PyFloat_Check(lr) and "lr" in self.ranges:
+            low, high = self.ranges["lr"][0]
+            if low < PyFloat_AS_DOUBLE(lr) < high:
+                return PyFloat_AS_DOUBLE(lr)
+        return self.check_followed(self.options, "lr", 0, lr, t)
+
     cdef replace(self, dict old, dict new):
         """Replace old schedules by new ones, unless another one was assigned meanwhile."""
         self.options.update({name: x for name, x in new.items() if self.options[name] is old[name]})
