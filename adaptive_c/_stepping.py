@@ -26,6 +26,7 @@ class Stepping:
         *,
         loss_scale: float | None = None,
         lr: float | Sequence[float | None] | None = None,
+        params: Any = ...,
     ) -> None:
         """Update the parameters in place.
 
@@ -48,20 +49,50 @@ class Stepping:
             None means the group's own.  It is checked as lr is.  The option and its schedule, which is asked all the
             same, are what they were after it.  Refused for Rprop and SuperSAB, which read lr at an array's first step
             only.
+        params : the structure of params, optional
+            Arrays that take the place of the parameters before this step, and stay, as with `rebind`; a step that is
+            refused leaves the old ones bound.
 
         Raises
         ------
         TypeError, ValueError
-            If gradients don't fit (the message names the first), are given while accumulated ones are pending, or are
-            missing while there are none; if a schedule's number is out of its range, and if no schedule reads the
+            If gradients or `params` don't fit (the message names the first); if gradients are given while accumulated
+            ones are pending, or missing while there are none; if a schedule's number is out of its range, and if no schedule reads the
             metric; if a count in ``state["step"]`` is not in [0, 2**62).  Nothing has changed then.
         Exception
             Whatever a schedule raises, such as OverflowError; nothing has changed then.
         """
-        if loss_scale is None and metric is None and lr is None:
+        if loss_scale is None and metric is None and lr is None and params is ...:
             self._step(grads)
         else:
-            self._step(grads, *self._for_one_step(metric, loss_scale, lr))
+            self._step(grads, *self._for_one_step(metric, loss_scale, lr), params)
+
+    def rebind(self, params: Any) -> None:
+        """Put other arrays into the place of the parameters: they are updated from now on.
+
+        For a program that holds its parameters in new arrays after each step.  State, counts, options, averages, sums
+        and the arrays of copy_to stay.  What is made of the parameters is made of the new ones at once: the master copy
+        of narrow parameters, and what copy_to holds.  Each step that follows may also do it, with
+        ``step(grads, params=...)``.  Where the arrays are the ones that are bound already, nothing is done.
+
+        Parameters
+        ----------
+        params : the structure of params
+            Arrays of the same shapes and dtypes, writable, C-contiguous and aligned.  For a list of group dicts, a list
+            with one such entry for each group, as gradients come.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If something differs or can't be updated in place, if arrays share memory with each other or with the
+            optimizer's, and if rows of groups with ``rows="exact"`` have missed steps (`catch_up` before you copy the
+            parameters).  The old arrays are bound then, all of them.
+
+        Notes
+        -----
+        A step of the old arrays can't be undone by `rollback` any more.  The average goes on from what it was.
+        """
+        self._run.plan.rebind(params)
 
     def _for_one_step(
         self, metric: Any, loss_scale: Any, lr: Any

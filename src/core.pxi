@@ -30,6 +30,6 @@ include "catch_up.pxi"   # rows brought up to date
 include "usable.pxi"     # norm, finite check, factor, dynamic loss scale
 include "averages.pxi"   # parameters and averages exchanged
 include "arraywise.pxi"  # a step array by array, as gradients arrive
-include "binding.pxi"    # groups linked
+include "binding.pxi"    # groups linked, and their arrays replaced
 include "plan.pxi"       # steps
 include "ceiling.pxi"    # the machine's limit, for benchmarks

@@ -47,6 +47,7 @@ cdef class BoundGroup:
     cdef Py_buffer* grads        # held during a call
     cdef Py_ssize_t n_grads
     cdef readonly object store   # what allocates the sums
+    cdef public object layout    # whose arrays are the ones that are bound
 
     def __init__(self, Guard guard, str rule, bint squares, keys, tuple arrays, str where,
                  bint uint16_is_bfloat16=False):

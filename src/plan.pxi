@@ -251,7 +251,16 @@ cdef class Plan:
         finally:
             self.release()
 
-    def step(self, grads=..., double loss_scale=0.0, observed=None, double metric=0.0, lr=None,
+    def rebind(self, params):
+        """Put other arrays into the place of the parameters."""
+        self.guard.take(STEPPING)
+        try:
+            if rebind(self, params) is not None:
+                derive(self)
+        finally:
+            self.guard.release()
+
+    def step(self, grads=..., double loss_scale=0.0, observed=None, double metric=0.0, lr=None, params=...,
              Py_ssize_t group=-1, Py_ssize_t lo=0, Py_ssize_t hi=-1, bint count=True):
         """Step every group, or elements lo .. hi-1 of one group's parameter space.
 
@@ -259,6 +268,7 @@ cdef class Plan:
         loss_scale: the divisor of the gradients in this call; 0 for the optimizer's own.
         observed(options, t, metric): the schedules that a metric changes; they take effect if this step is applied.
         lr: that of this step, instead of the groups' own.
+        params: arrays that take the place of the parameters first, unless the step is refused.
         lo and hi are multiples of CHUNK or the end (hi=-1).  The pieces of one step are calls of which all but the last
         have count=False: they share a step number, and equal the whole step whatever their order.
         """
@@ -266,8 +276,11 @@ cdef class Plan:
         cdef bint usable = False, summed = grads is ...
         cdef Counts before
         cdef list moved = None
+        cdef tuple replaced = None  # until nothing can be refused any more
         self.guard.take(STEPPING)
         try:
+            if params is not ...:
+                replaced = rebind(self, params)
             last = self.space.end
             self.follow(self.counts.t)
             if lr is not None:
@@ -291,6 +304,9 @@ cdef class Plan:
                 self.form_steps()
                 usable = inspect(self, (loss_scale or self.counts.loss_scale) * (self.counts.pending if summed else 1),
                                  work)
+            if replaced is not None:
+                derive(self)
+                replaced = None
             if work >= 0 and not usable:
                 self.counts.skipped_steps += count
                 if self.space.zero_grad:
@@ -310,6 +326,8 @@ cdef class Plan:
             if summed and count:
                 self.drop_sums()
         finally:
+            if replaced is not None:
+                put_back(self, replaced)
             self.space.zero_grad = self.zero_grad
             self.release()
 

@@ -50,6 +50,7 @@ cdef struct Behind:          # of an array under rows="exact": which steps its r
 
 cdef struct Array:
     char* p
+    char* replaced           # what p was before this call put another array into its place
     Behind* behind           # NULL: no step by rows was made, or under rows="lazy"
     const char* g            # NULL: no gradient in this call
     Touched* touched         # NULL: it is dense; otherwise g points to the values of rows
