@@ -6,7 +6,7 @@ cdef class Stepping:
     """``with plan.stepping() as now:`` each call of now(place, gradient) steps one array; the block is one step."""
     cdef Plan plan
     cdef double loss_scale, metric
-    cdef object observed
+    cdef object observed, lr
     cdef list moved            # the schedules that the metric changes
     cdef list stepped          # of each group, for each of its arrays: has it had its step?
     cdef dict shared           # gradients of blocks that several arrays share, by group and block
@@ -15,8 +15,8 @@ cdef class Stepping:
     cdef bint left             # while another thread was stepping an array
     cdef object error          # with which it was left
 
-    def __cinit__(self, Plan plan, double loss_scale, observed, double metric):
-        self.plan, self.loss_scale, self.observed, self.metric = plan, loss_scale, observed, metric
+    def __cinit__(self, Plan plan, double loss_scale, observed, double metric, lr):
+        self.plan, self.loss_scale, self.observed, self.metric, self.lr = plan, loss_scale, observed, metric, lr
 
     def __enter__(self):
         cdef Plan plan = self.plan
@@ -31,6 +31,8 @@ cdef class Stepping:
                                  "array is stepped; use step(grads)" + ("; a dynamic loss_scale implies it"
                                                                         if plan.dynamic else ""))
             plan.follow(plan.counts.t)
+            if self.lr is not None:
+                plan.take_lr(self.lr)
             if plan.counts.pending:
                 plan.refuse_sums(False)
             self.moved = observe(plan, self.observed, self.metric) if self.observed is not None else None
@@ -43,7 +45,10 @@ cdef class Stepping:
             self.shared, self.shared_rows = {}, {}
             plan.guard.rest, self.inside = ARRAYWISE, True
         finally:
-            plan.guard.release()
+            if self.inside:
+                plan.guard.release()
+            else:
+                plan.release()
         return self
 
     def __call__(self, *place_and_grad):

@@ -54,6 +54,14 @@ cdef void start_group(const Group* group, Py_ssize_t start, Py_ssize_t end) noex
     copy_parameters(group, first, end)
 
 
+cdef void derive_group(const Group* group, Py_ssize_t start, Py_ssize_t end) noexcept nogil:
+    """Of parameters that have taken the place of others: write the master copy and the arrays of copy_to anew."""
+    cdef Piece piece = pieces_from(group, start)
+    while group.master != NULL and next_piece(&piece, end):
+        widen(group.format, piece.stop - piece.start, group.master + piece.start, piece.array.p, piece.at)
+    copy_parameters(group, start, end)
+
+
 cdef void copy_parameters(const Group* group, Py_ssize_t start, Py_ssize_t end) noexcept nogil:
     """Write the arrays of copy_to, from the parameters or their master copy."""
     cdef Piece piece = pieces_from(group, start)

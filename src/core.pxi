@@ -31,5 +31,6 @@ include "usable.pxi"     # norm, finite check, factor, dynamic loss scale
 include "settings.pxi"   # options of the optimizer as a whole, in force
 include "averages.pxi"   # parameters and averages exchanged
 include "arraywise.pxi"  # a step array by array, as gradients arrive
+include "binding.pxi"    # groups linked, and their arrays replaced
 include "plan.pxi"       # steps
 include "ceiling.pxi"    # the machine's limit, for benchmarks

@@ -8,10 +8,7 @@ cdef Py_ssize_t acquire(Plan plan, grads) except -2:
         expect_gradients(plan.space.groups[i])
     if not plan.structured:
         return acquire_group(plan, <BoundGroup> plan.groups[0], grads, work)
-    items = tuple(grads) if isinstance(grads, (list, tuple)) else None  # so that what is counted is what is used
-    if items is None or len(items) != count:
-        raise ValueError(f"grads must be a list with one entry for each of the {count} parameter groups, "
-                         f"got {describe(grads, items)}")
+    items = parts_of(plan, grads, "grads")
     for i in range(count):
         work = acquire_group(plan, <BoundGroup> plan.groups[i], items[i], work)
     return work
@@ -24,22 +21,40 @@ cdef int expect_gradients(Group* group) noexcept:
     return 0
 
 
-cdef Py_ssize_t acquire_group(Plan plan, BoundGroup group, grads, Py_ssize_t work) except -2:
-    cdef Py_ssize_t i, count = group.group.n_arrays
+cdef tuple parts_of(Plan plan, x, str what):
+    """What was given for each of several groups."""
+    cdef Py_ssize_t count = plan.space.n_groups
+    items = tuple(x) if isinstance(x, (list, tuple)) else None  # so that what is counted is what is used
+    if items is None or len(items) != count:
+        raise ValueError(f"{what} must be a list with one entry for each of the {count} parameter groups, "
+                         f"got {describe(x, items)}")
+    return items
+
+
+cdef tuple items_of(BoundGroup group, x, bint grad):
+    """What was given for each array of a group that is not one bare array."""
     cdef object keys = group.keys
+    cdef Py_ssize_t count = group.group.n_arrays
+    cdef str where = group.where_grads if grad else group.where
+    cdef str none = " (None leaves one alone)" if grad else ""
+    if keys is None:
+        items = tuple(x) if isinstance(x, (list, tuple)) else None
+        if items is None or len(items) != count:
+            raise ValueError(f"{where} must be a list of {count} arrays, as the parameters are{none}; "
+                             f"got {describe(x, items)}")
+        return items
+    if not isinstance(x, dict) or x.keys() != keys.keys():
+        raise ValueError(f"{where} must be a dict with the keys {', '.join(map(repr, keys))} of the parameters{none}; "
+                         f"got {describe(x)}")
+    return tuple([x[key] for key in keys])
+
+
+cdef Py_ssize_t acquire_group(Plan plan, BoundGroup group, grads, Py_ssize_t work) except -2:
+    cdef Py_ssize_t i
     if group.bare:
         return acquire_array(plan, group, 0, grads, work)
-    if keys is None:
-        items = tuple(grads) if isinstance(grads, (list, tuple)) else None
-        if items is None or len(items) != count:
-            raise ValueError(f"{group.where_grads} must be a list of {count} arrays, as the parameters are (None "
-                             f"leaves one alone); got {describe(grads, items)}")
-    else:
-        if not isinstance(grads, dict) or grads.keys() != keys.keys():
-            raise ValueError(f"{group.where_grads} must be a dict with the keys {', '.join(map(repr, keys))} of the "
-                             f"parameters (None leaves one alone); got {describe(grads)}")
-        items = tuple([grads[key] for key in keys])
-    for i in range(count):
+    items = items_of(group, grads, True)
+    for i in range(group.group.n_arrays):
         work = acquire_array(plan, group, i, items[i], work)
     return work
 

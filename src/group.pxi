@@ -47,6 +47,7 @@ cdef class BoundGroup:
     cdef Py_buffer* grads        # held during a call
     cdef Py_ssize_t n_grads
     cdef readonly object store   # what allocates the sums
+    cdef public object layout    # whose arrays are the ones that are bound
 
     def __init__(self, Guard guard, str rule, bint squares, keys, tuple arrays, str where,
                  bint uint16_is_bfloat16=False):
@@ -393,6 +394,15 @@ cdef class BoundGroup:
             for i, part in enumerate(value if isinstance(value, tuple) else (value,)):
                 numbers[i] = part
         return 0
+
+    cdef double checked_lr(self, lr, long long t) except? -1:
+        """A number in place of the group's lr, in the step after t applied ones: checked as that is."""
+        cdef double low, high
+        if PyFloat_Check(lr) and "lr" in self.ranges:
+            low, high = self.ranges["lr"][0]
+            if low < PyFloat_AS_DOUBLE(lr) < high:
+                return PyFloat_AS_DOUBLE(lr)
+        return self.check_followed(self.options, "lr", 0, lr, t)
 
     cdef replace(self, dict old, dict new):
         """Replace old schedules by new ones, unless another one was assigned meanwhile."""

@@ -8,14 +8,6 @@ cdef struct Counts:  # all that a step counts, beside the counts of each array
     double loss_scale, grad_norm
 
 
-cdef place_all(list groups, bint structured):
-    """Tell groups what messages call them."""
-    cdef BoundGroup group
-    cdef Py_ssize_t i
-    for i, group in enumerate(groups):
-        group.place(i, structured)
-
-
 @no_gc_clear  # as the groups are, into which it points
 cdef class Plan:
     """Plan(guard, check_followed): no groups yet.
@@ -47,6 +39,7 @@ cdef class Plan:
     cdef Counts before             # the last step, with what else undoes it
     cdef list moved                # the schedules that it changed: (group, old, new)
     cdef bint undoable
+    cdef bint lr_given             # groups have another lr than their own, until the end of this call
 
     def __init__(self, Guard guard, check_followed):
         self.guard, self.check_followed, self.groups, self.memory = guard, check_followed, [], Spans()
@@ -92,50 +85,7 @@ cdef class Plan:
 
         groups_shown: what run.groups is to be from now on.
         """
-        cdef BoundGroup group
-        cdef Space space = self.space
-        cdef Py_ssize_t i, work = 0, first = space.end
-        cdef Spans memory
-        cdef list groups = self.groups + new, spans = []
-        for i, group in enumerate(new):
-            group.group.index, group.group.position = space.n_groups + i, space.end
-            group.group.first = space.n_arrays
-            space.end += chunks_to(group.group.size) * CHUNK
-            space.n_arrays += group.group.n_arrays
-            work += group.group.size
-            spans += group.new_spans()
-            if keeps_undo:
-                keep_undo(group)
-        space.n_groups = len(groups)
-        memory = self.memory.joined(spans)
-        i = memory.overlap()
-        if i >= 0:
-            place_all(groups, structured)
-            names = [(<BoundGroup> groups[memory.spans[j].group]).owner(memory.spans[j].item) for j in (i, i + 1)]
-            place_all(self.groups, self.structured)
-            raise ValueError(f"{names[0]} and {names[1]} share memory; pass each element once, or copy one of the "
-                             "arrays")
-        space.groups = <Group**> calloc(space.n_groups + 1, sizeof(Group*))
-        space.steps = <Step*> calloc(space.n_arrays + 1, sizeof(Step))
-        space.partial = <double*> calloc(space.end // CHUNK + space.n_arrays + 1, sizeof(double))
-        if space.groups == NULL or space.steps == NULL or space.partial == NULL:
-            free(space.groups)
-            free(space.steps)
-            free(space.partial)
-            raise MemoryError()
-        for i, group in enumerate(groups):
-            space.groups[i] = &group.group
-        if structured != self.structured:
-            place_all(self.groups, structured)
-        for i, group in enumerate(new):
-            group.place(self.space.n_groups + i, structured)
-        self.space, space = space, self.space
-        free(space.groups)
-        free(space.steps)
-        free(space.partial)
-        self.groups, self.memory, self.structured, self.keeps_undo = groups, memory, structured, keeps_undo
-        self.undoable = False  # the last step was one of fewer groups
-        self.run(START, work, first, self.space.end)
+        link_groups(self, new, structured, keeps_undo)
         run.groups = groups_shown
 
     def configure(self, dict settings):
@@ -197,9 +147,9 @@ cdef class Plan:
         """For a ``with`` block, inside which the parameters are their averages."""
         return Averages(self)
 
-    def stepping(self, double loss_scale=0.0, observed=None, double metric=0.0):
+    def stepping(self, double loss_scale=0.0, observed=None, double metric=0.0, lr=None):
         """For a ``with`` block that is one step, array by array.  The arguments are those of `step`."""
-        return Stepping(self, loss_scale, observed, metric)
+        return Stepping(self, loss_scale, observed, metric, lr)
 
     def set_t(self, long long t):
         """Set every array's count of applied steps.  Above 0 its state counts as written."""
@@ -299,13 +249,24 @@ cdef class Plan:
         finally:
             self.release()
 
-    def step(self, grads=..., double loss_scale=0.0, observed=None, double metric=0.0, Py_ssize_t group=-1,
-             Py_ssize_t lo=0, Py_ssize_t hi=-1, bint count=True):
+    def rebind(self, params):
+        """Put other arrays into the place of the parameters."""
+        self.guard.take(STEPPING)
+        try:
+            if rebind(self, params) is not None:
+                derive(self)
+        finally:
+            self.guard.release()
+
+    def step(self, grads=..., double loss_scale=0.0, observed=None, double metric=0.0, lr=None, params=...,
+             Py_ssize_t group=-1, Py_ssize_t lo=0, Py_ssize_t hi=-1, bint count=True):
         """Step every group, or elements lo .. hi-1 of one group's parameter space.
 
         grads: without any, the mean of what was accumulated.
         loss_scale: the divisor of the gradients in this call; 0 for the optimizer's own.
         observed(options, t, metric): the schedules that a metric changes; they take effect if this step is applied.
+        lr: that of this step, instead of the groups' own.
+        params: arrays that take the place of the parameters first, unless the step is refused.
         lo and hi are multiples of CHUNK or the end (hi=-1).  The pieces of one step are calls of which all but the last
         have count=False: they share a step number, and equal the whole step whatever their order.
         """
@@ -313,10 +274,15 @@ cdef class Plan:
         cdef bint usable = False, summed = grads is ...
         cdef Counts before
         cdef list moved = None
+        cdef tuple replaced = None  # until nothing can be refused any more
         self.guard.take(STEPPING)
         try:
+            if params is not ...:
+                replaced = rebind(self, params)
             last = self.space.end
             self.follow(self.counts.t)
+            if lr is not None:
+                self.take_lr(lr)
             if summed != (self.counts.pending > 0):
                 self.refuse_sums(summed)
             if group != -1 or lo != 0 or hi != -1:
@@ -336,6 +302,9 @@ cdef class Plan:
                 self.form_steps()
                 usable = inspect(self, (loss_scale or self.counts.loss_scale) * (self.counts.pending if summed else 1),
                                  work)
+            if replaced is not None:
+                derive(self)
+                replaced = None
             if work >= 0 and not usable:
                 self.counts.skipped_steps += count
                 if self.space.zero_grad:
@@ -355,6 +324,8 @@ cdef class Plan:
             if summed and count:
                 self.drop_sums()
         finally:
+            if replaced is not None:
+                put_back(self, replaced)
             self.space.zero_grad = self.zero_grad
             self.release()
 
@@ -364,8 +335,34 @@ cdef class Plan:
         cdef BoundGroup group
         for group in self.groups:
             release(group)
+        if self.lr_given:
+            self.drop_lr()
         self.space.by_rows = False
         self.guard.release()
+        return 0
+
+    cdef take_lr(self, lr):
+        """Until the end of the call, put a number in the place of the groups' lr, or a list's in that of each."""
+        cdef BoundGroup group
+        cdef Py_ssize_t i, n = self.space.n_groups
+        cdef list found = []
+        numbers = tuple(lr) if self.structured and isinstance(lr, (list, tuple)) else (lr,) * n
+        if len(numbers) != n:
+            raise ValueError(f"lr must be a number, or a list of one for each of the {n} parameter groups (None leaves "
+                             f"a group its own); got {describe(lr, numbers)}")
+        for group, number in zip(self.groups, numbers):
+            found.append(group.group.options.lr if number is None else group.checked_lr(number, self.counts.t))
+        for i in range(n):
+            self.space.groups[i].own_lr = self.space.groups[i].options.lr
+            self.space.groups[i].options.lr = found[i]
+        self.lr_given = True
+
+    cdef int drop_lr(self) noexcept:
+        """Every group has its own again."""
+        cdef Py_ssize_t i
+        for i in range(self.space.n_groups):
+            self.space.groups[i].options.lr = self.space.groups[i].own_lr
+        self.lr_given = False
         return 0
 
     cdef int follow(self, long long t) except -1:

@@ -50,6 +50,7 @@ cdef struct Behind:          # of an array under rows="exact": which steps its r
 
 cdef struct Array:
     char* p
+    char* replaced           # what p was before this call put another array into its place
     Behind* behind           # NULL: no step by rows was made, or under rows="lazy"
     const char* g            # NULL: no gradient in this call
     Touched* touched         # NULL: it is dense; otherwise g points to the values of rows
@@ -98,6 +99,7 @@ cdef struct Group:
     bint by_rows             # some gradient of this call is one of rows
     bint only_bfloat16       # so is all that comes in: the lower half of a NaN is 0, and noise can't overflow it
     double squared           # the sum of its gradients' squares, where a norm is taken
+    double own_lr            # while a call has another one
     double factor            # of the gradient: -1 to ascend, the clip coefficient, 1 / loss_scale
     char* ema                # the average of the parameters, or NULL
     Format copy_format       # NATIVE: there is no copy

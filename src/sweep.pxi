@@ -13,7 +13,7 @@ cdef enum:
     PARALLEL_FROM = 1 << 14  # elements: from here on a step takes several threads, and runs without the GIL
 
 cdef enum Work:          # of a sweep
-    STEP, START, COPY, ADD, SQUARES, LARGEST, KEEP, RESTORE, CATCH_UP
+    STEP, START, COPY, ADD, SQUARES, LARGEST, KEEP, RESTORE, CATCH_UP, DERIVE
 
 
 cdef bint staged(const Space* space, const Group* group) noexcept nogil:
@@ -316,6 +316,8 @@ cdef void run_part(const Space* space, Work work, Py_ssize_t first, Py_ssize_t l
             start_group(group, start, end)
         elif work == COPY:
             copy_parameters(group, start, end)
+        elif work == DERIVE:
+            derive_group(group, start, end)
         elif work == CATCH_UP:
             catch_up_group(space, group, start, end)
         elif work == ADD:

@@ -51,13 +51,13 @@ def starts(name, options):
     return {slot: {**defaults, **options}.get(about.start, 0.0) for slot, about in getattr(ac, name).rule.state.items()}
 
 
-def step_range(opt, grads, group=-1, lo=0, hi=-1, count=True):
+def step_range(opt, grads, group=-1, lo=0, hi=-1, count=True, **more):
     """Step only the elements lo to hi (-1: the last) of one group (-1: the only one), and count the step or not.
 
     Ranges have no public door yet.  State that stays on disk will be stepped range by range, and so what a range does
     is tested today.  This is the only place in the tests that reaches into an optimizer.
     """
-    opt._run.plan.step(grads, group=group, lo=lo, hi=hi, count=count)
+    opt._run.plan.step(grads, group=group, lo=lo, hi=hi, count=count, **more)
 
 
 def set_scaler(opt, **numbers):

@@ -1,0 +1,237 @@
+"""The methods of an optimizer that step it, or belong to steps."""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, ClassVar
+
+import numpy as np
+
+from ._run.options import loss_scale as checked_scale
+from ._run.options import observed, real
+from ._run.rule import Rule
+from ._run.run import Run
+
+
+class Stepping:
+    """What every optimizer has of this."""
+
+    rule: ClassVar[Rule]
+    _run: Run
+    _step: Callable[..., None]
+
+    def step(
+        self,
+        grads: Any = ...,
+        metric: float | None = None,
+        *,
+        loss_scale: float | None = None,
+        lr: float | Sequence[float | None] | None = None,
+        params: Any = ...,
+    ) -> None:
+        """Update the parameters in place.
+
+        Parameters
+        ----------
+        grads : the structure of params
+            For each array its gradient, of the same shape and C-contiguous, or None to leave the array and its state
+            alone.  float64 for float64 parameters; for all others float32, float16 or bfloat16 (ml_dtypes, or uint16
+            with uint16_as="bfloat16"), widened as they are read.  For a list of group dicts, a list with one such entry
+            per group.  Gradients are only read, unless zero_grad is set.  Without grads: the mean of what was
+            accumulated.
+        metric : float, optional
+            A number for the plateau schedules, such as the loss: with every step, or once in a while.  It sets the
+            numbers of the steps after this one; if this one is skipped, it is not taken.
+        loss_scale : float, optional
+            The divisor of the gradients in this step, instead of the optimizer's own loss_scale.  Refused if that is
+            "dynamic".
+        lr : float or list of float, optional
+            The learning rate of this step: one for all groups or, for a list of groups, a list of one for each, where
+            None means the group's own.  It is checked as lr is.  The option and its schedule, which is asked all the
+            same, are what they were after it.  Refused for Rprop and SuperSAB, which read lr at an array's first step
+            only.
+        params : the structure of params, optional
+            Arrays that take the place of the parameters before this step, and stay, as with `rebind`; a step that is
+            refused leaves the old ones bound.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If gradients or `params` don't fit (the message names the first); if gradients are given while accumulated
+            ones are pending, or missing while there are none; if a schedule's number is out of its range, and if no
+            schedule reads the metric; if a count in ``state["step"]`` is not in [0, 2**62).  Nothing has changed then.
+        Exception
+            Whatever a schedule raises, such as OverflowError; nothing has changed then.
+        """
+        if loss_scale is None and metric is None and lr is None and params is ...:
+            self._step(grads)
+        else:
+            self._step(grads, *self._for_one_step(metric, loss_scale, lr), params)
+
+    def rebind(self, params: Any) -> None:
+        """Put other arrays into the place of the parameters: they are updated from now on.
+
+        For a program that holds its parameters in new arrays after each step.  State, counts, options, averages, sums
+        and the arrays of copy_to stay.  What is made of the parameters is made of the new ones at once: the master copy
+        of narrow parameters, and what copy_to holds.  Each step that follows may also do it, with
+        ``step(grads, params=...)``.  Where the arrays are the ones that are bound already, nothing is done.
+
+        Parameters
+        ----------
+        params : the structure of params
+            Arrays of the same shapes and dtypes, writable, C-contiguous and aligned.  For a list of group dicts, a list
+            with one such entry for each group, as gradients come.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If something differs or can't be updated in place, if arrays share memory with each other or with the
+            optimizer's, and if rows of groups with ``rows="exact"`` have missed steps (`catch_up` before you copy the
+            parameters).  The old arrays are bound then, all of them.
+
+        Notes
+        -----
+        A step of the old arrays can't be undone by `rollback` any more.  The average goes on from what it was.
+        """
+        self._run.plan.rebind(params)
+
+    def _for_one_step(
+        self, metric: Any, loss_scale: Any, lr: Any
+    ) -> tuple[float, Callable[..., Any] | None, float, Any]:
+        """The loss scale (0 for the optimizer's own), what observes the metric, the metric, and lr.
+
+        All are checked but lr, whose range depends on the group.
+        """
+        if loss_scale is not None and self._run.plan.dynamic:
+            raise ValueError(
+                f"loss_scale={loss_scale!r} is refused in step: this optimizer's is 'dynamic'; multiply the loss "
+                "by opt.loss_scale, and drop it here"
+            )
+        if isinstance(metric, (np.ndarray, list, tuple, dict)):
+            raise TypeError(
+                f"step takes the gradients alone, not the parameters; metric must be a number, got {metric!r}"
+            )
+        if lr is not None and "lr" in self.rule.read_once:
+            raise ValueError(
+                f"lr={lr!r} is refused in a step: {type(self).__name__} reads lr at an array's first step only; drop it"
+            )
+        scale = 0.0 if loss_scale is None else checked_scale("loss_scale", loss_scale)
+        return (scale, None, 0.0, lr) if metric is None else (scale, observed, real("metric", metric), lr)
+
+    def stepping(
+        self,
+        metric: float | None = None,
+        *,
+        loss_scale: float | None = None,
+        lr: float | Sequence[float | None] | None = None,
+    ) -> AbstractContextManager[Callable[..., None]]:
+        """A ``with`` block that is one step, array by array, as gradients arrive.
+
+        ::
+
+            with opt.stepping() as now:
+                for name, grad in gradients():  # each may be freed before the next one is there
+                    now(name, grad)
+
+        Each call updates one array: ``now("w", grad)`` for a dict, ``now(3, grad)`` for a list, ``now(grad)`` for one
+        bare array, and with the number of the group before that for a list of groups: ``now(1, "w", grad)``.  Arrays
+        that are not named, or whose gradient is None, are left alone.  The bits are those of one `step` with all the
+        gradients, in any order.  Numbers of schedules are taken at the beginning, and t moves at the end, if an array
+        was stepped.  Where arrays share a block of 256 elements of 8-bit state, its elements are stepped at the end.
+
+        If the block raises, what was stepped stays stepped, as if all the other gradients had been None, and a note on
+        the exception says so; with keep_undo=True it is undone instead.  `rollback` undoes the block as one step.
+
+        Parameters
+        ----------
+        metric, loss_scale, lr : optional
+            As in `step`.
+
+        Returns
+        -------
+        context manager
+            Its value is the function `now`, which may be called in any thread, but not in two at once.  A block that
+            is left while another thread is inside `now` ends with that call.
+
+        Raises
+        ------
+        ValueError
+            On entering: with max_grad_norm and with on_nonfinite other than "ignore" (so also with a dynamic
+            loss_scale), which need all gradients before the first write; while accumulated gradients are pending.
+            From `now`: if the gradient doesn't fit, or the array has had its step in this block.
+        KeyError, IndexError, TypeError
+            From `now`: if there is no such array, or the arguments are not as above.  Nothing was written then.
+        RuntimeError
+            From `now` outside of the block.
+        """
+        block: AbstractContextManager[Callable[..., None]]
+        block = self._run.plan.stepping(*self._for_one_step(metric, loss_scale, lr))
+        return block
+
+    def accumulate(self, grads: Any) -> None:
+        """Add the gradients of a micro-batch to the sums; ``step()`` then uses their mean over all calls.
+
+        ::
+
+            s <- s + g                                        s <- g at an array's first gradient
+            k = (-1 if maximize) * clip coefficient / (loss_scale * calls),  g' = k s             at the step
+
+        Sums are float32 (float64 for float64 parameters), so that float16 and bfloat16 gradients neither overflow nor
+        stagnate in them.  The first call allocates them.  Norm, clipping and on_nonfinite apply to the mean, at the
+        step.  A step that is skipped drops the sums; a step that raises leaves them, and `discard` drops them.
+
+        Parameters
+        ----------
+        grads : the structure of params
+            As for `step`.  None adds nothing: the array's gradient was 0 in this call.  The step leaves an array alone
+            that had None in every call.  zero_grad zeroes the gradients after this call.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If gradients don't fit; the message names the first.  Nothing was added then.
+
+        Differs from: torch, which sums in the gradient's own type, and whose sum is not divided.
+        """
+        self._run.plan.accumulate(grads)
+
+    def discard(self) -> None:
+        """Drop what was accumulated, if anything was."""
+        self._run.plan.discard()
+
+    def catch_up(self, *place_and_indices: Any) -> None:
+        """Bring rows up to date, of groups with ``rows="exact"``, in parallel: all of them, or some rows of one array.
+
+        Call it before you read or write parameters or their state: until then, rows have missed the steps since they
+        were last stepped.  Saving, `state_dict`, `averaged_parameters` and assigning `t` or bounds do it by themselves.
+        After it there is no step to `rollback`, if a row had missed one.
+
+        Parameters
+        ----------
+        *place_and_indices : optional
+            Before you look rows up for the next gradient, those rows are enough: ``catch_up("table", indices)`` for a
+            dict, ``catch_up(3, indices)`` for a list, ``catch_up(indices)`` for one bare array, and with the number of
+            the group before that for a list of groups.  indices : (k,) array of int32 or int64.
+
+        Raises
+        ------
+        KeyError, IndexError, TypeError, ValueError
+            If there is no such array or row.
+        """
+        self._run.plan.catch_up(*place_and_indices)
+
+    def rollback(self) -> None:
+        """Undo the last call of `step`, once.  Needs ``keep_undo=True`` in the constructor.
+
+        Parameters, state, averages, copies, counts, t, grad_norm, skipped_steps, a dynamic loss scale and the plateau
+        schedules that read a metric become, to the bit, what they were before that step.  Whatever was written into
+        those arrays since is lost.  A step that was skipped is undone too: its count, and its effect on the loss scale.
+        A step that raised does not count as one.  Options that were assigned meanwhile stay.  Gradients that zero_grad
+        zeroed and sums that the step used do not come back.
+
+        Raises
+        ------
+        ValueError
+            Without keep_undo, if there is no step to undo or it is undone already, and if gradients were accumulated
+            since (`discard` them).
+        """
+        self._run.plan.rollback()
