@@ -19,14 +19,14 @@ class Stepping:
     _run: Run
     _step: Callable[..., None]
 
-    def step(
+    def step(  # without a star: the defaults of keyword-only arguments are looked up in a dict, 30 ns each call
         self,
         grads: Any = ...,
         metric: float | None = None,
-        *,
         loss_scale: float | None = None,
         lr: float | Sequence[float | None] | None = None,
-        params: Any = ...,
+        target: Any = ...,
+        params: Any = None,
     ) -> None:
         """Update the parameters in place.
 
@@ -49,6 +49,10 @@ class Stepping:
             None means the group's own.  It is checked as lr is.  The option and its schedule, which is asked all the
             same, are what they were after it.  Refused for Rprop and SuperSAB, which read lr at an array's first step
             only.
+        target : the structure of params, optional
+            Instead of grads: where the parameters shall go.  The gradient is p - target, formed as it is read, in the
+            type that the rule computes in (with a master copy, p is that).  It passes through every stage as any other;
+            formats, and None, are as for gradients; `Rows` are refused.  zero_grad leaves targets alone.
         params : the structure of params, optional
             Arrays that take the place of the parameters before this step, and stay, as with `rebind`; a step that is
             refused leaves the old ones bound.
@@ -56,16 +60,21 @@ class Stepping:
         Raises
         ------
         TypeError, ValueError
-            If gradients or `params` don't fit (the message names the first); if gradients are given while accumulated
-            ones are pending, or missing while there are none; if a schedule's number is out of its range, and if no
-            schedule reads the metric; if a count in ``state["step"]`` is not in [0, 2**62).  Nothing has changed then.
+            If gradients, the target or `params` don't fit (the message names the first); if gradients are given while
+            accumulated ones are pending or together with a target, or are missing while there are none; if a schedule's
+            number is out of its range, and if no schedule reads the metric; if a count in ``state["step"]`` is not in
+            [0, 2**62).  Nothing has changed then.
         Exception
             Whatever a schedule raises, such as OverflowError; nothing has changed then.
         """
-        if loss_scale is None and metric is None and lr is None and params is ...:
+        if loss_scale is None and metric is None and lr is None and target is ... and params is None:
             self._step(grads)
-        else:
+        elif target is ...:
             self._step(grads, *self._for_one_step(metric, loss_scale, lr), params)
+        elif grads is ...:
+            self._step(target, *self._for_one_step(metric, loss_scale, lr), params, True)
+        else:
+            raise TypeError("a step takes either grads or a target, whose difference to the parameters is the gradient")
 
     def rebind(self, params: Any) -> None:
         """Put other arrays into the place of the parameters: they are updated from now on.
@@ -133,10 +142,11 @@ class Stepping:
                     now(name, grad)
 
         Each call updates one array: ``now("w", grad)`` for a dict, ``now(3, grad)`` for a list, ``now(grad)`` for one
-        bare array, and with the number of the group before that for a list of groups: ``now(1, "w", grad)``.  Arrays
-        that are not named, or whose gradient is None, are left alone.  The bits are those of one `step` with all the
-        gradients, in any order.  Numbers of schedules are taken at the beginning, and t moves at the end, if an array
-        was stepped.  Where arrays share a block of 256 elements of 8-bit state, its elements are stepped at the end.
+        bare array, and with the number of the group before that for a list of groups: ``now(1, "w", grad)``.
+        ``now("w", target=x)`` takes a target, as `step` does.  Arrays that are not named, or whose gradient is None,
+        are left alone.  The bits are those of one `step` with all the gradients, in any order.  Numbers of schedules
+        are taken at the beginning, and t moves at the end, if an array was stepped.  Where arrays share a block of 256
+        elements of 8-bit state, its elements are stepped at the end.
 
         If the block raises, what was stepped stays stepped, as if all the other gradients had been None, and a note on
         the exception says so; with keep_undo=True it is undone instead.  `rollback` undoes the block as one step.

@@ -32,7 +32,7 @@ cdef class Stepping:
                                                                         if plan.dynamic else ""))
             plan.follow(plan.counts.t)
             if self.lr is not None:
-                plan.take_lr(self.lr)
+                take_lr(plan, self.lr)
             if plan.counts.pending:
                 plan.refuse_sums(False)
             self.moved = observe(plan, self.observed, self.metric) if self.observed is not None else None
@@ -51,18 +51,23 @@ cdef class Stepping:
                 plan.release()
         return self
 
-    def __call__(self, *place_and_grad):
-        """now(gradient) for one bare array; before it, the key or index of the array, and before that of its group."""
+    def __call__(self, *place_and_grad, target=...):
+        """now(gradient) for one bare array; before it, the key or index of the array, and before that of its group.
+
+        With target=, that stands in the place of the gradient.
+        """
         cdef BoundGroup bound
         cdef Py_ssize_t i
         if not self.inside:
             raise RuntimeError("an array can be stepped inside the block `with opt.stepping() as now:` only")
+        if target is not ...:
+            place_and_grad += (target,)
         self.plan.guard.take(STEPPING, ARRAYWISE)
         try:
             bound, i = find_array(self.plan, place_and_grad, "now", "gradient")
             grad = place_and_grad[len(place_and_grad) - 1]
             if grad is not None:
-                self.step(bound, i, grad)
+                self.step(bound, i, grad, target is not ...)
         finally:
             if self.left:
                 self.end()
@@ -99,7 +104,7 @@ cdef class Stepping:
             plan.release()
         return 0
 
-    cdef int step(self, BoundGroup bound, Py_ssize_t i, grad) except -1:
+    cdef int step(self, BoundGroup bound, Py_ssize_t i, grad, bint targets) except -1:
         cdef Plan plan = self.plan
         cdef Group* group = &bound.group
         cdef Array* a = group.arrays + i
@@ -108,7 +113,8 @@ cdef class Stepping:
         cdef uint8_t* stepped = <uint8_t*> PyByteArray_AS_STRING(self.stepped[group.index])
         if stepped[i]:
             raise ValueError(f"{bound.name(i)} has had its step in this block; add up its gradients, and pass the sum")
-        expect_gradients(group)
+        expect_gradients(group, targets)
+        plan.space.zero_grad = plan.zero_grad and not targets
         try:
             work = acquire_array(plan, bound, i, grad, 0)
             plan.form_step(group, i, 0)
@@ -136,7 +142,7 @@ cdef class Stepping:
                 note_past(group, a, plan.space.steps, group.factor)
             stepped[i] = True
         finally:
-            a.g, a.touched, plan.space.by_rows = NULL, NULL, False
+            a.g, a.touched, plan.space.by_rows, plan.space.zero_grad = NULL, NULL, False, plan.zero_grad
             if bound.n_grads:
                 PyBuffer_Release(bound.grads)
                 bound.n_grads = 0
@@ -171,7 +177,7 @@ cdef class Stepping:
         cdef const char* g
         for i in range(plan.space.n_groups):
             group = plan.space.groups[i]
-            group.narrow_grads = group.only_bfloat16 = group.by_rows = False
+            group.targets = group.formed = group.only_bfloat16 = group.by_rows = False
             stepped = PyByteArray_AS_STRING(self.stepped[i])
             for j in range(group.n_arrays):
                 if stepped[j]:  # any address says that it takes part

@@ -169,3 +169,13 @@ cdef int derive(Plan plan) except -1:
     if wanted:
         plan.sweep_all(DERIVE)
     return 0
+
+
+cdef int refuse_masters(Plan plan) except -1:
+    """A target's difference is looked at before the first write, and so before master copies are written anew."""
+    cdef BoundGroup bound
+    for bound in plan.groups:
+        if bound.group.master != NULL:
+            raise ValueError("step(target=, params=) is refused with master copies, from which the difference is taken "
+                             "and which rebinding writes anew: call rebind(params) before step(target=...)")
+    return 0

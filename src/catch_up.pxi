@@ -31,7 +31,7 @@ cdef int bring_up_rows(Plan plan, BoundGroup bound, Py_ssize_t i, indices) excep
     a.touched = bind_indices(bound, i, indices, view.buf, view.itemsize, k, NULL, NULL)
     if a.behind == NULL or a.behind.n == 0:
         return 0
-    expect_gradients(group)
+    expect_gradients(group, False)
     a.g, a.g_format = <const char*> a.touched, NATIVE  # any address says that it takes part
     group.by_rows = plan.space.by_rows = True
     plan.undoable = False

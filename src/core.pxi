@@ -13,6 +13,7 @@ include "formats.pxi"    # one pair of loops for each number format
 include "stages.pxi"     # one loop for each extra
 include "space.pxi"      # groups, arrays, and the walker over their elements
 include "touched.pxi"    # gradients of a few rows, sorted and summed
+include "incoming.pxi"   # what is handed in, as a gradient
 include "behind.pxi"     # steps that rows have missed, to be replayed
 include "blocks.pxi"     # narrow numbers, block by block
 include "begin.pxi"      # the first write
@@ -29,6 +30,7 @@ include "gradients.pxi"  # the gradients of one call
 include "catch_up.pxi"   # rows brought up to date
 include "usable.pxi"     # norm, finite check, factor, dynamic loss scale
 include "settings.pxi"   # options of the optimizer as a whole, in force
+include "once.pxi"       # a learning rate for one call
 include "averages.pxi"   # parameters and averages exchanged
 include "arraywise.pxi"  # a step array by array, as gradients arrive
 include "binding.pxi"    # groups linked, and their arrays replaced

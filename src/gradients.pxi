@@ -1,22 +1,25 @@
 # The gradients of one call: what the caller hands in, checked against the parameters, or the sums of micro-batches.
 
 
-cdef Py_ssize_t acquire(Plan plan, grads) except -2:
-    """Bind the gradients; returns the number of their elements, -1 where every one is None."""
+cdef Py_ssize_t acquire(Plan plan, grads, bint targets) except -2:
+    """Bind the gradients, or targets; returns the number of their elements, -1 where every one is None."""
     cdef Py_ssize_t i, work = -1, count = plan.space.n_groups
+    if targets:
+        plan.space.zero_grad = False  # they are no gradients
     for i in range(count):
-        expect_gradients(plan.space.groups[i])
+        expect_gradients(plan.space.groups[i], targets)
     if not plan.structured:
         return acquire_group(plan, <BoundGroup> plan.groups[0], grads, work)
-    items = parts_of(plan, grads, "grads")
+    items = parts_of(plan, grads, "target" if targets else "grads")
     for i in range(count):
         work = acquire_group(plan, <BoundGroup> plan.groups[i], items[i], work)
     return work
 
 
-cdef int expect_gradients(Group* group) noexcept:
+cdef int expect_gradients(Group* group, bint targets) noexcept:
     """Before those of a call are bound: nothing is known of their formats."""
-    group.narrow_grads = group.by_rows = False
+    group.by_rows = False
+    group.targets = group.formed = targets
     group.only_bfloat16 = group.format == BFLOAT16 and group.state_format == BFLOAT16 and group.master == NULL
     return 0
 
@@ -35,7 +38,7 @@ cdef tuple items_of(BoundGroup group, x, bint grad):
     """What was given for each array of a group that is not one bare array."""
     cdef object keys = group.keys
     cdef Py_ssize_t count = group.group.n_arrays
-    cdef str where = group.where_grads if grad else group.where
+    cdef str where = group.place_of(grad)
     cdef str none = " (None leaves one alone)" if grad else ""
     if keys is None:
         items = tuple(x) if isinstance(x, (list, tuple)) else None
@@ -67,6 +70,9 @@ cdef Py_ssize_t acquire_array(Plan plan, BoundGroup bound, Py_ssize_t i, grad, P
     if grad is None:
         return work
     cdef bint by_rows = type(grad) is Rows
+    if by_rows and group.targets:
+        raise TypeError(f"{bound.name(i, True)} is one of rows, but a target is an array; pass the gradient itself, "
+                        "Rows(indices, w[indices] - values)")
     values = (<Rows> grad).values if by_rows else grad
     cdef bint bfloat16 = bound.view(values, g, i, True)
     bound.n_grads += 1
@@ -78,7 +84,7 @@ cdef Py_ssize_t acquire_array(Plan plan, BoundGroup bound, Py_ssize_t i, grad, P
             raise TypeError(f"{bound.name(i, True)} has dtype {named(values.dtype)}, its parameter {bound.dtype}; "
                             f"convert it: x.astype('{wanted}')" + ("" if group.wide else hint(g)))
         a.g_format = FORMATS[kind]
-        group.narrow_grads = True
+        group.formed = True
     group.only_bfloat16 = group.only_bfloat16 and a.g_format == BFLOAT16
     if by_rows and a.ndim == 0:
         raise ValueError(f"{bound.name(i, True)} is one of rows, but its parameter has no dimensions; pass an array")
@@ -113,7 +119,7 @@ cdef Py_ssize_t acquire_sums(Plan plan) except -2:
     plan.space.zero_grad = False  # what was added is zeroed already, and the next sum begins with a write
     for i in range(plan.space.n_groups):
         group = plan.space.groups[i]
-        group.narrow_grads = group.only_bfloat16 = group.by_rows = False
+        group.targets = group.formed = group.only_bfloat16 = group.by_rows = False
         for j in range(group.n_arrays):
             if group.summed[j]:
                 a = group.arrays + j

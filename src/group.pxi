@@ -164,8 +164,12 @@ cdef class BoundGroup:
 
     cdef str name(self, Py_ssize_t i, bint grad=False):
         """What messages call an array: params, params[3], params['w'], params[1]['params'][3], grads ..."""
-        place = self.where_grads if grad else self.where
-        return place + (f"[{i}]" if self.keys is None else "" if self.bare else f"[{list(self.keys)[i]!r}]")
+        return self.place_of(grad) + (f"[{i}]" if self.keys is None else "" if self.bare else f"[{list(self.keys)[i]!r}]")
+
+    cdef str place_of(self, bint grad):
+        if grad and self.group.targets:
+            return "target" + self.where_grads[5:]
+        return self.where_grads if grad else self.where
 
     cdef place(self, Py_ssize_t index, bint structured):
         """Tell what messages call its arrays and their gradients, by its number in a list of groups."""

@@ -4,23 +4,15 @@
 cdef void add_segment(const Space* space, const Group* group, const Piece* piece, floating* s,
                       bint first) noexcept nogil:
     """Add one piece's gradient to its sums s, or write it there if it is the first."""
-    cdef floating widened[CHUNK]
-    cdef const Array* a = piece.array
+    cdef floating buffer[CHUNK]
+    cdef floating other[CHUNK]
     cdef Py_ssize_t n = piece.stop - piece.start
-    cdef const floating* g = <const floating*> a.g + piece.at
-    if a.touched != NULL:
-        sum_row(piece, <floating*> widened, &g)
-    if a.touched == NULL and a.g_format != NATIVE:
-        if first:
-            widen(a.g_format, n, s, a.g, piece.at)
-        else:
-            widen(a.g_format, n, widened, a.g, piece.at)
-            add(n, s, widened)
-    elif first:
-        memcpy(s, g, n * sizeof(floating))
-    else:
+    cdef const floating* g = gradient_of(group, piece, s if first else <floating*> buffer, other)
+    if not first:
         add(n, s, g)
-    if space.zero_grad and a.touched == NULL:
+    elif g != s:
+        memcpy(s, g, n * sizeof(floating))
+    if space.zero_grad and piece.array.touched == NULL:
         zero_piece(group, piece)
 
 

@@ -233,7 +233,7 @@ cdef class Plan:
         cdef Py_ssize_t i, j, work
         self.guard.take(STEPPING, AVERAGED)
         try:
-            work = acquire(self, grads)
+            work = acquire(self, grads, False)
             if self.space.zero_grad:
                 check_apart(self)
             self.need_sums([bound for bound in self.groups if not only_rows(bound)])
@@ -258,14 +258,15 @@ cdef class Plan:
         finally:
             self.guard.release()
 
-    def step(self, grads=..., double loss_scale=0.0, observed=None, double metric=0.0, lr=None, params=...,
-             Py_ssize_t group=-1, Py_ssize_t lo=0, Py_ssize_t hi=-1, bint count=True):
+    def step(self, grads=..., double loss_scale=0.0, observed=None, double metric=0.0, lr=None, params=None,
+             bint targets=False, Py_ssize_t group=-1, Py_ssize_t lo=0, Py_ssize_t hi=-1, bint count=True):
         """Step every group, or elements lo .. hi-1 of one group's parameter space.
 
         grads: without any, the mean of what was accumulated.
         loss_scale: the divisor of the gradients in this call; 0 for the optimizer's own.
         observed(options, t, metric): the schedules that a metric changes; they take effect if this step is applied.
         lr: that of this step, instead of the groups' own.
+        targets: grads are targets, the gradient is p - target.
         params: arrays that take the place of the parameters first, unless the step is refused.
         lo and hi are multiples of CHUNK or the end (hi=-1).  The pieces of one step are calls of which all but the last
         have count=False: they share a step number, and equal the whole step whatever their order.
@@ -277,12 +278,14 @@ cdef class Plan:
         cdef tuple replaced = None  # until nothing can be refused any more
         self.guard.take(STEPPING)
         try:
-            if params is not ...:
+            if params is not None:
                 replaced = rebind(self, params)
+                if replaced is not None and targets:
+                    refuse_masters(self)
             last = self.space.end
             self.follow(self.counts.t)
             if lr is not None:
-                self.take_lr(lr)
+                take_lr(self, lr)
             if summed != (self.counts.pending > 0):
                 self.refuse_sums(summed)
             if group != -1 or lo != 0 or hi != -1:
@@ -291,7 +294,9 @@ cdef class Plan:
                 raise ValueError("a range can't be stepped with keep_undo=True, which undoes whole steps")
             if observed is not None:
                 moved = observe(self, observed, metric)
-            work = acquire_sums(self) if summed else acquire(self, grads)
+            work = acquire_sums(self) if summed else acquire(self, grads, targets)
+            if targets:
+                bring_up(self)  # the difference is taken to parameters that are up to date
             if self.space.zero_grad:
                 check_apart(self)
             work = min(work, last - first)
@@ -336,33 +341,9 @@ cdef class Plan:
         for group in self.groups:
             release(group)
         if self.lr_given:
-            self.drop_lr()
+            drop_lr(self)
         self.space.by_rows = False
         self.guard.release()
-        return 0
-
-    cdef take_lr(self, lr):
-        """Until the end of the call, put a number in the place of the groups' lr, or a list's in that of each."""
-        cdef BoundGroup group
-        cdef Py_ssize_t i, n = self.space.n_groups
-        cdef list found = []
-        numbers = tuple(lr) if self.structured and isinstance(lr, (list, tuple)) else (lr,) * n
-        if len(numbers) != n:
-            raise ValueError(f"lr must be a number, or a list of one for each of the {n} parameter groups (None leaves "
-                             f"a group its own); got {describe(lr, numbers)}")
-        for group, number in zip(self.groups, numbers):
-            found.append(group.group.options.lr if number is None else group.checked_lr(number, self.counts.t))
-        for i in range(n):
-            self.space.groups[i].own_lr = self.space.groups[i].options.lr
-            self.space.groups[i].options.lr = found[i]
-        self.lr_given = True
-
-    cdef int drop_lr(self) noexcept:
-        """Every group has its own again."""
-        cdef Py_ssize_t i
-        for i in range(self.space.n_groups):
-            self.space.groups[i].options.lr = self.space.groups[i].own_lr
-        self.lr_given = False
         return 0
 
     cdef int follow(self, long long t) except -1:

@@ -59,8 +59,10 @@ cdef double reduce_chunk(const Group* group, Py_ssize_t start, Py_ssize_t end, P
                          bint squares) noexcept nogil:
     """The sum of squares, or the largest absolute value, of one chunk's gradients.  origin: where lanes begin."""
     cdef Piece piece = pieces_from(group, start)
-    cdef const char* g
-    cdef float widened[CHUNK]
+    cdef double buffer[CHUNK]
+    cdef double other[CHUNK]
+    cdef const double* wide
+    cdef const float* g
     cdef double lanes[LANES]
     cdef double total = 0
     cdef uint64_t largest = 0
@@ -68,25 +70,20 @@ cdef double reduce_chunk(const Group* group, Py_ssize_t start, Py_ssize_t end, P
     cdef int j
     for j in range(LANES):
         lanes[j] = 0
-    cdef double summed[CHUNK]
     while next_stepped(&piece, end):
         n = piece.stop - piece.start
-        g = piece.array.g + piece.at * gradient_itemsize(group, piece.array)
-        if piece.array.touched != NULL and group.wide:
-            sum_row(&piece, <double*> summed, <const double**> &g)
-        elif piece.array.touched != NULL:
-            sum_row(&piece, <float*> widened, <const float**> &g)
-        elif piece.array.g_format != NATIVE:
-            widen(piece.array.g_format, n, widened, piece.array.g, piece.at)
-            g = <const char*> widened
-        if squares and group.wide:
-            add_squares(piece.start - origin, n, <const double*> g, lanes)
-        elif squares:
-            add_squares(piece.start - origin, n, <const float*> g, lanes)
-        elif group.wide:
-            largest = max(largest, largest64(n, <const uint64_t*> g))
+        if group.wide:
+            wide = gradient_of(group, &piece, <double*> buffer, <double*> other)
+            if squares:
+                add_squares(piece.start - origin, n, wide, lanes)
+            else:
+                largest = max(largest, largest64(n, <const uint64_t*> wide))
         else:
-            largest = max(largest, largest32(n, <const int32_t*> g))
+            g = gradient_of(group, &piece, <float*> buffer, <float*> other)
+            if squares:
+                add_squares(piece.start - origin, n, g, lanes)
+            else:
+                largest = max(largest, largest32(n, <const int32_t*> g))
     if not squares:
         return as_number(largest, group.wide)
     for j in range(LANES):

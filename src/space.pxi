@@ -95,7 +95,8 @@ cdef struct Group:
     long long* t             # applied steps of each array
     uint8_t* started         # of each array: has a step written its state?
     double* product          # NAdam's product of mu of each array, else NULL
-    bint narrow_grads        # some gradient of this call is float16 or bfloat16
+    bint targets             # what this call hands in are targets: the gradient is p - target
+    bint formed              # some gradient of this call must be formed: it is narrow, or the difference to a target
     bint by_rows             # some gradient of this call is one of rows
     bint only_bfloat16       # so is all that comes in: the lower half of a NaN is 0, and noise can't overflow it
     double squared           # the sum of its gradients' squares, where a norm is taken

@@ -6,6 +6,13 @@
 
 # --- before the rule: each writes to out what it makes of g ----------------------------------------------------------
 
+cdef void difference(Py_ssize_t n, floating* out, const floating* p, const floating* target) noexcept nogil:
+    """out <- p - target: the gradient of half the squared distance to a target."""
+    cdef Py_ssize_t i
+    for i in range(n):
+        out[i] = p[i] - target[i]
+
+
 cdef void scale(Py_ssize_t n, floating* out, const floating* g, double factor) noexcept nogil:
     """out <- factor g: unscaling, clipping and maximize together are one constant."""
     cdef Py_ssize_t i

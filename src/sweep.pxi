@@ -19,7 +19,7 @@ cdef enum Work:          # of a sweep
 cdef bint staged(const Space* space, const Group* group) noexcept nogil:
     """Does anything but the rule run?  Then the intermediate results must stay in cache, tile by tile."""
     return (group.factor != 1 or space.by_array or space.max_grad_value != 0 or group.bounds != NO_BOUNDS
-            or group.ema != NULL or group.copy_format != NATIVE or space.zero_grad or group.narrow_grads
+            or group.ema != NULL or group.copy_format != NATIVE or space.zero_grad or group.formed
             or (group.options.weight_decay != 0 and not group.options.decoupled))
 
 
@@ -48,17 +48,12 @@ cdef void run_segment(const Space* space, const Group* group, const Piece* piece
                       void** s) noexcept nogil:
     """All stages over one piece.  p, s: its parameters and its state as the rule takes them."""
     cdef floating spare[2][TILE]  # a stage reads one and writes the other
-    cdef int turn = 0
+    cdef int turn = 1
     cdef double factor = factor_of(space, group, piece.array)
     cdef Py_ssize_t n = piece.stop - piece.start
-    cdef const floating* g = <const floating*> piece.array.g + piece.at
-    cdef const floating* summed
-    if piece.array.touched != NULL:
-        sum_row(piece, spare[turn], &summed)
-        g = summed
-        turn = 1 - turn
-    elif piece.array.g_format != NATIVE:
-        widen(piece.array.g_format, n, spare[turn], piece.array.g, piece.at)
+    cdef const floating* g = read_piece(piece, spare[0])
+    if group.targets:
+        difference(n, spare[turn], p, g)
         g = spare[turn]
         turn = 1 - turn
     if factor != 1:

@@ -150,29 +150,21 @@ cdef complain(Plan plan, Py_ssize_t index, double loss_scale):
     cdef Group* group = &bound.group
     cdef Piece piece = pieces_from(group, 0)
     cdef Py_ssize_t i
-    cdef float widened
-    cdef double summed, x
-    cdef const double* wide
-    cdef const float* narrow
+    cdef double wide[2]
+    cdef float narrow[2]
+    cdef double x
     piece.most = 1
     while next_stepped(&piece, group.size):
-        if piece.array.touched != NULL:
-            if group.wide:
-                sum_row(&piece, &summed, &wide)
-                x = wide[0]
-            else:
-                sum_row(&piece, &widened, &narrow)
-                x = narrow[0]
-        elif piece.array.g_format != NATIVE:
-            widen(piece.array.g_format, 1, &widened, piece.array.g, piece.at)
-            x = widened
+        if group.wide:
+            x = gradient_of(group, &piece, <double*> wide, wide + 1)[0]
         else:
-            x = (<const double*> piece.array.g)[piece.at] if group.wide else (<const float*> piece.array.g)[piece.at]
+            x = gradient_of(group, &piece, <float*> narrow, narrow + 1)[0]
         if not fits(plan, group, factor_of(&plan.space, group, piece.array), fabs(x), loss_scale):
             i = piece.array - group.arrays
             shape = bound.arrays[i].shape
             at = tuple([int(k) for k in numpy.unravel_index(piece.at, shape)]) if shape else ()
-            raise ValueError(f"{'the sum of ' if plan.counts.pending else ''}{bound.name(i, True)} is {x} at index "
+            what = "the sum of " if plan.counts.pending else "the difference to " if group.targets else ""
+            raise ValueError(f"{what}{bound.name(i, True)} is {x} at index "
                              f"{at}{'' if x - x != 0 else ', whose square overflows'}; nothing was changed")
 
 
