@@ -55,6 +55,13 @@ class Optimizer(Stepping, Saving):
     zero_grad : bool
         Zero the gradients after they are used, instead of a call like torch's zero_grad().  They must be writable and
         must not share memory.
+    cast : bool
+        Take gradients (and targets) as they come: any of float16, bfloat16, float32 and float64 for any parameters,
+        C-contiguous or not, aligned or not, and a NumPy or Python float for an array of one element.  They are
+        converted as they are read, 4,096 elements at a time in each thread, with the bits of
+        ``np.ascontiguousarray(g.astype(dtype))``, dtype being float64 for float64 parameters and float32 for all
+        others.  Integers, complex numbers and other byte orders are refused, as ever.  Values of `Rows` may have any
+        of the formats, but must be contiguous.
     keep_undo : bool
         Before each step, keep what it overwrites, for `rollback`.  This takes as much memory again as parameters,
         state, averages and copies, and one more pass that copies them.
@@ -138,6 +145,7 @@ class Optimizer(Stepping, Saving):
     on_nonfinite = Setting()
     loss_scale = LossScale()
     zero_grad = Setting()
+    cast = Setting()
     flush_denormals = Setting()
     seed = Setting()
 
@@ -154,6 +162,7 @@ class Optimizer(Stepping, Saving):
         on_nonfinite: str | None = None,
         loss_scale: float | str = 1.0,
         zero_grad: bool = False,
+        cast: bool = False,
         keep_undo: bool = False,
         flush_denormals: bool = False,
         ema_decay: Schedulable | None = None,

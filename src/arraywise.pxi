@@ -142,7 +142,8 @@ cdef class Stepping:
                 note_past(group, a, plan.space.steps, group.factor)
             stepped[i] = True
         finally:
-            a.g, a.touched, plan.space.by_rows, plan.space.zero_grad = NULL, NULL, False, plan.zero_grad
+            a.g, a.touched, a.strides = NULL, NULL, NULL
+            plan.space.by_rows, plan.space.zero_grad = False, plan.zero_grad
             if bound.n_grads:
                 PyBuffer_Release(bound.grads)
                 bound.n_grads = 0

@@ -26,6 +26,12 @@ cdef void to_float32(Py_ssize_t n, float* out, const floating* p) noexcept nogil
         out[i] = <float> p[i]
 
 
+cdef void to_float64(Py_ssize_t n, double* out, const float* x) noexcept nogil:
+    cdef Py_ssize_t i
+    for i in range(n):
+        out[i] = x[i]
+
+
 cdef void to_bfloat16(Py_ssize_t n, uint16_t* out, const float* p) noexcept nogil:
     """Round to nearest even.  NaN stays NaN."""
     cdef Py_ssize_t i

@@ -67,8 +67,11 @@ cdef Py_ssize_t acquire_array(Plan plan, BoundGroup bound, Py_ssize_t i, grad, P
     cdef Array* a = group.arrays + i
     cdef Py_buffer* g = bound.grads + bound.n_grads
     cdef Py_ssize_t shared
+    cdef uintptr_t low, high
     if grad is None:
         return work
+    if plan.cast and type(grad) is not ndarray:
+        grad = as_array(bound, i, grad)
     cdef bint by_rows = type(grad) is Rows
     if by_rows and group.targets:
         raise TypeError(f"{bound.name(i, True)} is one of rows, but a target is an array; pass the gradient itself, "
@@ -78,11 +81,12 @@ cdef Py_ssize_t acquire_array(Plan plan, BoundGroup bound, Py_ssize_t i, grad, P
     bound.n_grads += 1
     a.g_format = NATIVE
     if not is_native(g, b"d" if group.wide else b"f"):
-        kind = "" if group.wide else format_of(g, bfloat16 or bound.uint16_is_bfloat16)
-        if kind not in FORMATS:
+        kind = format_of(g, bfloat16 or bound.uint16_is_bfloat16)
+        if kind == "" or (not plan.cast and (group.wide or kind == "float64")):
             wanted = "float64" if group.wide else "float32"
+            otherwise = CAST if kind and not bound.takes_tensors else "" if group.wide else hint(g)
             raise TypeError(f"{bound.name(i, True)} has dtype {named(values.dtype)}, its parameter {bound.dtype}; "
-                            f"convert it: x.astype('{wanted}')" + ("" if group.wide else hint(g)))
+                            f"convert it: x.astype('{wanted}'){otherwise}")
         a.g_format = FORMATS[kind]
         group.formed = True
     group.only_bfloat16 = group.only_bfloat16 and a.g_format == BFLOAT16
@@ -92,12 +96,23 @@ cdef Py_ssize_t acquire_array(Plan plan, BoundGroup bound, Py_ssize_t i, grad, P
             g.shape + by_rows, a.shape + by_rows, (g.ndim - by_rows) * sizeof(Py_ssize_t)) != 0):
         raise ValueError(f"{bound.name(i, True)} has {'values of ' * by_rows}shape {values.shape}, its parameter "
                          f"{bound.arrays[i].shape}")
-    bound.check_layout(g, i, True)
+    a.strides = NULL
+    if plan.cast and not by_rows and not in_order(g):
+        a.strides = g.strides if g.ndim else a.shape  # without dimensions neither is read
+        group.formed = True
+    else:
+        bound.check_layout(g, i, True, "" if by_rows or bound.takes_tensors else CAST)
     if plan.space.zero_grad and g.readonly:
         raise ValueError(f"{bound.name(i, True)} is read-only and can't be zeroed; pass a writable array, or "
                          "zero_grad=False")
+    if a.strides != NULL and plan.space.zero_grad and meets_itself(g):
+        raise ValueError(f"{bound.name(i, True)} has elements that share memory, and zero_grad=True would zero one "
+                         "while it zeroes the other; pass a copy")
     if g.len:
-        shared = plan.memory.find(<uintptr_t> g.buf, g.len)
+        low, high = <uintptr_t> g.buf, <uintptr_t> g.buf + g.len
+        if a.strides != NULL:
+            low, high = reach_of(g)
+        shared = plan.memory.find(low, high - low)
         if shared >= 0:
             raise ValueError(f"{bound.name(i, True)} shares memory with {plan.owner(shared)}; pass a copy")
     if by_rows:
@@ -108,6 +123,15 @@ cdef Py_ssize_t acquire_array(Plan plan, BoundGroup bound, Py_ssize_t i, grad, P
         return work
     a.g = <const char*> g.buf
     return max(work, 0) + a.stop - a.start
+
+
+cdef as_array(BoundGroup bound, Py_ssize_t i, grad):
+    """A number as the array that the gradient of one element is; anything else as it is."""
+    cdef const Array* a = bound.group.arrays + i
+    if isinstance(grad, (float, numpy.generic)) and a.stop - a.start == 1:
+        grad = numpy.asarray(grad).reshape(bound.arrays[i].shape)
+        grad.flags.writeable = False  # it is no place to zero
+    return grad
 
 
 cdef Py_ssize_t acquire_sums(Plan plan) except -2:
@@ -179,21 +203,27 @@ cdef int check_apart(Plan plan) except -1:
     """Gradients that will be zeroed may not share memory: the zeros of one would be another's gradient."""
     cdef uint64_t sign = 14695981039346656037ULL
     cdef BoundGroup group
+    cdef Py_buffer* g
     cdef Py_ssize_t i
+    cdef int j
     for group in plan.groups:
         for i in range(group.n_grads):  # looked at once for each set of buffers
-            sign = (sign ^ <uintptr_t> group.grads[i].buf) * 1099511628211ULL
-            sign = (sign ^ <uint64_t> group.grads[i].len) * 1099511628211ULL
+            g = group.grads + i
+            sign = (sign ^ <uintptr_t> g.buf) * 1099511628211ULL
+            sign = (sign ^ <uint64_t> g.len) * 1099511628211ULL
+            for j in range(g.ndim if plan.cast and not in_order(g) else 0):
+                sign = (sign ^ <uint64_t> g.strides[j]) * 1099511628211ULL
     if sign == plan.apart:
         return 0
     spans = []
     for group in plan.groups:
         for i in range(group.n_grads):
-            if group.grads[i].len:
-                spans.append((<uintptr_t> group.grads[i].buf, group.grads[i].len))
+            g = group.grads + i
+            if g.len:
+                spans.append((<uintptr_t> g.buf, <uintptr_t> g.buf + g.len) if in_order(g) else reach_of(g))
     spans.sort()
-    for (low, size), (start, _) in zip(spans, spans[1:]):
-        if start < low + size:
+    for (_, end), (start, _) in zip(spans, spans[1:]):
+        if start < end:
             raise ValueError("two gradients share memory, and zero_grad=True would zero one while it zeroes the other; "
                              "pass a copy of one")
     plan.apart = sign
@@ -203,10 +233,15 @@ cdef int check_apart(Plan plan) except -1:
 cdef int zero_gradients(Plan plan) noexcept:
     """Zero the gradients of a step that is skipped: otherwise what is accumulated in them would stay infinite."""
     cdef BoundGroup group
+    cdef Py_buffer* g
     cdef Py_ssize_t i
     for group in plan.groups:
         for i in range(group.n_grads):
-            memset(group.grads[i].buf, 0, group.grads[i].len)
+            g = group.grads + i
+            if in_order(g):
+                memset(g.buf, 0, g.len)
+            else:
+                visit(<char*> g.buf, g.ndim, g.shape, g.strides, g.itemsize, 0, g.len // g.itemsize, NULL)
     return 0
 
 
@@ -231,6 +266,7 @@ cdef int release(BoundGroup group) noexcept:
     for i in range(group.group.n_arrays):
         group.group.arrays[i].g = NULL
         group.group.arrays[i].touched = NULL
+        group.group.arrays[i].strides = NULL
     return 0
 
 

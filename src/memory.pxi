@@ -10,7 +10,8 @@ import numpy
 cdef char HOST_ORDER = ord("<" if sys.byteorder == "little" else ">")  # as a buffer's format says it
 cdef object ndarray = numpy.ndarray
 cdef object MaskedArray = numpy.ma.MaskedArray
-cdef dict FORMATS = {"float32": FLOAT32, "bfloat16": BFLOAT16, "float16": FLOAT16}
+cdef dict FORMATS = {"float32": FLOAT32, "bfloat16": BFLOAT16, "float16": FLOAT16, "float64": FLOAT64}
+cdef str CAST = ", or construct the optimizer with cast=True"
 
 
 cdef uintptr_t address(array) except? 0:
@@ -75,7 +76,8 @@ cdef str remedy(x, bint grad):
     if module == "scipy" and hasattr(x, "toarray"):
         return "sparse gradients are not supported: pass x.toarray()"
     if isinstance(x, (int, float, complex, numpy.generic)):
-        return "make it an array: np.asarray(x, dtype)"
+        return "make it an array: np.asarray(x, dtype)" + (", or, of one element, construct the optimizer with cast=True"
+                                                           if grad and isinstance(x, (float, numpy.floating)) else "")
     if isinstance(x, (list, tuple, dict)) and grad:
         return "gradients come in the structure of the parameters, here one array"
     if isinstance(x, (list, tuple, dict)):
@@ -85,6 +87,39 @@ cdef str remedy(x, bint grad):
     if hasattr(x, "__iter__") and not isinstance(x, (str, bytes)):
         return "pass list(x)"
     return "pass arrays"
+
+
+cdef bint in_order(const Py_buffer* view) noexcept:
+    """Do its elements lie one after the other, aligned?"""
+    return PyBuffer_IsContiguous(view, b"C") and (<uintptr_t> view.buf % <uintptr_t> view.itemsize == 0
+                                                  or view.len == 0)
+
+
+cdef (uintptr_t, uintptr_t) reach_of(const Py_buffer* view) noexcept:
+    """From where to where elements lie that need not be in order, of an array that has some."""
+    cdef uintptr_t low = <uintptr_t> view.buf, high = low
+    cdef int i
+    for i in range(view.ndim):
+        if view.strides[i] < 0:
+            low += view.strides[i] * (view.shape[i] - 1)
+        else:
+            high += view.strides[i] * (view.shape[i] - 1)
+    return low, high + view.itemsize
+
+
+cdef bint meets_itself(const Py_buffer* view) noexcept:
+    """May two of its elements lie in the same place?  No slice or transposed view of an array that has each once."""
+    cdef int i, j
+    cdef Py_ssize_t step, other, below
+    for i in range(view.ndim):
+        step, below = abs(view.strides[i]), view.itemsize - 1
+        for j in range(view.ndim):
+            other = abs(view.strides[j])
+            if view.shape[j] > 1 and (other < step or (other == step and j < i)):
+                below += other * (view.shape[j] - 1)
+        if view.shape[i] > 1 and step <= below:
+            return True
+    return False
 
 
 cdef str copied(str copy, bint grad):

@@ -34,7 +34,7 @@ cdef class Plan:
     cdef object check_followed
     cdef NormOver norm_over
     cdef OnNonfinite on_nonfinite
-    cdef bint zero_grad
+    cdef bint zero_grad, cast
     cdef list narrow_saved         # narrow parameters as they were, while their averages are in place
     cdef Counts before             # the last step, with what else undoes it
     cdef list moved                # the schedules that it changed: (group, old, new)

@@ -19,6 +19,7 @@ cdef configure(Plan plan, dict settings):
     elif not plan.dynamic:
         plan.dynamic, plan.counts.loss_scale = True, FIRST_SCALE
     plan.zero_grad = plan.space.zero_grad = settings["zero_grad"]
+    plan.cast = settings["cast"]
     plan.space.flush_denormals = settings["flush_denormals"]
     plan.space.seed = settings["seed"]
 

@@ -17,7 +17,7 @@ cdef enum:
     KEPT = 2 * SLOTS + 2     # flat arrays of a group: state and its scales, the master copy, the average
 
 cdef enum Format:  # NATIVE: as the rule computes, in float64 or float32
-    NATIVE, FLOAT32, BFLOAT16, FLOAT16, UINT8
+    NATIVE, FLOAT32, BFLOAT16, FLOAT16, UINT8, FLOAT64
 
 cdef enum Bounds:
     NO_BOUNDS, SAME_BOUNDS, OWN_BOUNDS
@@ -54,6 +54,7 @@ cdef struct Array:
     Behind* behind           # NULL: no step by rows was made, or under rows="lazy"
     const char* g            # NULL: no gradient in this call
     Touched* touched         # NULL: it is dense; otherwise g points to the values of rows
+    const Py_ssize_t* strides  # of g, in bytes; NULL: its elements lie one after the other
     Format g_format
     int ndim
     Py_ssize_t* shape
@@ -231,8 +232,13 @@ cdef inline Py_ssize_t parameter_itemsize(const Group* group) noexcept nogil:
     return native_itemsize(group) if group.format == NATIVE else 2
 
 
+cdef inline Py_ssize_t itemsize_of(Format kind, Py_ssize_t native) noexcept nogil:
+    """Bytes of a number of what is handed in.  native: of one as the rule computes."""
+    return native if kind == NATIVE else 8 if kind == FLOAT64 else 4 if kind == FLOAT32 else 2
+
+
 cdef inline Py_ssize_t gradient_itemsize(const Group* group, const Array* a) noexcept nogil:
-    return native_itemsize(group) if a.g_format == NATIVE else 2
+    return itemsize_of(a.g_format, native_itemsize(group))
 
 
 cdef inline Py_ssize_t copy_itemsize(const Group* group) noexcept nogil:
@@ -244,19 +250,29 @@ cdef inline Py_ssize_t chunks_to(Py_ssize_t end) noexcept nogil:
     return (end + CHUNK - 1) // CHUNK
 
 
-cdef void zero_piece(const Group* group, const Piece* piece) noexcept nogil:
-    """Zero the gradient of a piece."""
-    cdef Py_ssize_t itemsize = gradient_itemsize(group, piece.array)
-    memset(<char*> piece.array.g + piece.at * itemsize, 0, (piece.stop - piece.start) * itemsize)
-
-
 cdef void widen(Format kind, Py_ssize_t n, floating* out, const char* x, Py_ssize_t at) noexcept nogil:
-    """Elements at .. at+n-1 of a narrow array."""
-    if floating is float:  # float64 parameters take no narrow gradients
+    """Elements at .. at+n-1 of an array of another format."""
+    if floating is float:
         if kind == BFLOAT16:
             from_bfloat16(n, out, <const uint16_t*> x + at)
-        else:
+            return
+        if kind == FLOAT16:
             from_float16(n, out, <const uint16_t*> x + at)
+            return
+    convert(kind, n, out, x, at)
+
+
+cdef APART convert(Format kind, Py_ssize_t n, floating* out, const char* x, Py_ssize_t at) noexcept nogil:
+    """The same, at most CHUNK elements, of formats that only gradients under cast=True have: rounded once, if at all.
+    """
+    cdef float narrow[CHUNK]
+    if floating is float:
+        to_float32(n, out, <const double*> x + at)
+    elif kind == FLOAT32:
+        to_float64(n, out, <const float*> x + at)
+    else:
+        widen(kind, n, <float*> narrow, x, at)
+        to_float64(n, out, narrow)
 
 
 cdef void narrow(Format kind, Py_ssize_t n, char* out, Py_ssize_t at, const floating* x) noexcept nogil:

@@ -58,6 +58,7 @@ SETTINGS = {
     "on_nonfinite": ["ignore", "skip", "raise"],
     "loss_scale": [1.0, 1024.0, 3.0, 0.25],
     "zero_grad": [False, True],
+    "cast": [False, True],
     "flush_denormals": [False, False, False, True],
     "seed": [0, 1, 2**64 - 1],
 }

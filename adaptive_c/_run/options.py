@@ -181,6 +181,7 @@ SETTINGS: dict[str, Check] = {
         choice("dynamic", hint="; or a number")(name, value) if isinstance(value, str) else loss_scale(name, value)
     ),
     "zero_grad": flag,
+    "cast": flag,
     "flush_denormals": flag,
     "seed": whole,
 }

@@ -76,7 +76,7 @@ class Form:
     def run(self, groups: list[dict[str, Any]]) -> Run:
         """A run over groups of arrays."""
         run = Run(self.rule, self.defaults, "bfloat16")
-        settings = {**self.settings, "loss_scale": 1.0}
+        settings = {**self.settings, "loss_scale": 1.0, "cast": False}
         run.plan.n_threads = checked_threads(settings.pop("n_threads"))
         run.start(groups, settings, False)
         return run

@@ -14,6 +14,7 @@ WHOLE = {"max_grad_norm": None, "norm_over": "all", "max_grad_value": None, "on_
 _ELSEWHERE = {
     "loss_scale": "torch.amp.GradScaler scales the loss here",
     "copy_to": "it is for arrays, in adaptive_c's own classes",
+    "cast": "a tensor's gradient has its dtype, and any layout",
     "uint16_as": "a tensor says itself that it is bfloat16",
     "keep_undo": "rollback() is for arrays, in adaptive_c's own classes",
 }
