@@ -264,6 +264,10 @@ class Twin:
                 if part.words and g.dtype == DTYPES["bfloat16"] and rng.random() < 0.5:
                     g = g.view(np.uint16)
                 g = g.reshape(shape)
+                if self.opt.cast and rng.random() < 0.5:
+                    g = np.stack([g, g], -1)[..., 0]
+                if self.opt.cast and g.dtype != np.uint16 and rng.random() < 0.5:
+                    g = g.astype("float64")  # which is exact
                 g.flags.writeable = self.opt.zero_grad
                 self.given.append((g, g.copy()))
                 items.append(g)

@@ -74,6 +74,8 @@ def gradient(run, rng):
     )
     if run.groups[place].start.size < 64:  # an empty array is contiguous, aligned, and shares no memory
         kind = "shape"
+    if run.twins[0].opt.cast and kind in ("precision", "strided", "misaligned"):  # which are converted then
+        kind = "integers"
     zero = run.twins[0].opt.zero_grad and kind != "shape" and rng.random() < 0.3
 
     def call(twin):
