@@ -45,7 +45,7 @@ class BoundGroup:
     dtype: str
     options: dict[str, Any]
     version: int
-    undo_nbytes: int
+    beside_nbytes: int
     store: Any
     sizes: list[int]
     size: int
@@ -77,6 +77,7 @@ class Plan:
     groups: list[BoundGroup]
     structured: bool
     settings: dict[str, Any]
+    version: int
     dynamic: bool
     keeps_undo: bool
     t: int
@@ -85,8 +86,8 @@ class Plan:
     loss_scale: float
     growth_tracker: int
     grad_norm: float
-    undo_nbytes: int
-    def __init__(self, guard: Guard) -> None: ...
+    beside_nbytes: int
+    def __init__(self, guard: Guard, check_followed: Callable[..., float]) -> None: ...
     def link(
         self, new: list[BoundGroup], structured: bool, keeps_undo: bool, run: Any, groups_shown: tuple[Any, ...]
     ) -> None: ...
@@ -94,7 +95,8 @@ class Plan:
     def set_counts(
         self, t: int, skipped_steps: int, grad_norm: float, pending: int, loss_scale: float, growth_tracker: int
     ) -> None: ...
-    def configure_if(self, read: dict[str, Any], settings: dict[str, Any]) -> bool: ...
+    def configure_if(self, version: int, settings: dict[str, Any]) -> bool: ...
+    def assign(self, name: str, value: Any) -> bool: ...
     def set_loss_scale(self, loss_scale: float) -> None: ...
     def need_sums(self, groups: list[BoundGroup]) -> None: ...
     def forget(self) -> None: ...

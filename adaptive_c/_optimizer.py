@@ -74,6 +74,10 @@ class Optimizer(Stepping, Saving):
     bounds : (lo, hi), optional; per group
         Box constraint: parameters are clamped to it after each step.  Each side is a number, None, or arrays in the
         structure of the group's parameters.  Bounds are copied, and rounded inward to the parameters' dtype.
+    sum_to_one : bool, "divide" or "project"; per group
+        For arrays whose last axis is a distribution: behind the bounds, "divide" (or True) divides each row of the last
+        axis by its sum; a row whose sum is not positive and finite stays as it is.  "project" replaces each row by the
+        nearest one of numbers >= 0 whose sum is 1 (Duchi et al. 2008), unless its sum is not finite.
     rows : "lazy" or "exact"; per group
         What a gradient of `Rows` means for the other rows.  "lazy": nothing; they and their state stay as they are, as
         with torch's SparseAdam.  "exact": that their gradient is 0.  They are brought up to date when they are stepped
@@ -125,7 +129,8 @@ class Optimizer(Stepping, Saving):
     pending : int
         The number of calls of `accumulate` since the last step.
     nbytes : int
-        Bytes of state, including averages, scales, master copies, sums of gradients and what keep_undo keeps.
+        Bytes of state, including averages, scales, master copies, sums of gradients and what keep_undo and sum_to_one
+        keep.
 
     Raises
     ------
@@ -167,6 +172,7 @@ class Optimizer(Stepping, Saving):
         flush_denormals: bool = False,
         ema_decay: Schedulable | None = None,
         bounds: Any = None,
+        sum_to_one: bool | str = False,
         rows: str = "lazy",
         copy_to: Any = None,
         state_dtype: str | None = None,
@@ -311,8 +317,8 @@ class Optimizer(Stepping, Saving):
 
     @property
     def nbytes(self) -> int:
-        undo: int = self._run.plan.undo_nbytes
-        return undo + sum(x.nbytes for group in self._run.groups for x in group.store.arrays.values())
+        beside: int = self._run.plan.beside_nbytes
+        return beside + sum(x.nbytes for group in self._run.groups for x in group.store.arrays.values())
 
     def __repr__(self) -> str:
         groups = self._run.groups

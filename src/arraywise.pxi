@@ -11,6 +11,7 @@ cdef class Stepping:
     cdef list stepped          # of each group, for each of its arrays: has it had its step?
     cdef dict shared           # gradients of blocks that several arrays share, by group and block
     cdef dict shared_rows      # of rows in such blocks, by group and array
+    cdef list unfinished       # arrays of such blocks whose rows are to sum to one, as (group, array)
     cdef bint inside
     cdef bint left             # while another thread was stepping an array
     cdef object error          # with which it was left
@@ -42,7 +43,7 @@ cdef class Stepping:
             if plan.keeps_undo:
                 keep(plan, before, False, 0)
             self.stepped = [bytearray(bound.group.n_arrays) for bound in plan.groups]
-            self.shared, self.shared_rows = {}, {}
+            self.shared, self.shared_rows, self.unfinished = {}, {}, []
             plan.guard.rest, self.inside = ARRAYWISE, True
         finally:
             if self.inside:
@@ -137,6 +138,10 @@ cdef class Stepping:
                 self.share(bound, i, hi, a.stop)
             if lo < hi:
                 plan.run(STEP, work, group.position + lo, group.position + hi)
+            if group.options.sum_to_one and lo <= a.start and hi >= a.stop:
+                plan.run(FINISH, work, group.position + a.start, group.position + a.stop)
+            elif group.options.sum_to_one:
+                self.unfinished.append((group.index, i))
             zero_rows(plan)
             if a.touched != NULL and a.behind != NULL:
                 note_past(group, a, plan.space.steps, group.factor)
@@ -197,5 +202,9 @@ cdef class Stepping:
                 if a.g != NULL and a.touched == NULL:
                     a.g = g + (piece.start - start - piece.at) * <Py_ssize_t> sizeof(float)
             plan.run(STEP, stop - start, group.position + start, group.position + stop)
+        for number, index in self.unfinished:
+            group = plan.space.groups[<Py_ssize_t> number]
+            a = group.arrays + <Py_ssize_t> index
+            plan.run(FINISH, a.stop - a.start, group.position + a.start, group.position + a.stop)
         plan.count(self.moved)
         return 0

@@ -25,7 +25,7 @@ cdef int bring_up_rows(Plan plan, BoundGroup bound, Py_ssize_t i, indices) excep
     cdef Group* group = &bound.group
     cdef Array* a = group.arrays + i
     cdef Py_buffer view
-    cdef Py_ssize_t j, k = checked(indices, "indices", INTEGERS, &view)
+    cdef Py_ssize_t k = checked(indices, "indices", INTEGERS, &view)
     if a.ndim == 0:
         raise ValueError(f"{bound.name(i)} has no dimensions, and so no rows")
     a.touched = bind_indices(bound, i, indices, view.buf, view.itemsize, k, NULL, NULL)
@@ -35,6 +35,13 @@ cdef int bring_up_rows(Plan plan, BoundGroup bound, Py_ssize_t i, indices) excep
     a.g, a.g_format = <const char*> a.touched, NATIVE  # any address says that it takes part
     group.by_rows = plan.space.by_rows = True
     plan.undoable = False
+    bring_up_touched(plan, group, a)
+    return 0
+
+
+cdef int bring_up_touched(Plan plan, const Group* group, Array* a) except -1:
+    """Those rows of an array that the gradient, or what stands for it, has."""
+    cdef Py_ssize_t j
     plan.run(CATCH_UP, a.touched.n * a.touched.length, group.position + a.start, group.position + a.stop)
     for j in range(a.touched.n):
         a.behind.done[a.touched.rows[j]] = a.behind.made
@@ -44,11 +51,15 @@ cdef int bring_up_rows(Plan plan, BoundGroup bound, Py_ssize_t i, indices) excep
 cdef int prepare(Plan plan, Group* group, Py_ssize_t j) except -1:
     """Before an array is stepped under rows="exact"."""
     cdef Array* a = group.arrays + j
-    cdef bint by_rows
-    if a.behind != NULL and a.behind.n > 0 and (a.touched == NULL or a.behind.n == LOGGED):
-        by_rows, plan.space.by_rows = plan.space.by_rows, False  # all rows
-        plan.run(CATCH_UP, a.stop - a.start, group.position + a.start, group.position + a.stop)
-        plan.space.by_rows, a.behind.n = by_rows, 0
+    cdef bint by_rows, all_rows = a.touched == NULL
+    if a.behind != NULL and a.behind.n > 0 and (all_rows or a.behind.n == LOGGED or group.options.sum_to_one):
+        all_rows = all_rows or a.behind.n == LOGGED
+        if all_rows:
+            by_rows, plan.space.by_rows = plan.space.by_rows, False
+            plan.run(CATCH_UP, a.stop - a.start, group.position + a.start, group.position + a.stop)
+            plan.space.by_rows, a.behind.n = by_rows, 0
+        else:  # in the step's own sweep, two threads may have parts of one row
+            bring_up_touched(plan, group, a)
         if plan.guard.rest == ARRAYWISE and group.undo != NULL:
             keep_again(group, a)
         else:
@@ -73,4 +84,17 @@ cdef int forget_missed(Plan plan) noexcept:
         group = plan.space.groups[i]
         for j in range(group.n_arrays):
             forget_past(group.arrays + j)
+    return 0
+
+
+cdef int finish_rows(Plan plan, Py_ssize_t work, Py_ssize_t first, Py_ssize_t last) except -1:
+    """After the sweep of a step: rows that several pieces have are to sum to one, too."""
+    cdef const Group* group
+    cdef Py_ssize_t i, j, longest = 0
+    for i in range(plan.space.n_groups):
+        group = plan.space.groups[i]
+        for j in range(group.n_arrays if group.options.sum_to_one else 0):
+            longest = max(longest, row_length(group.arrays + j))
+    if longest > 1:  # at most one row in each piece
+        plan.run(FINISH, work // BLOCK * min(longest, BLOCK), first, last)
     return 0

@@ -19,6 +19,7 @@ include "blocks.pxi"     # narrow numbers, block by block
 include "begin.pxi"      # the first write
 include "passes.pxi"     # sums of micro-batches
 include "reduce.pxi"     # norms and finite checks
+include "simplex.pxi"    # rows that sum to one
 include "guard.pxi"      # who may touch a run
 include "memory.pxi"     # buffers and what overlaps
 include "tensors.pxi"    # tensors as buffers

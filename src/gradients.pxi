@@ -90,6 +90,9 @@ cdef Py_ssize_t acquire_array(Plan plan, BoundGroup bound, Py_ssize_t i, grad, P
         a.g_format = FORMATS[kind]
         group.formed = True
     group.only_bfloat16 = group.only_bfloat16 and a.g_format == BFLOAT16
+    if by_rows and a.ndim == 1 and group.options.sum_to_one:
+        raise ValueError(f"{bound.name(i, True)} is one of rows, but sum_to_one makes its parameter, of one dimension, "
+                         "a single row; pass an array")
     if by_rows and a.ndim == 0:
         raise ValueError(f"{bound.name(i, True)} is one of rows, but its parameter has no dimensions; pass an array")
     if g.ndim != a.ndim or (g.ndim > by_rows and memcmp(  # of rows the first number may be any

@@ -30,7 +30,7 @@ cdef class BoundGroup:
     cdef readonly str dtype      # of the parameters: "float64", "float32", "float16" or "bfloat16"
     cdef readonly dict options   # as they were assigned: numbers, schedules, switches
     cdef readonly long long version  # how often they were assigned
-    cdef readonly Py_ssize_t undo_nbytes
+    cdef readonly Py_ssize_t beside_nbytes  # of what it keeps beside the store
     cdef str where, where_grads
     cdef bint bare               # one array, in no structure
     cdef bint uint16_is_bfloat16
@@ -297,9 +297,9 @@ cdef class BoundGroup:
         try:
             if version != self.version:
                 return False
-            for i in range(self.group.n_arrays if bounds is not None else 0):
+            for i in range(self.group.n_arrays if bounds is not None or "sum_to_one" in changes else 0):
                 if self.group.arrays[i].behind != NULL and self.group.arrays[i].behind.n > 0:
-                    return False  # the steps that rows have missed are replayed within the old bounds: catch up first
+                    return False  # the steps that rows have missed are replayed within the old limits: catch up first
             self.commit(changes, bounds)
             return True
         finally:
@@ -313,8 +313,14 @@ cdef class BoundGroup:
         """
         cdef double* numbers = &self.group.options.lr
         cdef int* switches = &self.group.options.eps_mode
+        cdef bint narrow = self.group.format != NATIVE and self.group.master == NULL
         if self.guard.holder != HELD:
             raise RuntimeError("options are assigned to a parameter group: group[name] = value")
+        if changes.get("sum_to_one") and narrow and self.group.unrounded == NULL:
+            memory = numpy.empty(self.group.size, "float32")
+            self.keep.append(memory)
+            self.beside_nbytes += memory.nbytes
+            self.group.unrounded = <float*> address(memory)
         for name, value in changes.items():
             if name in SWITCHES:
                 switches[<int> SWITCHES[name]] = WORDS[value] if isinstance(value, str) else value

@@ -75,8 +75,8 @@ cdef class Plan:
         return self.counts.grad_norm
 
     @property
-    def undo_nbytes(self):
-        return sum([group.undo_nbytes for group in self.groups])
+    def beside_nbytes(self):
+        return sum([group.beside_nbytes for group in self.groups])
 
     # --- groups and options, while the caller holds the guard ----------------------------------------------------
 
@@ -321,6 +321,7 @@ cdef class Plan:
                 keep(self, before, usable, work)
             if usable:
                 self.run(STEP, work, first, last)
+                finish_rows(self, work, first, last)
             if usable and count:
                 zero_rows(self)
                 self.count(moved)
@@ -382,6 +383,9 @@ cdef class Plan:
         if not (0 <= lo <= hi <= size and (lo % CHUNK == 0 or lo == size) and (hi % CHUNK == 0 or hi == size)):
             raise ValueError(f"lo and hi must be multiples of {CHUNK} or the end, {size}, with lo <= hi; "
                              f"got {lo} and {hi}")
+        for at in (lo, hi):
+            if cuts_row(self.space.groups[group], at):
+                raise ValueError(f"a range can't end within a row that is to sum to one, as element {at} is")
         return first + lo, first + chunks_to(hi) * CHUNK
 
     cdef int refuse_sums(self, bint summed) except -1:

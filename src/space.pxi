@@ -13,6 +13,7 @@ cdef extern from "Python.h":
 
 cdef enum:
     CHUNK = 4096             # elements: the unit of the cut into parts and of the reductions
+    TILE = 512               # elements that pass through all stages: they stay in the first-level cache between them
     SLOTS = 3                # state arrays of the rule that has most
     KEPT = 2 * SLOTS + 2     # flat arrays of a group: state and its scales, the master copy, the average
 
@@ -103,6 +104,7 @@ cdef struct Group:
     double squared           # the sum of its gradients' squares, where a norm is taken
     double own_lr            # while a call has another one
     double factor            # of the gradient: -1 to ascend, the clip coefficient, 1 / loss_scale
+    float* unrounded         # narrow parameters of rows whose parts wait for each other, before rounding, or NULL
     char* ema                # the average of the parameters, or NULL
     Format copy_format       # NATIVE: there is no copy
     Bounds bounds

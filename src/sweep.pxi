@@ -7,20 +7,19 @@
 from cython.parallel cimport prange
 
 cdef enum:
-    TILE = 512               # elements that pass through all stages: they stay in the first-level cache between them
     AHEAD = 512              # how many elements before their turn narrow numbers are prefetched
     ROWS_AHEAD = 4           # the same for touched rows
     PARALLEL_FROM = 1 << 14  # elements: from here on a step takes several threads, and runs without the GIL
 
 cdef enum Work:          # of a sweep
-    STEP, START, COPY, ADD, SQUARES, LARGEST, KEEP, RESTORE, CATCH_UP, DERIVE
+    STEP, FINISH, START, COPY, ADD, SQUARES, LARGEST, KEEP, RESTORE, CATCH_UP, DERIVE
 
 
 cdef bint staged(const Space* space, const Group* group) noexcept nogil:
     """Does anything but the rule run?  Then the intermediate results must stay in cache, tile by tile."""
     return (group.factor != 1 or space.by_array or space.max_grad_value != 0 or group.bounds != NO_BOUNDS
             or group.ema != NULL or group.copy_format != NATIVE or space.zero_grad or group.formed
-            or (group.options.weight_decay != 0 and not group.options.decoupled))
+            or group.options.sum_to_one or (group.options.weight_decay != 0 and not group.options.decoupled))
 
 
 cdef inline void apply(const Group* group, const Piece* piece, const floating* g, floating* p, void** s,
@@ -36,12 +35,10 @@ cdef inline void apply(const Group* group, const Piece* piece, const floating* g
         bound(n, p, group.low, group.high)
     elif group.bounds == OWN_BOUNDS:
         bound_each(n, p, <const floating*> group.lows + piece.start, <const floating*> group.highs + piece.start)
-    if group.format != NATIVE:
-        store_parameters(group, piece, p, keys)
-    if group.ema != NULL:
-        average(n, <floating*> group.ema + piece.start, p, o.ema_decay)
-    if group.copy_format != NATIVE:
-        narrow(group.copy_format, n, piece.array.copy, piece.at, p)
+    if o.sum_to_one:
+        settle_rows(group, piece, p, o, keys)
+    else:
+        settle(group, piece, p, o, keys)
 
 
 cdef void run_segment(const Space* space, const Group* group, const Piece* piece, floating* p,
@@ -129,42 +126,74 @@ cdef void replay(const Group* group, const Piece* piece, const Past* past, float
     apply(group, piece, zeros, p, s, &past.options, &past.step, past.keys)
 
 
-cdef APART catch_up_piece(const Group* group, const Piece* piece) noexcept nogil:
-    """All steps that a piece has missed, which lies in one row, one tile and, of narrow numbers, one block."""
-    cdef const Behind* behind = piece.array.behind
-    if behind.n == 0:
-        return
-    cdef Py_ssize_t i, j, n = piece.stop - piece.start
-    cdef Py_ssize_t first = max(behind.done[piece.at // behind.length] - (behind.made - behind.n), 0)
+cdef void replay_piece(const Group* group, const Piece* piece, const Past* past) noexcept nogil:
+    """The same, from what is stored to what is stored: the piece lies in one tile and, of narrow numbers, one block."""
+    cdef Py_ssize_t j, n = piece.stop - piece.start
     cdef float buffer[SLOTS][BLOCK]
     cdef float widened[BLOCK]
     cdef void* s[SLOTS]
-    for i in range(first, behind.n):
-        for j in range(SLOTS):
-            s[j] = group.state[j] + piece.start * group.state_itemsize[j]
-            if group.state[j] != NULL and group.state_format != NATIVE:
-                decode_block(group, j, piece.start, n, buffer[j])
-                s[j] = buffer[j]
-        if group.wide:
-            replay(group, piece, behind.log + i, <double*> piece.array.p + piece.at, s)
-        elif group.master != NULL:
-            replay(group, piece, behind.log + i, group.master + piece.start, s)
-        elif group.format == NATIVE:
-            replay(group, piece, behind.log + i, <float*> piece.array.p + piece.at, s)
-        else:
-            widen(group.format, n, widened, piece.array.p, piece.at)
-            replay(group, piece, behind.log + i, widened, s)
-        for j in range(SLOTS):
-            if group.state[j] != NULL and group.state_format != NATIVE:
-                encode_block(group, j, piece.start, n, buffer[j], group.nearest[j], behind.log[i].keys)
+    for j in range(SLOTS):
+        s[j] = group.state[j] + piece.start * group.state_itemsize[j]
+        if group.state[j] != NULL and group.state_format != NATIVE:
+            decode_block(group, j, piece.start, n, buffer[j])
+            s[j] = buffer[j]
+    if group.wide:
+        replay(group, piece, past, <double*> piece.array.p + piece.at, s)
+    elif group.master != NULL:
+        replay(group, piece, past, group.master + piece.start, s)
+    elif group.format == NATIVE:
+        replay(group, piece, past, <float*> piece.array.p + piece.at, s)
+    else:
+        widen(group.format, n, widened, piece.array.p, piece.at)
+        replay(group, piece, past, widened, s)
+    for j in range(SLOTS):
+        if group.state[j] != NULL and group.state_format != NATIVE:
+            encode_block(group, j, piece.start, n, buffer[j], group.nearest[j], past.keys)
+
+
+cdef inline Py_ssize_t first_missed(const Behind* behind, Py_ssize_t at) noexcept nogil:
+    """The number, in the log, of the first step that the row of element `at` has missed."""
+    return max(behind.done[at // behind.length] - (behind.made - behind.n), 0)
+
+
+cdef APART catch_up_piece(const Group* group, const Piece* piece) noexcept nogil:
+    """All steps that a piece of one row has missed."""
+    cdef const Behind* behind = piece.array.behind
+    cdef Py_ssize_t i
+    if behind.n == 0:
+        return
+    for i in range(first_missed(behind, piece.at), behind.n):
+        replay_piece(group, piece, behind.log + i)
+
+
+cdef void catch_up_row(const Group* group, const Array* a, Py_ssize_t at) noexcept nogil:
+    """The same for a row that sums to one after each of them, from element `at` of its array on."""
+    cdef Py_ssize_t unit = piece_unit(group), i, begin = a.start + at, end = begin + row_length(a)
+    cdef Piece piece
+    piece.array = a
+    for i in range(first_missed(a.behind, at), a.behind.n):
+        piece.start = begin
+        while piece.start < end:
+            piece.at, piece.stop = piece.start - a.start, min((piece.start // unit + 1) * unit, end)
+            replay_piece(group, &piece, a.behind.log + i)
+            piece.start = piece.stop
+        if begin // unit != (end - 1) // unit:
+            finish_row_at(group, a, at, &a.behind.log[i].options, a.behind.log[i].keys)
 
 
 cdef void catch_up_group(const Space* space, const Group* group, Py_ssize_t start, Py_ssize_t end) noexcept nogil:
     """Bring elements start .. end-1 up to date; in a call by rows, those that are touched."""
     cdef Piece piece = pieces_from(group, start)
-    cdef Py_ssize_t length
+    cdef Py_ssize_t length, at
     while next_stepped(&piece, end) if space.by_rows else next_piece(&piece, end):
         if piece.array.behind == NULL or piece.array.behind.n == 0:
+            continue
+        if group.options.sum_to_one:  # the rows that begin here
+            length = row_length(piece.array)
+            at = (piece.at + length - 1) // length * length
+            while at < piece.at + (piece.stop - piece.start):
+                catch_up_row(group, piece.array, at)
+                at += length
             continue
         length = piece.array.behind.length
         piece.stop = min(piece.stop, min(piece.array.start + (piece.at // length + 1) * length,
@@ -187,6 +216,8 @@ cdef void run_pieces(const Space* space, const Group* group, Piece* piece, Py_ss
     cdef bint plain = not staged(space, group)
     cdef int j
     while next_stepped(piece, end):
+        if group.options.sum_to_one:
+            piece.stop = min(piece.stop, (piece.start // TILE + 1) * TILE)
         if piece.array.touched != NULL:
             prefetch_row(group, piece)
             if piece.array.behind != NULL:
@@ -297,7 +328,7 @@ cdef void run_part(const Space* space, Work work, Py_ssize_t first, Py_ssize_t l
     cdef const Group* group
     cdef Py_ssize_t i, start, end
     # the others compute nothing
-    cdef bint flush = space.flush_denormals and (work == STEP or work == ADD or work == CATCH_UP)
+    cdef bint flush = space.flush_denormals and (work == STEP or work == FINISH or work == ADD or work == CATCH_UP)
     cdef uint64_t mode = enter_mode(flush)
     for i in range(space.n_groups):
         group = space.groups[i]
@@ -307,6 +338,8 @@ cdef void run_part(const Space* space, Work work, Py_ssize_t first, Py_ssize_t l
             continue
         if work == STEP:
             run_group(space, group, start, end)
+        elif work == FINISH:
+            finish_group(group, start, end)
         elif work == START:
             start_group(group, start, end)
         elif work == COPY:

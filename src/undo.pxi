@@ -76,7 +76,7 @@ cdef int keep_again(const Group* group, const Array* a) noexcept:
 cdef char* kept_bytes(BoundGroup bound, Py_ssize_t nbytes) except NULL:
     memory = numpy.empty(nbytes, "uint8")
     bound.keep.append(memory)
-    bound.undo_nbytes += nbytes
+    bound.beside_nbytes += nbytes
     return <char*> address(memory)
 
 

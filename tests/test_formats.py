@@ -114,7 +114,7 @@ class Composition:
             if name in UNSIGNED and name not in s and (name != "max_exp_avg_sq" or self.options.get("amsgrad")):
                 s[name] = np.full(self.p.size, 2.0**-126, "float32")
         p = self.master if self.master is not None else wide(self.p, self.kind)
-        p = spec(self.name)(p, g, s, self.t, **self.options)
+        p = self.behind(spec(self.name)(p, g, s, self.t, **self.options))
         if self.master is not None:
             self.master, self.p = p, narrow(p, self.kind)
         else:
@@ -126,6 +126,10 @@ class Composition:
                 )
         if "mu_product" in s:
             self.state["mu_product"] = s["mu_product"]
+
+    def behind(self, p):
+        """What is done to the parameters between the rule and their rounding: nothing."""
+        return p
 
     def check(self, opt, parts):
         flat = np.concatenate([x.ravel() for x in parts])

@@ -81,6 +81,17 @@ def check_formats(rule: Rule, options: Mapping[str, Any], dtype: str, where: str
                          "square_avg - grad_avg^2 to 0; drop one of them")  # fmt: skip
 
 
+def check_axes(options: Mapping[str, Any], layout: Layout, where: str) -> None:
+    """Refuse arrays that have no last axis, where that is to sum to one."""
+    for i, array in enumerate(layout.arrays if options.get("sum_to_one") else ()):
+        if array.ndim == 0:
+            key = "" if layout.keys == () else f"[{list(layout.keys)[i]!r}]" if layout.keys else f"[{i}]"
+            raise ValueError(
+                f"{where}sum_to_one={options['sum_to_one']!r} needs a last axis, and params{key} has no dimensions; "
+                "put it into a group of its own, without it"
+            )
+
+
 class ParamGroup(MutableMapping[str, Any]):
     """Arrays that share options.  Assigning an option checks it at once; ``params`` is read-only.
 
@@ -131,7 +142,7 @@ class ParamGroup(MutableMapping[str, Any]):
             raise KeyError(f"{name!r} is not an option of {self.rule.label}; it has {', '.join(self._options)}")
         where = f"param_groups[{self.index}]: "
         while not self.bound.commit_if(self.bound.version, *self.checked({name: value}, self._plan.t, where)):
-            if name == "bounds":  # rows may have missed steps with the old ones
+            if name in ("bounds", "sum_to_one"):  # rows may have missed steps with the old ones
                 self._plan.catch_up()
             # or another thread has assigned an option meanwhile
 
@@ -142,6 +153,7 @@ class ParamGroup(MutableMapping[str, Any]):
             shown, bounds = check_bounds(changes.pop("bounds"), self.bound.dtype, where, self.layout.flat)
         found, numbers = check_options(self.rule, changes, self._options, self.computed, where, t)
         check_together({**self._options, **numbers}, where)
+        check_axes(found, self.layout, where)
         for name, slot in self.rule.state.items():
             if slot.when in found and slot.needed(found) and name not in self.store.arrays:
                 raise ValueError(f"{where}{slot.when}={found[slot.when]!r} would need new state ({name}) in the middle "

@@ -125,6 +125,12 @@ def _milestones(name: str, value: Any) -> tuple[int, ...]:
     return steps
 
 
+def _sum_to_one(name: str, value: Any) -> bool | str:
+    if isinstance(value, (bool, np.bool_)):
+        return "divide" if value else False
+    return str(choice("divide", "project", hint="; or True, or False")(name, value))
+
+
 class Option(NamedTuple):
     check: Check
     movable: bool = False  # may follow a schedule
@@ -162,6 +168,7 @@ OPTIONS: dict[str, Option] = {
     "variant": Option(choice("irprop-", "rprop+", "rprop-")),
     "ema_decay": Option(_closed, movable=True, shared=True, optional=True),
     "bounds": Option(anything, shared=True),
+    "sum_to_one": Option(_sum_to_one, shared=True),
     "rows": Option(choice("lazy", "exact"), fixed=True, shared=True),
     "copy_to": Option(anything, fixed=True, shared=True),
     "state_dtype": Option(number_format("float32", "bfloat16", "uint8"), fixed=True, shared=True, optional=True),

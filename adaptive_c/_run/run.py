@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from .._native import core
-from .group import ParamGroup, check_formats, check_options
+from .group import ParamGroup, check_axes, check_formats, check_options
 from .layout import Layout
 from .options import (
     Number,
@@ -124,6 +124,7 @@ class Run:
         options = {**defaults, **own}
         check_together({**numbers, **own_numbers}, prefix)
         check_formats(self.rule, options, bound.dtype, prefix)
+        check_axes(options, layout, prefix)
         bounds = check_bounds(options["bounds"], bound.dtype, prefix, layout.flat)
         group = ParamGroup(self.rule, self.plan, bound, layout, index, options, bounds, self._allocate)
         if options["copy_to"] is not None:

@@ -47,7 +47,11 @@ class Form:
     ) -> None:
         """watched: options that torch has and the rule settles."""
         self.rule, self.settings = rule, settings
-        self.defaults = {"copy_to": None, **{name: plain(value) for name, value in defaults.items()}}
+        self.defaults = {
+            "copy_to": None,
+            "sum_to_one": False,
+            **{name: plain(value) for name, value in defaults.items()},
+        }
         self.names = tuple(defaults)
         self.values = itemgetter(*self.names, *watched)
 

@@ -13,6 +13,7 @@ WHOLE = {"max_grad_norm": None, "norm_over": "all", "max_grad_value": None, "on_
          "flush_denormals": False, "seed": 0, "n_threads": None}  # fmt: skip
 _ELSEWHERE = {
     "loss_scale": "torch.amp.GradScaler scales the loss here",
+    "sum_to_one": "it is for arrays, in adaptive_c's own classes",
     "copy_to": "it is for arrays, in adaptive_c's own classes",
     "cast": "a tensor's gradient has its dtype, and any layout",
     "uint16_as": "a tensor says itself that it is bfloat16",
