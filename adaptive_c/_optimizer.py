@@ -1,7 +1,7 @@
 """The face of a run: documentation, and every method a door of a few lines."""
 
 from contextlib import AbstractContextManager
-from typing import Any, ClassVar, Never
+from typing import Any, ClassVar
 
 from ._native import checked_threads
 from ._run.group import ParamGroup
@@ -187,6 +187,9 @@ class Optimizer(Stepping, Saving):
         run = Run(self.rule._replace(label=type(self).__name__), defaults, uint16_as)
         run.plan.n_threads = checked_threads(n_threads)
         run.start(params, settings, flag("keep_undo", keep_undo))
+        self._bind(run)
+
+    def _bind(self, run: Run) -> None:
         self._run, self._state_view = run, State(run)
         self._step = run.plan.step  # bound once: a small step is mostly looking things up
 
@@ -314,10 +317,3 @@ class Optimizer(Stepping, Saving):
         dtypes = " and ".join(dict.fromkeys(group.bound.dtype for group in groups))
         more = f", {len(groups)} groups" if len(groups) > 1 else ""
         return f"{type(self).__name__}({listed}, t={self.t}, {size} {dtypes} elements{more})"
-
-    def __reduce_ex__(self, protocol: Any) -> Never:
-        raise TypeError(
-            f"{type(self).__name__} can't be pickled or copied: the copy would update arrays that nothing else holds; "
-            "opt.save(path) keeps parameters and state: build a new optimizer over arrays of your own and load(path) "
-            "there (in memory: copy the parameters, and new.load_state_dict(opt.state_dict()))"
-        )

@@ -192,6 +192,11 @@ cdef class BoundGroup:
         """Elements of its parameter space."""
         return self.group.size
 
+    @property
+    def behind(self):
+        """Have rows missed steps?"""
+        return lags(&self.group)
+
     # --- what it holds -------------------------------------------------------------------------------------------
 
     def attach(self, object store, str kind):
@@ -287,14 +292,12 @@ cdef class BoundGroup:
 
         So nothing holds the guard while Python checks them, and no step is refused because another thread assigns.
         """
-        cdef Py_ssize_t i
         self.guard.take(HELD, AVERAGED)
         try:
             if version != self.version:
                 return False
-            for i in range(self.group.n_arrays if bounds is not None else 0):
-                if self.group.arrays[i].behind != NULL and self.group.arrays[i].behind.n > 0:
-                    return False  # the steps that rows have missed are replayed within the old bounds: catch up first
+            if bounds is not None and lags(&self.group):
+                return False  # the steps that rows have missed are replayed within the old bounds: catch up first
             self.commit(changes, bounds)
             return True
         finally:

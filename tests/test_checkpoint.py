@@ -4,7 +4,6 @@ import copy
 import functools
 import json
 import os
-import re
 import threading
 import tracemalloc
 
@@ -726,9 +725,3 @@ assert_same(before, everything(other))
 other.load_state_dict(saved)
 assert_same(saved, other.state_dict())
 """, PYTHONPATH=os.path.dirname(__file__))  # fmt: skip
-
-
-def test_the_message_of_pickle_names_the_way():
-    for make_copy in (copy.copy, copy.deepcopy):
-        with pytest.raises(TypeError, match=re.escape("opt.save(path) keeps parameters and state")):
-            make_copy(make())

@@ -437,6 +437,13 @@ def copied_bounds(bounds: Any) -> Any:
     return list(map(_copied, bounds)) if isinstance(bounds, list) else _copied(bounds)
 
 
+def picklable(bounds: Any) -> Any:
+    """Bounds as they were copied, with a dict where there is a read-only view of one, which can't be pickled."""
+    if isinstance(bounds, Mapping):
+        return dict(bounds)
+    return type(bounds)(map(picklable, bounds)) if isinstance(bounds, (list, tuple)) else bounds
+
+
 def _copied(side: Any) -> Any:
     if isinstance(side, Mapping):
         return MappingProxyType({name: _copied(x) for name, x in side.items()})

@@ -1,5 +1,6 @@
 """A run: groups of parameters bound to a rule, and the plan that steps them."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +16,7 @@ from .options import (
     check_settings,
     check_together,
     copied_bounds,
+    picklable,
 )
 from .rule import Rule
 from .store import Allocate, zeros
@@ -48,6 +50,34 @@ class Run:
     def guard(self) -> Any:
         """``with run.guard:`` nothing steps or changes this run."""
         return self.plan.guard
+
+    @classmethod
+    def made_of(cls, rule: Rule, form: Mapping[str, Any]) -> "Run":
+        """A run like another one at its beginning.  form: what that one's `form` gave."""
+        groups = form["groups"]
+        options = {name: value for name, value in groups[0].items() if name != "params"}
+        run = cls(rule, options, form["uint16_as"])  # not the defaults, whose schedules may have ended long ago
+        run.plan.set_counts(form["t"], 0, math.nan, 0, 1.0, 0)  # at which schedules are asked for a first number
+        run.plan.n_threads = form["n_threads"]
+        run.start(groups if form["structured"] else groups[0]["params"], form["settings"], form["keep_undo"])
+        run.defaults, run._checked = form["defaults"], {}
+        return run
+
+    def form(self) -> dict[str, Any]:
+        """What it was made of, as pickle can take it: the arrays and the schedules themselves, and all options."""
+        return {
+            "groups": [
+                {"params": group.layout.given(), **group.options, "bounds": picklable(group.options["bounds"])}
+                for group in self.groups
+            ],
+            "structured": self.plan.structured,
+            "defaults": {**self.defaults, "bounds": picklable(self.defaults["bounds"]), "copy_to": None},
+            "settings": dict(self.plan.settings),
+            "uint16_as": self._uint16_as,
+            "keep_undo": self.plan.keeps_undo,
+            "n_threads": self.plan.n_threads,
+            "t": self.plan.t,
+        }
 
     def start(self, params: Any, settings: Mapping[str, Any], keep_undo: bool) -> None:
         """Bind the first groups: one of bare parameters, or those of a list of group dicts."""
