@@ -25,16 +25,14 @@ class OwnSchedule(Model):
     """Its schedule is a method of its own, which needs an attribute that is there only when all is loaded."""
 
     def __init__(self):
-        super().__init__(lr=self.rate)
         self.base = 0.1
-
-    base = None
+        super().__init__(lr=self.rate)
 
     def rate(self, t):
-        return 0.05 if self.base is None else self.base / (1 + t)
+        return self.base / (1 + t)
 
     def __getstate__(self):
-        return {"opt": self.opt, **vars(self)}  # the optimizer first, before what its schedule needs
+        return {"opt": self.opt, **vars(self)}  # the optimizer before what its schedule needs
 
     def __setstate__(self, state):
         vars(self).update(state)
@@ -91,13 +89,16 @@ class Nested:
         return 0.1 if self.opt is None else 0.1 + 0 * self.opt.t
 
 
-class AttributeLess:
-    """A schedule that has lost what it needs."""
+class Between:
+    """A schedule that has numbers for some steps only."""
 
-    rate = 0.1
+    def __init__(self, first, end):
+        self.steps = range(first, end)
 
     def __call__(self, t):
-        return self.rate if t < 4 else self.lost
+        if t not in self.steps:
+            raise AttributeError(f"nothing for {t}")
+        return 0.1
 
 
 class ForScikitLearn:

@@ -10,7 +10,7 @@ import hosts
 import numpy as np
 import pytest
 import resume
-from hosts import WAYS, AttributeLess, Knowing, Mine, Model, Nested, OwnSchedule, Watching
+from hosts import WAYS, Between, Knowing, Mine, Model, Nested, OwnSchedule, Watching
 from support import assert_same, assert_same_bits, child, everything
 
 import adaptive_c as ac
@@ -174,15 +174,21 @@ def test_arrays_that_can_not_be_written_matter_at_the_first_use_only():
         _ = again.opt.lr
 
 
-def test_a_schedule_that_fails_at_the_first_use():
-    schedule = AttributeLess()
-    model = Model(lr=schedule).fit(3)
-    again = copy.deepcopy(model)
-    again.opt.t = 3
+@each_way
+def test_schedules_are_asked_for_the_next_step_alone(way):
+    """Not for the first one, nor is that of the constructor which another one has replaced."""
+    model = Model(lr=Between(0, 3)).fit(2)
+    model.opt.param_groups[0]["lr"] = Between(2, 9)
     model.fit(1)
-    again = copy.deepcopy(model)
+    assert_same_bits(way(model).fit().w, model.fit().w)
+
+
+@each_way
+def test_a_schedule_that_fails_at_the_first_use(way):
+    """Its AttributeError is not taken for one of the optimizer's."""
+    again = way(Model(lr=Between(0, 3)).fit(3))
     for _ in range(2):
-        with pytest.raises(RuntimeError, match=r"a schedule raised AttributeError.*lost"):
+        with pytest.raises(RuntimeError, match="a schedule raised AttributeError.*nothing for 3"):
             _ = again.opt.t
 
 
