@@ -188,7 +188,7 @@ def test_a_schedule_that_fails_at_the_first_use(way):
     """Its AttributeError is not taken for one of the optimizer's."""
     again = way(Model(lr=Between(0, 3)).fit(3))
     for _ in range(2):
-        with pytest.raises(RuntimeError, match="a schedule raised AttributeError.*nothing for 3"):
+        with pytest.raises(RuntimeError, match=r"a schedule raised AttributeError.*nothing for 3"):
             _ = again.opt.t
 
 
