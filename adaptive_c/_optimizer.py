@@ -5,18 +5,19 @@ from typing import Any, ClassVar
 
 from ._native import checked_threads
 from ._run.group import ParamGroup
+from ._run.habits import Habits, meant, place_of
 from ._run.options import SETTINGS, SHARED, Schedulable, flag, moves
 from ._run.rule import Rule
 from ._run.run import Run
 from ._run.store import State
 from ._saving import Saving
-from ._settings import LossScale, Setting
+from ._settings import LossScale, Setting, ZeroGrad
 from ._stepping import Stepping
 
 _TORCH_ONLY = {"foreach", "fused", "capturable", "differentiable"}
 
 
-class Optimizer(Stepping, Saving):
+class Optimizer(Habits, Stepping, Saving):
     """Base of all optimizers: binds parameters, holds their state and steps them in place.
 
     Parameters
@@ -137,7 +138,7 @@ class Optimizer(Stepping, Saving):
     max_grad_value = Setting()
     on_nonfinite = Setting()
     loss_scale = LossScale()
-    zero_grad = Setting()
+    zero_grad = ZeroGrad()
     flush_denormals = Setting()
     seed = Setting()
 
@@ -174,7 +175,7 @@ class Optimizer(Stepping, Saving):
         if uint16_as not in (None, "bfloat16"):
             raise ValueError(f"uint16_as must be 'bfloat16' or None, got {uint16_as!r}")
         for name in unknown:
-            raise TypeError(f"{type(self).__name__} has no argument {name!r}"
+            raise TypeError(f"{type(self).__name__} has no argument {name!r}{meant(name, (*defaults, *settings))}"
                             + ("; drop it: there is one implementation, always fused" if name in _TORCH_ONLY else
                                f"; it has params, {', '.join(defaults)}, n_threads, uint16_as, keep_undo, "
                                  f"{', '.join(SETTINGS)}"))  # fmt: skip
@@ -273,8 +274,8 @@ class Optimizer(Stepping, Saving):
 
     def __setattr__(self, name: str, value: Any) -> None:  # (a __getattr__ would slow down every step)
         if name not in SETTINGS and not name.startswith("_") and not hasattr(type(self), name):
-            option = name in self._run.defaults
-            hint = f"; options are in the groups: opt.param_groups[0][{name!r}] = {value!r}" if option else ""
+            place = place_of(name, self._run.defaults, SETTINGS)
+            hint = f"; did you mean {place} = {value!r}?" if place else ""
             raise AttributeError(f"{type(self).__name__} has no attribute {name!r} to assign{hint}")
         object.__setattr__(self, name, value)  # without super(), which takes a tenth of an assignment
 

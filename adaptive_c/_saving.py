@@ -131,7 +131,7 @@ class Saving:
 def _bind_at_first_use(self: Any, name: str) -> Any:
     """Called for what an optimizer does not have before it is bound."""
     if name not in _BOUND:
-        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}", name=name, obj=self)
+        return object.__getattribute__(self, name)  # which says that it is not there
     held = vars(self)
     form = held.pop("_form", None)
     if form is None:

@@ -8,8 +8,10 @@ import numpy as np
 
 from .._native import core
 from .group import ParamGroup, check_formats, check_options
+from .habits import meant
 from .layout import Layout
 from .options import (
+    SETTINGS,
     Number,
     check_bounds,
     check_followed_setting,
@@ -129,8 +131,10 @@ class Run:
             raise ValueError(f"{place} must be a dict with 'params', as every group is; got {got}")
         given = {**defaults, **{name: value for name, value in spec.items() if name != "params"}}
         if unknown := [name for name in given if name not in self.defaults]:
+            whole = unknown[0] in SETTINGS
+            hint = " (it is of the optimizer as a whole)" if whole else meant(unknown[0], self.defaults)
             raise TypeError(
-                f"{place} has the unknown option {unknown[0]!r}; {self.rule.label} has {', '.join(self.defaults)}"
+                f"{place} has the unknown option {unknown[0]!r}{hint}; {self.rule.label} has {', '.join(self.defaults)}"
             )
         layout = Layout(spec["params"], self._uint16_as)
         if not layout.arrays:
