@@ -318,7 +318,7 @@ def test_a_copy_that_would_step_the_same_arrays_is_refused():
 
 
 def test_a_function_of_your_own_goes_as_pickle_lets_it():
-    model = Model(lr=lambda t: 0.1 / (1 + t)).fit()
+    model = Model(lr=lambda t: 0.1 / (1 + t), max_grad_norm=lambda t: 1.0 + t, norm_over="array").fit()
     with pytest.raises((pickle.PicklingError, AttributeError), match="lambda"):
         pickle.dumps(model)
     assert_same_bits(copy.deepcopy(model).fit().w, model.fit().w)
