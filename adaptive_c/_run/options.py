@@ -77,8 +77,6 @@ class Switch(int):
     def __repr__(self) -> str:
         return repr(bool(self))
 
-    __str__ = __repr__
-
     def __reduce__(self) -> tuple[Any, ...]:
         return bool, (bool(self),)
 
