@@ -57,7 +57,8 @@ def __getattr__(name: str) -> Any:
     elif name in rules.__all__:
         value = getattr(rules, name)
     else:
-        raise AttributeError(f"module 'adaptive_c' has no attribute {name!r}")
+        habits = importlib.import_module("adaptive_c._run.habits")
+        raise AttributeError(habits.absent("adaptive_c", name, __getattr__("__all__")))
     globals()[name] = value
     return value
 

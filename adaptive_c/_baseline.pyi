@@ -49,6 +49,7 @@ class BoundGroup:
     store: Any
     sizes: list[int]
     size: int
+    behind: bool
     def __init__(
         self,
         guard: Guard,

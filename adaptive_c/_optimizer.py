@@ -1,22 +1,23 @@
 """The face of a run: documentation, and every method a door of a few lines."""
 
 from contextlib import AbstractContextManager
-from typing import Any, ClassVar, Never
+from typing import Any, ClassVar
 
 from ._native import checked_threads
 from ._run.group import ParamGroup
+from ._run.habits import Habits, meant, place_of
 from ._run.options import SETTINGS, SHARED, Schedulable, flag, moves
 from ._run.rule import Rule
 from ._run.run import Run
 from ._run.store import State
 from ._saving import Saving
-from ._settings import LossScale, Setting
+from ._settings import LossScale, Setting, ZeroGrad
 from ._stepping import Stepping
 
 _TORCH_ONLY = {"foreach", "fused", "capturable", "differentiable"}
 
 
-class Optimizer(Stepping, Saving):
+class Optimizer(Habits, Stepping, Saving):
     """Base of all optimizers: binds parameters, holds their state and steps them in place.
 
     Parameters
@@ -149,7 +150,7 @@ class Optimizer(Stepping, Saving):
     max_grad_value = Setting()
     on_nonfinite = Setting()
     loss_scale = LossScale()
-    zero_grad = Setting()
+    zero_grad = ZeroGrad()
     cast = Setting()
     flush_denormals = Setting()
     seed = Setting()
@@ -189,7 +190,7 @@ class Optimizer(Stepping, Saving):
         if uint16_as not in (None, "bfloat16"):
             raise ValueError(f"uint16_as must be 'bfloat16' or None, got {uint16_as!r}")
         for name in unknown:
-            raise TypeError(f"{type(self).__name__} has no argument {name!r}"
+            raise TypeError(f"{type(self).__name__} has no argument {name!r}{meant(name, (*defaults, *settings))}"
                             + ("; drop it: there is one implementation, always fused" if name in _TORCH_ONLY else
                                f"; it has params, {', '.join(defaults)}, n_threads, uint16_as, keep_undo, "
                                  f"{', '.join(SETTINGS)}"))  # fmt: skip
@@ -202,6 +203,9 @@ class Optimizer(Stepping, Saving):
         run = Run(self.rule._replace(label=type(self).__name__), defaults, uint16_as)
         run.plan.n_threads = checked_threads(n_threads)
         run.start(params, settings, flag("keep_undo", keep_undo))
+        self._bind(run)
+
+    def _bind(self, run: Run) -> None:
         self._run, self._state_view = run, State(run)
         self._step = run.plan.step  # bound once: a small step is mostly looking things up
 
@@ -285,8 +289,8 @@ class Optimizer(Stepping, Saving):
 
     def __setattr__(self, name: str, value: Any) -> None:  # (a __getattr__ would slow down every step)
         if name not in SETTINGS and not name.startswith("_") and not hasattr(type(self), name):
-            option = name in self._run.defaults
-            hint = f"; options are in the groups: opt.param_groups[0][{name!r}] = {value!r}" if option else ""
+            place = place_of(name, self._run.defaults, SETTINGS)
+            hint = f"; did you mean {place} = {value!r}?" if place else ""
             raise AttributeError(f"{type(self).__name__} has no attribute {name!r} to assign{hint}")
         object.__setattr__(self, name, value)  # without super(), which takes a tenth of an assignment
 
@@ -329,10 +333,3 @@ class Optimizer(Stepping, Saving):
         dtypes = " and ".join(dict.fromkeys(group.bound.dtype for group in groups))
         more = f", {len(groups)} groups" if len(groups) > 1 else ""
         return f"{type(self).__name__}({listed}, t={self.t}, {size} {dtypes} elements{more})"
-
-    def __reduce_ex__(self, protocol: Any) -> Never:
-        raise TypeError(
-            f"{type(self).__name__} can't be pickled or copied: the copy would update arrays that nothing else holds; "
-            "opt.save(path) keeps parameters and state: build a new optimizer over arrays of your own and load(path) "
-            "there (in memory: copy the parameters, and new.load_state_dict(opt.state_dict()))"
-        )

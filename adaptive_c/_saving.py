@@ -1,16 +1,24 @@
 """The methods of an optimizer that describe its run and restore it."""
 
 from collections.abc import Mapping
-from typing import Any
+from functools import cache
+from typing import Any, ClassVar, Never
 
-from ._checkpoint import description, torch
+from ._checkpoint import description, pickled, torch
+from ._run.rule import Rule
 from ._run.run import Run
+
+_BOUND = ("_run", "_state_view", "_step")  # what an optimizer has while it is bound to its arrays
 
 
 class Saving:
     """What every optimizer has of this."""
 
+    rule: ClassVar[Rule]
     _run: Run
+
+    def _bind(self, run: Run) -> None:
+        raise NotImplementedError
 
     def state_dict(self, *, format: str | None = None) -> dict[str, Any]:  # noqa: A002
         """Everything a run depends on, except the parameters, as a dict of arrays, numbers and strings.
@@ -102,3 +110,58 @@ class Saving:
             then.
         """
         description.load(self._run, path, parameters)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For pickle and deepcopy; see docs/hosts.md."""
+        kept = {name: value for name, value in vars(self).items() if name not in _BOUND}
+        return {**kept, "_form": pickled.form(self._run)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        cls: Any = type(self)
+        self.__class__ = _unbound(cls)
+
+    def __copy__(self) -> Never:
+        raise TypeError(
+            f"copy.copy can't copy {type(self).__name__}: both would step the same arrays; copy.deepcopy copies the "
+            "arrays with it, together with the object that holds both"
+        )
+
+
+def _bind_at_first_use(self: Any, name: str) -> Any:
+    """Called for what an optimizer does not have before it is bound."""
+    if name not in _BOUND:
+        return object.__getattribute__(self, name)  # which says that it is not there
+    held = vars(self)
+    form = held.pop("_form", None)
+    if form is None:
+        raise RuntimeError("this optimizer is in use: another call, its first one, has not ended")
+    try:
+        self._bind(pickled.run_of(self.rule._replace(label=type(self).__name__), form))
+    except BaseException as error:
+        held["_form"] = form
+        error.add_note("raised when an optimizer that was unpickled or copied bound its arrays, at its first use")
+        if isinstance(error, AttributeError):  # by which Python would mean that the optimizer has no such attribute
+            raise RuntimeError(f"a schedule raised {error!r}") from error
+        raise
+    self.__class__ = type(self).__base__
+    return getattr(self, name)
+
+
+def _reduce_unbound(self: Any, protocol: Any) -> Any:
+    return _blank, (type(self).__base__,), vars(self)
+
+
+def _blank(cls: Any) -> Any:
+    return cls.__new__(cls)
+
+
+@cache
+def _unbound(cls: type) -> type:
+    """The class of an optimizer that was unpickled or copied, until something needs its run.
+
+    It binds its arrays only then.  While pickle loads, they may be empty still, and so may be the object whose method
+    is a schedule.  And a model that is loaded for predictions alone may have arrays that can't be written.
+    """
+    own = {"__slots__": (), "__getattr__": _bind_at_first_use, "__reduce_ex__": _reduce_unbound}
+    return type(cls.__name__, (cls,), {**own, "__module__": cls.__module__, "__doc__": cls.__doc__})

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ._run.options import moves, setting_at
+from ._run.options import Switch, moves, setting_at
 from ._run.run import check_scale
 
 
@@ -21,6 +21,14 @@ class Setting:
 
     def __set__(self, optimizer: Any, value: Any) -> None:
         optimizer._run.configure(self._name, value)
+
+
+class ZeroGrad(Setting):
+    """True or False; torch's users call it."""
+
+    def __get__(self, optimizer: Any, owner: type) -> Any:
+        value = super().__get__(optimizer, owner)
+        return value if optimizer is None else Switch(value)
 
 
 class LossScale(Setting):

@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, MISSING, dataclass, fields, replace
 from typing import Any
 
+from ._run.habits import absent, meant
 from ._run.options import ARGUMENTS, moves
 
 __all__ = [  # noqa: RUF022  from simple to composed
@@ -41,6 +42,15 @@ _CHECKS = {**ARGUMENTS, "of": _schedule, "schedules": _schedules}
 @dataclass(frozen=True, repr=False)
 class Schedule:
     """The base of all schedules, which are immutable, compared by value and called with a step number."""
+
+    def __new__(cls, *args: Any, **arguments: Any) -> "Schedule":
+        known = [f.name for f in fields(cls)]  # of which its constructor will need no reminder
+        for name in arguments:
+            if name not in known:
+                raise TypeError(
+                    f"{cls.__name__} has no argument {name!r}{meant(name, known)}; it has {', '.join(known)}"
+                )
+        return super().__new__(cls)
 
     def __post_init__(self) -> None:
         for f in fields(self):
@@ -528,3 +538,7 @@ def _built(d: Mapping[str, Any], own: Any) -> Schedule:
     owns = {key: getattr(own, key) for key in known} if type(own) is cls else {}
     of_schedules = {key for key in known if _CHECKS[key] in (_schedule, _schedules)}
     return cls(**{key: revived(d[key], owns.get(key), schedule=key in of_schedules) for key in known if key in d})
+
+
+def __getattr__(name: str) -> Any:
+    raise AttributeError(absent(__name__, name, __all__))

@@ -4,6 +4,15 @@ cdef enum:
     LOGGED = 4096            # steps: when so many are logged, all rows are brought up to date
 
 
+cdef bint lags(const Group* group) noexcept:
+    """Have rows of a group missed steps?"""
+    cdef Py_ssize_t i
+    for i in range(group.n_arrays):
+        if group.arrays[i].behind != NULL and group.arrays[i].behind.n > 0:
+            return True
+    return False
+
+
 cdef int forget_past(Array* a) noexcept:
     """Drop what rows have missed."""
     if a.behind != NULL:

@@ -7,9 +7,7 @@ cdef int bring_up(Plan plan) except -1:
     cdef Py_ssize_t i, j
     cdef bint behind = False
     for i in range(plan.space.n_groups):
-        group = plan.space.groups[i]
-        for j in range(group.n_arrays):
-            behind |= group.arrays[j].behind != NULL and group.arrays[j].behind.n > 0
+        behind |= lags(plan.space.groups[i])
     if behind:
         plan.sweep_all(CATCH_UP)
         plan.undoable = False

@@ -165,7 +165,8 @@ cdef class BoundGroup:
 
     cdef str name(self, Py_ssize_t i, bint grad=False):
         """What messages call an array: params, params[3], params['w'], params[1]['params'][3], grads ..."""
-        return self.place_of(grad) + (f"[{i}]" if self.keys is None else "" if self.bare else f"[{list(self.keys)[i]!r}]")
+        part = f"[{i}]" if self.keys is None else "" if self.bare else f"[{list(self.keys)[i]!r}]"
+        return self.place_of(grad) + part
 
     cdef str place_of(self, bint grad):
         if grad and self.group.targets:
@@ -196,6 +197,11 @@ cdef class BoundGroup:
     def size(self):
         """Elements of its parameter space."""
         return self.group.size
+
+    @property
+    def behind(self):
+        """Have rows missed steps?"""
+        return lags(&self.group)
 
     # --- what it holds -------------------------------------------------------------------------------------------
 
@@ -292,14 +298,12 @@ cdef class BoundGroup:
 
         So nothing holds the guard while Python checks them, and no step is refused because another thread assigns.
         """
-        cdef Py_ssize_t i
         self.guard.take(HELD, AVERAGED)
         try:
             if version != self.version:
                 return False
-            for i in range(self.group.n_arrays if bounds is not None or "sum_to_one" in changes else 0):
-                if self.group.arrays[i].behind != NULL and self.group.arrays[i].behind.n > 0:
-                    return False  # the steps that rows have missed are replayed within the old limits: catch up first
+            if (bounds is not None or "sum_to_one" in changes) and lags(&self.group):
+                return False  # the steps that rows have missed are replayed within the old limits: catch up first
             self.commit(changes, bounds)
             return True
         finally:

@@ -1,4 +1,4 @@
-# What a call hands in, as the gradient that the stages take: rows summed, other formats converted, elements with strides
+# What a call hands in, as the gradient that the stages take: rows summed, other formats converted, strided elements
 # gathered, targets subtracted.
 
 cdef enum:

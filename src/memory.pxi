@@ -65,7 +65,9 @@ cdef str remedy(x, bint grad):
     if isinstance(x, MaskedArray):
         return "the mask would be ignored: pass x.data, or x.filled(0)"
     if module == "torch" and str(getattr(x, "layout", "torch.strided")) != "torch.strided":
-        return "sparse gradients are not supported: pass x.to_dense().numpy()"
+        if grad and str(x.layout) == "torch.sparse_coo" and x.sparse_dim() == 1:
+            return "pass adaptive_c.Rows(x._indices()[0].numpy(), x._values().numpy()), or x.to_dense().numpy()"
+        return "pass x.to_dense().numpy()"
     if module == "torch" and str(getattr(x, "dtype", "")) == "torch.bfloat16":
         return ("pass x.detach().view(torch.uint16).numpy(), which shares a CPU tensor's memory, and construct the "
                 "optimizer with uint16_as='bfloat16'")
@@ -74,10 +76,12 @@ cdef str remedy(x, bint grad):
     if module == "torch":
         return "pass x.detach().numpy(), which shares a CPU tensor's memory"
     if module == "scipy" and hasattr(x, "toarray"):
-        return "sparse gradients are not supported: pass x.toarray()"
+        return ("pass x.toarray()" + " or, if few rows have elements, adaptive_c.Rows(i, x[i].toarray()) with x = "
+                "x.tocsr() and i = numpy.diff(x.indptr).nonzero()[0]" * grad)
     if isinstance(x, (int, float, complex, numpy.generic)):
-        return "make it an array: np.asarray(x, dtype)" + (", or, of one element, construct the optimizer with cast=True"
-                                                           if grad and isinstance(x, (float, numpy.floating)) else "")
+        castable = grad and isinstance(x, (float, numpy.floating))
+        return "make it an array: np.asarray(x, dtype)" + (
+            ", or, of one element, construct the optimizer with cast=True" if castable else "")
     if isinstance(x, (list, tuple, dict)) and grad:
         return "gradients come in the structure of the parameters, here one array"
     if isinstance(x, (list, tuple, dict)):

@@ -153,7 +153,7 @@ def look(run, rng):
                       ("state", lambda twin: twin.opt.state["unknown"]),
                       ("decoded", lambda twin: twin.opt.decoded_state("step")),
                       ("format", lambda twin: twin.opt.state_dict(format="numpy")),
-                      ("pickle", lambda twin: pickle.dumps(twin.opt)),
+                      ("pickle", lambda twin: pickle.dumps(twin.opt.param_groups[0])),
                       ("copy", lambda twin: copy.copy(twin.opt))])  # fmt: skip
 
 

@@ -4,6 +4,7 @@ And what is not odd is accepted: NumPy's error state, zero-size gradients, compa
 """
 
 import copy
+import re
 import warnings
 
 import numpy as np
@@ -434,13 +435,38 @@ def test_sparse_gradients_of_scipy_and_torch():
         assert "x.toarray()" in told
         assert "list(x)" not in told
         opt.step(np.ascontiguousarray(x.toarray()))
+        opt.step(rows_by(told, x, w))
     x = torch.eye(5)[:, :3].double().to_sparse()
     told = refused(TypeError, lambda: opt.step(x))
     assert "x.to_dense().numpy()" in told
+    assert "Rows" not in told  # its elements are single ones
     opt.step(x.to_dense().numpy())
     with warnings.catch_warnings(action="ignore"):  # torch's, that it is in beta
         rows = x.to_sparse_csr()
     assert "x.to_dense().numpy()" in refused(TypeError, lambda: opt.step(rows))
+    table = torch.nn.Embedding(5, 3, sparse=True, dtype=torch.float64)
+    table(torch.tensor([3, 0, 3])).sum().backward()
+    x = table.weight.grad
+    told = refused(TypeError, lambda: opt.step(x))
+    assert "x.to_dense().numpy()" in told
+    opt.step(rows_by(told, x, w))
+
+
+def rows_by(told, x, w):
+    """The gradient that a message says how to write, which is that of the dense one."""
+    code = re.search(r"adaptive_c\.Rows\(.*?\(\)\)", told)[0]
+    known = {"adaptive_c": ac, "x": x}
+    if found := re.search(r" with x = (.*) and i = (.*)$", told):
+        known["x"] = eval(found[1], known)
+        known["i"] = eval(found[2], {**known, "numpy": np})
+    rows = eval(code, known)
+    assert type(rows) is ac.Rows
+    dense = x.toarray() if hasattr(x, "toarray") else x.to_dense().numpy()
+    one, other = w.copy(), w.copy()
+    ac.SGD(one, lr=0.5).step(rows)
+    ac.SGD(other, lr=0.5).step(np.ascontiguousarray(dense))
+    np.testing.assert_array_equal(one, other)
+    return rows
 
 
 def test_step_takes_the_gradients_alone():
@@ -454,16 +480,6 @@ def test_step_takes_the_gradients_alone():
     assert (w == 1).all()
     assert opt.t == 0
     assert "metric" in refused(TypeError, lambda: opt.step(g, metric="loss"))
-
-
-def test_zero_grad_is_an_option():
-    opt = ac.SGD(np.ones(3))
-    with pytest.raises(TypeError):
-        opt.zero_grad()
-    opt.zero_grad = True
-    g = np.ones(3)
-    opt.step(g)
-    assert not g.any()
 
 
 @pytest.mark.parametrize("lr", [1.0, 1.5])

@@ -261,7 +261,11 @@ BAD_OPTIONS = [
     ("Adam", {"foreach": None}, "drop it"),
     ("Adam", {"capturable": False}, "drop it"),
     ("Adam", {"differentiable": False}, "drop it"),
-    ("Adam", {"learning_rate": 0.1}, "Adam has no argument 'learning_rate'; it has params, lr, betas"),
+    (
+        "Adam",
+        {"learning_rate": 0.1},
+        r"Adam has no argument 'learning_rate' \(did you mean lr\?\); it has params, lr, betas",
+    ),
     ("Adadelta", {"eps_mode": "inside"}, "Adadelta has no argument 'eps_mode'"),
 ]
 

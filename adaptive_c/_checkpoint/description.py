@@ -108,10 +108,15 @@ def _describe(run: Run) -> dict[str, Any]:
 
 def state_dict(run: Run) -> dict[str, Any]:
     with run.guard:
-        found, pending = _describe(run), run.plan.pending
-        for group, about in zip(run.groups, found["groups"], strict=True):
-            arrays = {name: entry.pieces[0] for name, entry in _live(group, False, pending).items()}
-            about["arrays"] = {**arrays, **_counts(group, pending)}
+        return held(run)
+
+
+def held(run: Run) -> dict[str, Any]:
+    """All of a run but the parameters, while the caller holds the guard."""
+    found, pending = _describe(run), run.plan.pending
+    for group, about in zip(run.groups, found["groups"], strict=True):
+        arrays = {name: entry.pieces[0] for name, entry in _live(group, False, pending).items()}
+        about["arrays"] = {**arrays, **_counts(group, pending)}
     return found
 
 

@@ -7,6 +7,7 @@ from typing import Any, Never
 
 import numpy as np
 
+from .habits import meant
 from .layout import Layout
 from .options import (
     OPTIONS,
@@ -128,6 +129,8 @@ class ParamGroup(MutableMapping[str, Any]):
     def __getitem__(self, name: str) -> Any:
         if name == "params":
             return self.layout.arrange(list(self.layout.arrays))
+        if name not in self._options:
+            raise KeyError(self._unknown(name))
         value = self._options[name]
         if follows(value):
             return number_at(name, value, self._plan.t, self.computed, f"param_groups[{self.index}]: ")
@@ -139,12 +142,16 @@ class ParamGroup(MutableMapping[str, Any]):
         if name == "params":
             raise TypeError("params is read-only: an optimizer is bound to its arrays; construct a new one")
         if name not in self._options:
-            raise KeyError(f"{name!r} is not an option of {self.rule.label}; it has {', '.join(self._options)}")
+            raise KeyError(self._unknown(name))
         where = f"param_groups[{self.index}]: "
         while not self.bound.commit_if(self.bound.version, *self.checked({name: value}, self._plan.t, where)):
             if name in ("bounds", "sum_to_one"):  # rows may have missed steps with the old ones
                 self._plan.catch_up()
             # or another thread has assigned an option meanwhile
+
+    def _unknown(self, name: Any) -> str:
+        hint = meant(name, self._options)
+        return f"{name!r} is not an option of {self.rule.label}{hint}; it has {', '.join(self._options)}"
 
     def checked(self, changes: Mapping[str, Any], t: int, where: str) -> tuple[dict[str, Any], Any]:
         """For `commit`: the changes after t applied steps, normalised, and the bounds if they are among them."""

@@ -27,6 +27,18 @@ class Layout:
         self._uint16_as = uint16_as
         self.sizes: list[int] = []  # of the arrays, once they are bound
 
+    def given(self) -> Any:
+        """The arrays in a structure like the one that they were given in."""
+        if self.keys == ():
+            return self.arrays[0]
+        return list(self.arrays) if self.keys is None else dict(zip(self.keys, self.arrays, strict=True))
+
+    def names(self, place: str) -> list[str]:
+        """What messages call the arrays: params, params[3], params['w']."""
+        if self.keys == ():
+            return [place]
+        return [f"{place}[{key!r}]" for key in (range(len(self.arrays)) if self.keys is None else self.keys)]
+
     def arrange(self, items: list[Any]) -> Any:
         """One item for each array, in the structure of the parameters; it can't be assigned to by mistake."""
         if self.keys == ():

@@ -62,8 +62,27 @@ class Pair:
         return low, high
 
 
+class Switch(int):
+    """True or False, as `zero_grad` reads: equal to it, printed like it, and callable, as torch's method is."""
+
+    def __call__(self, set_to_none: bool = True) -> None:
+        """What torch's users mean, where it is done already; otherwise a TypeError that says what to write."""
+        if not self:
+            raise TypeError(
+                "zero_grad is a setting here, and it is False: with opt.zero_grad = True, each step zeroes its "
+                "gradients, and there is nothing to call; or zero your own arrays, grad[...] = 0, because an optimizer "
+                "does not hold them"
+            )
+
+    def __repr__(self) -> str:
+        return repr(bool(self))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return bool, (bool(self),)
+
+
 def flag(name: str, value: Any) -> bool:
-    if not isinstance(value, (bool, np.bool_)):
+    if not isinstance(value, (bool, np.bool_, Switch)):
         raise TypeError(f"{name} must be True or False, got {value!r}")
     return bool(value)
 
@@ -443,6 +462,13 @@ def check_bounds(bounds: Any, dtype: str, where: str, flat: Callable[[Any, str],
 def copied_bounds(bounds: Any) -> Any:
     """Bounds that the caller can't change any more; a list stays one, to be handed out as a fresh list each time."""
     return list(map(_copied, bounds)) if isinstance(bounds, list) else _copied(bounds)
+
+
+def picklable(bounds: Any) -> Any:
+    """Bounds as they were copied, with a dict where there is a read-only view of one, which can't be pickled."""
+    if isinstance(bounds, Mapping):
+        return dict(bounds)
+    return type(bounds)(map(picklable, bounds)) if isinstance(bounds, (list, tuple)) else bounds
 
 
 def _copied(side: Any) -> Any:

@@ -1,5 +1,6 @@
 """A run: groups of parameters bound to a rule, and the plan that steps them."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -7,14 +8,17 @@ import numpy as np
 
 from .._native import core
 from .group import ParamGroup, check_axes, check_formats, check_options
+from .habits import meant
 from .layout import Layout
 from .options import (
+    SETTINGS,
     Number,
     check_bounds,
     check_followed_setting,
     check_settings,
     check_together,
     copied_bounds,
+    picklable,
 )
 from .rule import Rule
 from .store import Allocate, zeros
@@ -48,6 +52,34 @@ class Run:
     def guard(self) -> Any:
         """``with run.guard:`` nothing steps or changes this run."""
         return self.plan.guard
+
+    @classmethod
+    def made_of(cls, rule: Rule, form: Mapping[str, Any]) -> "Run":
+        """A run like another one at its beginning.  form: what that one's `form` gave."""
+        groups = form["groups"]
+        options = {name: value for name, value in groups[0].items() if name != "params"}
+        run = cls(rule, options, form["uint16_as"])  # not the defaults, whose schedules may have ended long ago
+        run.plan.set_counts(form["t"], 0, math.nan, 0, 1.0, 0)  # at which schedules are asked for a first number
+        run.plan.n_threads = form["n_threads"]
+        run.start(groups if form["structured"] else groups[0]["params"], form["settings"], form["keep_undo"])
+        run.defaults, run._checked = form["defaults"], {}
+        return run
+
+    def form(self) -> dict[str, Any]:
+        """What it was made of, as pickle can take it: the arrays and the schedules themselves, and all options."""
+        return {
+            "groups": [
+                {"params": group.layout.given(), **group.options, "bounds": picklable(group.options["bounds"])}
+                for group in self.groups
+            ],
+            "structured": self.plan.structured,
+            "defaults": {**self.defaults, "bounds": picklable(self.defaults["bounds"]), "copy_to": None},
+            "settings": dict(self.plan.settings),
+            "uint16_as": self._uint16_as,
+            "keep_undo": self.plan.keeps_undo,
+            "n_threads": self.plan.n_threads,
+            "t": self.plan.t,
+        }
 
     def start(self, params: Any, settings: Mapping[str, Any], keep_undo: bool) -> None:
         """Bind the first groups: one of bare parameters, or those of a list of group dicts."""
@@ -99,8 +131,10 @@ class Run:
             raise ValueError(f"{place} must be a dict with 'params', as every group is; got {got}")
         given = {**defaults, **{name: value for name, value in spec.items() if name != "params"}}
         if unknown := [name for name in given if name not in self.defaults]:
+            whole = unknown[0] in SETTINGS
+            hint = " (it is of the optimizer as a whole)" if whole else meant(unknown[0], self.defaults)
             raise TypeError(
-                f"{place} has the unknown option {unknown[0]!r}; {self.rule.label} has {', '.join(self.defaults)}"
+                f"{place} has the unknown option {unknown[0]!r}{hint}; {self.rule.label} has {', '.join(self.defaults)}"
             )
         layout = Layout(spec["params"], self._uint16_as)
         if not layout.arrays:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from .. import Optimizer as Plain
+from .._run.habits import meant
 
 SWITCHES = {"foreach": None, "fused": None, "capturable": False, "differentiable": False}  # how torch computes
 # Arguments of every class here, with their defaults: of the groups, and of the optimizer as a whole.
@@ -52,7 +53,9 @@ def constructor(
         try:
             given = signature.bind(self, *args, **kwargs)
         except TypeError as error:
-            raise TypeError(f"{rule.__name__}: {error}; it has {', '.join(list(arguments)[1:])}") from None
+            unknown = next((name for name in kwargs if name not in arguments), "")
+            hint = meant(unknown, arguments) if unknown else ""
+            raise TypeError(f"{rule.__name__}: {error}{hint}; it has {', '.join(list(arguments)[1:])}") from None
         given.apply_defaults()
         construct(self, {name: value for name, value in given.arguments.items() if name != "self"})
 
