@@ -144,8 +144,8 @@ def check_class(optimizer: Any) -> None:
         name, right = optimizer if isinstance(optimizer, str) else type(optimizer).__name__, callable(optimizer)
     if not right:
         own = {x.lower(): x for x in optimizers.__all__}.get(name.lower(), "Adam")
-        raise TypeError(f"optimizer must be a class such as Adam, got {optimizer!r:.60}; say optimizer=adaptive_c.{own}, "
-                        "and give its options as arguments beside it")  # fmt: skip
+        raise TypeError(f"optimizer must be a class such as Adam, got {optimizer!r:.60}; say optimizer=adaptive_c."
+                        f"{own}, and give its options as arguments beside it")  # fmt: skip
 
 
 # --- the loop ---------------------------------------------------------------------------------------------------------
