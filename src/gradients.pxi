@@ -157,7 +157,7 @@ cdef Py_ssize_t put_rows_aside(Plan plan, Py_ssize_t work) except -2:
 
 
 cdef list rows_to_add(Plan plan):
-    """Of a call of accumulate, before it writes: what was kept of rows of arrays that are given a dense gradient now."""
+    """Before a call of accumulate writes: what was kept of rows of arrays that are given a dense gradient now."""
     cdef BoundGroup bound
     cdef Array* a
     cdef Rows rows

@@ -110,6 +110,8 @@ class Run(Calls):
         for i in range(1, self.length + 1):
             rng = np.random.default_rng([self.seed, i])
             name, self.looks = pick(rng, names), i == self.length or rng.random() < 0.3
+            if self.exact and self.undo and rng.random() < 0.3:  # before rows are brought up to date
+                name = "rollback"
             if only is None or i in only:
                 self.log.append(f"{i}: {name}")
                 with np.errstate(all="ignore"):
