@@ -301,7 +301,8 @@ def minimize(
         check_class(opt)
     shown = _reads_metric(opt)
     best_x, best_g, lowest, due = x.copy(), np.full_like(x, np.nan), math.inf, 0
-    spare = 1 if x.size <= _LARGE or average == "best" or window else _SPARE
+    large = x.size > _LARGE
+    spare = _SPARE if large and average != "best" and not window else 1
     status, detail, where, seen, mean, total = MAXITER, [], 0, 0, math.nan, 0.0
     with _bar(maxiter) if progress else nullcontext() as bar:
         for nit, batch in enumerate(draws):
@@ -329,7 +330,7 @@ def minimize(
                         value, total = total / window, 0.0
                         over = value >= lowest
             if value < lowest and nit >= due:
-                if not math.isfinite(_largest(x, x, None)[0]):  # f does not depend on all of x, or is finite there
+                if large and not np.isfinite(x).all():  # f does not depend on all of x
                     status, detail = NOT_FINITE, [f"x {_fault(x)} in iteration {nit}, from a step before."]
                     break
                 best_x[...], best_g[...], lowest, due = x, g, value, nit + spare
@@ -376,6 +377,10 @@ def minimize(
             status, detail = NOT_FINITE, ["x, fun or the gradient is not finite at the end."]
         if best or status == NOT_FINITE:
             x, f, g = best_x, lowest if lowest < math.inf else math.nan, best_g
+            if not large and not np.isfinite(x).all():  # x has overflowed, and f was lower there
+                status, detail = NOT_FINITE, [f"x {_fault(x)} where fun is lowest; x0 is returned."]
+                f, g[...] = math.nan, math.nan
+                x[...] = problem.start(x0) if limits is None else np.clip(problem.start(x0), *limits)
         if bar is not None:
             bar.set_postfix_str(_state(f, g, x, limits))
     message = " ".join([_MESSAGES[status], *detail])
