@@ -7,23 +7,27 @@ import math
 import operator
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
+from difflib import get_close_matches
+from inspect import signature
 from itertools import repeat
 from typing import Any
 
 import numpy as np
 
 from . import _problem as problem
+from . import optimizers
 from ._optimizer import Optimizer
 from ._problem import Array, Limits
 from ._run.options import real
 from .optimizers import Adam
 
-SUCCESS, MAXITER, NOT_FINITE, EXHAUSTED, CALLBACK = 0, 1, 3, 4, 99  # SciPy's numbers, and 4 is ours
+SUCCESS, MAXITER, NOT_FINITE, EXHAUSTED, BEHIND, CALLBACK = 0, 1, 3, 4, 5, 99  # SciPy's numbers; 4 and 5 are ours
 _MESSAGES = {  # SciPy's sentences
     SUCCESS: "Optimization terminated successfully.",
     MAXITER: "Maximum number of iterations has been exceeded.",
     NOT_FINITE: "NaN result encountered.",
     EXHAUSTED: "The batches are used up.",
+    BEHIND: "The last x reached tol, but its average, which is returned, did not; try average='best' or a smaller tol.",
     CALLBACK: "`callback` raised `StopIteration`.",
 }
 _ELSEWHERE = {
@@ -32,6 +36,10 @@ _ELSEWHERE = {
     "method": "say optimizer=Adam, or another class",
     "options": "its items are arguments here: maxiter=100, lr=0.1",
     "gtol": "it is tol here",
+    "ftol": "tol is about the gradient; patience is about f",
+    "xtol": "tol is about the gradient; patience is about f",
+    "maxfun": "maxiter limits the evaluations, too: there is one in each iteration",
+    "maxfev": "maxiter limits the evaluations, too: there is one in each iteration",
     "hess": "the optimizers use first derivatives alone",
     "hessp": "the optimizers use first derivatives alone",
     "constraints": "there are only bounds",
@@ -111,12 +119,33 @@ def _state(f: float, g: Array, x: Array, limits: Limits) -> str:
     return f"f={f:.6g}, |g|={_largest(g, x, limits)[0]:.2e}"
 
 
-def _fault(g: Array) -> str:
-    """What is wrong with a gradient that was not used."""
-    if np.isfinite(g).all():
+def _fault(a: Array) -> str:
+    """What is wrong with a gradient that was not used, or with an x."""
+    if np.isfinite(a).all():
         return "is so large that its square or norm overflows"
-    i = tuple(map(int, np.argwhere(~np.isfinite(g))[0]))
-    return f"is {g[i]} at index {i}"
+    i = tuple(map(int, np.argwhere(~np.isfinite(a))[0]))
+    return f"is {a[i]} at index {i}"
+
+
+def advice(name: str, optimizer: Callable[..., Optimizer] = Adam) -> str:
+    """What to write instead of an argument that there is not, in parentheses; nothing if that can't be guessed."""
+    known = {*signature(minimize).parameters, *signature(Optimizer).parameters, *signature(optimizer).parameters}
+    known -= {"options", "params", "shared"}
+    close = [] if name in known else get_close_matches(name, known, 1, 0.7)
+    said = _ELSEWHERE.get(name) or (f"do you mean {close[0]}?" if close else "")
+    return f" ({said})" if said else ""
+
+
+def check_class(optimizer: Any) -> None:
+    """Refuse what is no class of this library, and no function that may make one of its optimizers."""
+    if isinstance(optimizer, type):
+        name, right = optimizer.__name__, issubclass(optimizer, Optimizer) and optimizer is not Optimizer
+    else:
+        name, right = optimizer if isinstance(optimizer, str) else type(optimizer).__name__, callable(optimizer)
+    if not right:
+        own = {x.lower(): x for x in optimizers.__all__}.get(name.lower(), "Adam")
+        raise TypeError(f"optimizer must be a class such as Adam, got {optimizer!r:.60}; say optimizer=adaptive_c."
+                        f"{own}, and give its options as arguments beside it")  # fmt: skip
 
 
 # --- the loop ---------------------------------------------------------------------------------------------------------
@@ -162,8 +191,9 @@ def minimize(
         g, which is the same in every call, and returns f; then an iteration allocates no array.  g has the shape of x.
     bounds : None, scipy.optimize.Bounds, sequence of pairs, or (lo, hi); optional
         As in SciPy, one pair (lo, hi) for each element with None for no bound.  Or two sides, each None, a number or an
-        array in the shape of x0; two pairs for two elements are read as SciPy reads them.  Every point that fun sees
-        and that is returned is inside; ``keep_feasible`` changes nothing.
+        array in the shape of x0.  For two elements, two pairs are read as SciPy reads them, one for each element; they
+        are refused if they can only be meant as sides: two arrays, or two lists that leave no room as pairs.  Every
+        point that fun sees and that is returned is inside; ``keep_feasible`` changes nothing.
     callback : callable, optional
         Called after each iteration, with f at its new point: ``callback(intermediate_result=result)``, where result has
         x and fun, if that is the name of its only parameter, else ``callback(x)``; x is a copy.  StopIteration ends.
@@ -198,7 +228,8 @@ def minimize(
         and message:
 
         0, success: tol or patience is reached.  1: maxiter is.  3: f or g is not finite; x is the best seen before, and
-        always finite.  4: the batches are used up.  99: the callback raised StopIteration.
+        always finite.  4: the batches are used up.  5: tol is reached by the last x, but not by the average of an
+        exact function, which is returned, with its own fun and jac.  99: the callback raised StopIteration.
 
     Raises
     ------
@@ -236,8 +267,7 @@ def minimize(
         raise ValueError(f"tol must be at least 0, got {tol!r}")
     maxiter = _whole("maxiter", maxiter, 0)
     window = 0 if patience is None else _whole("patience", patience, 1)
-    if isinstance(optimizer, Optimizer) or not callable(optimizer):
-        raise TypeError(f"optimizer must be a class such as Adam, got {optimizer!r}; its options are arguments here")
+    check_class(optimizer)
     for name, hint in _ELSEWHERE.items():
         if name in options:
             raise ValueError(f"{name} can't be given to minimize; {hint}")
@@ -264,11 +294,15 @@ def minimize(
     except TypeError as error:
         error.add_note(
             "minimize itself has jac, bounds, callback, tol, maxiter, batches, average, patience and progress"
+            + "".join(f"; {name}{advice(name, optimizer)}" for name in options if advice(name, optimizer))
         )
         raise
+    if not isinstance(opt, Optimizer):
+        check_class(opt)
     shown = _reads_metric(opt)
     best_x, best_g, lowest, due = x.copy(), np.full_like(x, np.nan), math.inf, 0
-    spare = 1 if x.size <= _LARGE or average == "best" or window else _SPARE
+    large = x.size > _LARGE
+    spare = _SPARE if large and average != "best" and not window else 1
     status, detail, where, seen, mean, total = MAXITER, [], 0, 0, math.nan, 0.0
     with _bar(maxiter) if progress else nullcontext() as bar:
         for nit, batch in enumerate(draws):
@@ -283,7 +317,8 @@ def minimize(
                 if not forgiving:
                     status, detail = NOT_FINITE, [f"fun is {f} in iteration {nit}."]
                     if not np.isfinite(x).all():
-                        detail = [f"The gradient in iteration {nit - 1} made x so."]
+                        detail = [f"x {_fault(x)} after the step in iteration {nit - 1}; on_nonfinite='raise' checks "
+                                  "each gradient."]  # fmt: skip
                     break
             elif noisy:
                 mean = f if not seen else mean + (1 - _recent(seen)) * (f - mean)
@@ -295,6 +330,9 @@ def minimize(
                         value, total = total / window, 0.0
                         over = value >= lowest
             if value < lowest and nit >= due:
+                if large and not np.isfinite(x).all():  # f does not depend on all of x
+                    status, detail = NOT_FINITE, [f"x {_fault(x)} in iteration {nit}, from a step before."]
+                    break
                 best_x[...], best_g[...], lowest, due = x, g, value, nit + spare
             if report is not None and nit:
                 try:
@@ -329,6 +367,8 @@ def minimize(
             if not noisy:
                 f, g = evaluate()
                 nfev += 1
+                if status == SUCCESS and not _largest(g, x, limits)[0] <= tol:
+                    status = BEHIND
         if noisy:
             f = mean
         best = chosen == "best" and lowest < math.inf and (noisy or not f <= lowest)
@@ -337,6 +377,10 @@ def minimize(
             status, detail = NOT_FINITE, ["x, fun or the gradient is not finite at the end."]
         if best or status == NOT_FINITE:
             x, f, g = best_x, lowest if lowest < math.inf else math.nan, best_g
+            if not large and not np.isfinite(x).all():  # x has overflowed, and f was lower there
+                status, detail = NOT_FINITE, [f"x {_fault(x)} where fun is lowest; x0 is returned."]
+                f, g[...] = math.nan, math.nan
+                x[...] = problem.start(x0) if limits is None else np.clip(problem.start(x0), *limits)
         if bar is not None:
             bar.set_postfix_str(_state(f, g, x, limits))
     message = " ".join([_MESSAGES[status], *detail])

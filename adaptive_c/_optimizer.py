@@ -80,9 +80,9 @@ class Optimizer(Habits, Stepping, Saving):
         axis by its sum; a row whose sum is not positive and finite stays as it is.  "project" replaces each row by the
         nearest one of numbers >= 0 whose sum is 1 (Duchi et al. 2008), unless its sum is not finite.
     rows : "lazy" or "exact"; per group
-        What a gradient of `Rows` means for the other rows.  "lazy": nothing; they and their state stay as they are, as
-        with torch's SparseAdam.  "exact": that their gradient is 0.  They are brought up to date when they are stepped
-        next, or by `catch_up`, with the bits of the dense steps that they have missed.  Refused for 8-bit state.
+        What a gradient of `Rows` means for the other rows.  "lazy": nothing; they and their state stay as they are.
+        "exact": a gradient of 0.  They are brought up to date, to the bits of dense steps, when they are stepped next
+        or by `catch_up`, and all at once after each 4,096 steps, by a step that takes longer.  Refused for 8-bit state.
     copy_to : array or structure of arrays, optional; per group
         float32, bfloat16 or float16 arrays, in the structure of the group's parameters, that receive the updated
         parameters, rounded to nearest even; they are written at construction too.  Only float32 for float64 parameters.

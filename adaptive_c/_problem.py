@@ -14,9 +14,8 @@ from ._run.options import check_bounds
 Array = np.ndarray[Any, Any]
 Limits = tuple[Array, Array] | None
 
-NO_GRADIENT = (
-    "; let fun return (f, g) and say jac=True, or give a function as jac, or let fun(x, *args, out=g) fill g and say "
-    "jac='out'. Finite differences are not offered, because each of many short steps would cost x.size more "
+FINITE_DIFFERENCES = (
+    "Finite differences are not offered, because each of many short steps would cost x.size more "
     "evaluations; SciPy makes them: jac=lambda x, *args: scipy.optimize.approx_fprime(x, fun, 1e-8, *args)"
 )
 
@@ -44,10 +43,13 @@ def box(bounds: Any, x: Array) -> tuple[Any, Any] | None:
     else:
         sides = list(bounds) if isinstance(bounds, Iterable) else []
         paired = len(sides) == x.size and not (x.ndim > 1 and np.shape(sides[0]) == x.shape)
-        if paired and all(isinstance(pair, Iterable) and len(tuple(pair)) == 2 for pair in sides):
+        pairs = all(isinstance(pair, Iterable) and len(tuple(pair)) == 2 for pair in sides)
+        if pairs and paired:
+            if x.size == 2:
+                _check_two_pairs(bounds, sides)
             sides = [np.reshape([far if end is None else end for end in side], x.shape)
                      for side, far in zip(zip(*sides, strict=True), (-np.inf, np.inf), strict=True)]  # fmt: skip
-        elif len(sides) != 2:
+        elif len(sides) != 2 or (pairs and x.size > 2):
             raise ValueError(
                 f"bounds must be None, a Bounds, {x.size} pairs (one for each element of x0, with None for no bound), "
                 f"or (lo, hi), each of them None, a number or an array of x0's shape {x.shape}; got {bounds!r}"
@@ -61,6 +63,17 @@ def box(bounds: Any, x: Array) -> tuple[Any, Any] | None:
         if sides[i] is not None:
             sides[i] = np.ascontiguousarray(side) if side.size > 1 else side.item()
     return sides[0], sides[1]
+
+
+def _check_two_pairs(bounds: Any, pairs: list[Any]) -> None:
+    """Refuse two sides, (lo, hi), of two elements, which would be read as two pairs, where they can be told."""
+    known = [pair for pair in pairs if pair[0] is not None and pair[1] is not None]
+    arrays = not isinstance(bounds, np.ndarray) and all(isinstance(pair, np.ndarray) for pair in pairs)
+    no_room = len(known) == 2 and all(isinstance(pair, list) and pair[0] == pair[1] for pair in known)
+    if arrays or no_room or any(lo > hi for lo, hi in known):
+        raise ValueError(f"bounds={bounds!r} of two elements are read as a pair (lo, hi) for each; if they are the two "
+                         "sides lo and hi, say bounds=list(zip(lo, hi)); if they are pairs, scipy.optimize.Bounds(lo, "
+                         "hi)")  # fmt: skip
 
 
 def limits(sides: tuple[Any, Any] | None, x: Array) -> Limits:
@@ -96,7 +109,9 @@ def _gradient(g: Any, x: Array) -> Array:
 def evaluator(fun: Any, jac: Any, args: tuple[Any, ...], x: Array) -> Callable[..., tuple[float, Array]]:
     """The function (f, g) of a batch, if there are any, at the live x, which the user's functions can only read."""
     if not (jac is True or callable(jac) or (isinstance(jac, str) and jac == "out")):
-        raise ValueError(f"the gradient is needed, and jac={jac!r} does not give one{NO_GRADIENT}")
+        raise ValueError(f"the gradient is needed, and jac={jac!r} does not give one; let fun return (f, g) and say "
+                         "jac=True, or give a function as jac, or let fun(x, *args, out=g) fill g and say jac='out'. "
+                         f"{FINITE_DIFFERENCES}")  # fmt: skip
     out = None if jac is True or callable(jac) else np.full_like(x, np.nan)  # which shows if fun does not write to it
     seen, dtype, shape = x.view(), x.dtype, x.shape
     seen.flags.writeable = False

@@ -1,16 +1,16 @@
 """`scipy_method`: an optimizer as a method of SciPy's minimize."""
 
-import inspect
 import warnings
 from collections.abc import Callable
 from functools import partial
+from inspect import signature
 from typing import Any
 
 import numpy as np
 
-from ._minimize import minimize
+from ._minimize import advice, check_class, minimize
 from ._optimizer import Optimizer
-from ._problem import NO_GRADIENT
+from ._problem import FINITE_DIFFERENCES
 from .optimizers import Adam
 
 
@@ -40,8 +40,12 @@ def scipy_method(optimizer: Callable[..., Optimizer] = Adam, **settings: Any) ->
     >>> result.success, result.x.round(2)
     (True, array([1., 1.]))
     """
+    check_class(optimizer)
     for name in settings.keys() - _known(optimizer):
-        raise TypeError(f"scipy_method has no argument {name!r}; it takes the options of the optimizer and of minimize")
+        if name in signature(_method).parameters:
+            raise TypeError(f"{name} is an argument of scipy.optimize.minimize: give it there, beside method=")
+        raise TypeError(f"scipy_method has no argument {name!r}{advice(name, optimizer)}; it takes the options of the "
+                        "optimizer and of minimize")  # fmt: skip
     return partial(_method, optimizer, **settings)
 
 
@@ -61,11 +65,16 @@ def _method(optimizer: Any, fun: Any, x0: Any, args: Any = (), *, jac: Any = Non
         warnings.warn(f"Method {label} cannot handle constraints.", RuntimeWarning, stacklevel=3)
     known = _known(optimizer)
     if unknown := [name for name in options if name not in known]:
-        warnings.warn(f"Unknown solver options: {', '.join(unknown)}", OptimizeWarning, stacklevel=3)
+        said = ", ".join(f"{name}{advice(name, optimizer)}" for name in unknown)
+        warnings.warn(f"Unknown solver options: {said}", OptimizeWarning, stacklevel=3)
     if type(fun).__name__ == "MemoizeJac" and jac == fun.derivative:
         fun, jac = fun.fun, True  # it would repeat the noise of a noisy function
     if jac is None:
-        raise ValueError(f"the gradient is needed, and SciPy gives none (jac=None, a name or False){NO_GRADIENT}")
+        raise ValueError("the gradient is needed, and SciPy gives none (jac=None, a name or False); let fun return "
+                         "(f, g) and say jac=True, or give a function as jac. (jac='out' is adaptive_c.minimize's, and "
+                         f"does not get through SciPy.) {FINITE_DIFFERENCES}")  # fmt: skip
+    if isinstance(bounds, (list, tuple)):  # as SciPy, take arrays for pairs
+        bounds = [tuple(pair) if isinstance(pair, np.ndarray) else pair for pair in bounds]
 
     def copying(function: Any) -> Any:
         return lambda x, *rest: function(x.copy(), *rest)
@@ -82,7 +91,7 @@ def _method(optimizer: Any, fun: Any, x0: Any, args: Any = (), *, jac: Any = Non
 
 def _known(optimizer: Any) -> set[str]:
     """The options: what `minimize` and the optimizer have, but for what SciPy hands over itself."""
-    ours, theirs = set(inspect.signature(_method).parameters), {"disp"}
+    ours, theirs = set(signature(_method).parameters), {"disp"}
     for function in (minimize, Optimizer, optimizer):
-        theirs |= set(inspect.signature(function).parameters)
+        theirs |= set(signature(function).parameters)
     return theirs - (ours - {"disp", "options"}) - {"params", "options", "shared", "unknown"}

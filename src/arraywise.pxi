@@ -77,6 +77,8 @@ cdef class Stepping:
 
     def __exit__(self, kind, error, traceback):
         cdef Guard guard = self.plan.guard
+        if not self.inside:
+            raise RuntimeError("this block is not entered: write `with opt.stepping() as now:`")
         self.inside, self.error = False, error
         self.left = guard.holder == STEPPING and guard.rest == ARRAYWISE
         if not self.left:  # otherwise the call that is under way ends the block, as nothing else could

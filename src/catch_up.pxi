@@ -26,7 +26,7 @@ cdef int bring_up_rows(Plan plan, BoundGroup bound, Py_ssize_t i, indices) excep
     cdef Py_ssize_t k = checked(indices, "indices", INTEGERS, &view)
     if a.ndim == 0:
         raise ValueError(f"{bound.name(i)} has no dimensions, and so no rows")
-    a.touched = bind_indices(bound, i, indices, view.buf, view.itemsize, k, NULL, NULL)
+    a.touched = bind_indices(bound, i, False, indices, view.buf, view.itemsize, k, NULL, NULL)
     if a.behind == NULL or a.behind.n == 0:
         return 0
     expect_gradients(group, False)

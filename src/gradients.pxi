@@ -189,14 +189,31 @@ cdef Py_ssize_t put_rows_aside(Plan plan, Py_ssize_t work) except -2:
     return work
 
 
-cdef int add_rows_aside(Plan plan) except -1:
-    """Add what was kept of rows to the sums of arrays that have had a dense gradient now."""
+cdef list rows_to_add(Plan plan):
+    """Before a call of accumulate writes: what was kept of rows of arrays that are given a dense gradient now."""
+    cdef BoundGroup bound
+    cdef Array* a
+    cdef Rows rows
+    cdef list found = []
+    for bound in plan.groups:
+        for i in bound.row_sums:
+            a = bound.group.arrays + <Py_ssize_t> i
+            if a.g != NULL and a.touched == NULL:
+                rows = joined_rows(bound.row_sums[i])
+                reserve_entries(bound.touched_rows(i), rows.k)
+                found.append((bound, i, rows))
+    return found
+
+
+cdef int add_rows_aside(Plan plan, list found) except -1:
+    """Add it to the sums."""
     cdef BoundGroup bound
     cdef Py_ssize_t work = 0
     for bound in plan.groups:
         release(bound)
-        for i in [i for i in bound.row_sums if bound.group.summed[<Py_ssize_t> i]]:
-            work = acquire_array(plan, bound, i, joined_rows(bound.row_sums.pop(i)), work)
+    for bound, i, rows in found:
+        work = acquire_array(plan, bound, i, rows, work)
+        del bound.row_sums[i]
     if work:
         plan.run(ADD, work, 0, plan.space.end)
     return 0

@@ -237,6 +237,7 @@ cdef class Plan:
             if self.space.zero_grad:
                 check_apart(self)
             self.need_sums([bound for bound in self.groups if not only_rows(bound)])
+            found = rows_to_add(self)
             work = put_rows_aside(self, work)
             self.run(ADD, work, 0, self.space.end)
             zero_rows(self)
@@ -244,7 +245,7 @@ cdef class Plan:
                 group = self.space.groups[i]
                 for j in range(group.n_arrays):
                     group.summed[j] |= group.arrays[j].g != NULL
-            add_rows_aside(self)
+            add_rows_aside(self, found)
             self.counts.pending += 1
         finally:
             self.release()

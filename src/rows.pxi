@@ -190,19 +190,22 @@ cdef Py_ssize_t bind_rows(BoundGroup bound, Py_ssize_t i, Rows rows, Py_ssize_t 
         if len(of_entries) != rows.k:  # NumPy's functions are Python: another thread may have run
             raise ValueError(f"{bound.name(i, True)}: its offsets were written to during the call")
         bags = <const Py_ssize_t*> address(of_entries)
-    touched = bind_indices(bound, i, rows.indices, rows.start, rows.itemsize, rows.k, bags, weights)
+    touched = bind_indices(bound, i, True, rows.indices, rows.start, rows.itemsize, rows.k, bags, weights)
     touched.nbytes = nbytes
     return touched.n * touched.length
 
 
-cdef Touched* bind_indices(BoundGroup bound, Py_ssize_t i, indices, const void* start, Py_ssize_t itemsize,
+cdef Touched* bind_indices(BoundGroup bound, Py_ssize_t i, bint grad, indices, const void* start, Py_ssize_t itemsize,
                            Py_ssize_t k, const Py_ssize_t* bags, const void* weights) except NULL:
-    """Sort k rows of an array, numbers of so many bytes.  Each has a bag and a weight, or these are NULL."""
+    """Sort k rows of an array, numbers of so many bytes.  Each has a bag and a weight, or these are NULL.
+
+    grad: they are a gradient's; that is what errors call them.
+    """
     cdef Array* a = bound.group.arrays + i
     cdef Touched* touched = bound.touched_rows(i)
     cdef Py_ssize_t n_rows = a.shape[0], bad, wide = native_itemsize(&bound.group)
     if bits_in(k) + bits_in(n_rows) > 64:
-        raise ValueError(f"{bound.name(i, True)} has {k} indices into {n_rows} rows, too many for one call")
+        raise ValueError(f"{bound.name(i, grad)} has {k} indices into {n_rows} rows, too many for one call")
     touched.length = (a.stop - a.start) // n_rows if n_rows else 0
     reserve_entries(touched, k)
     if itemsize == 4:
@@ -210,6 +213,6 @@ cdef Touched* bind_indices(BoundGroup bound, Py_ssize_t i, indices, const void* 
     else:
         bad = sort_entries(touched, k, <const int64_t*> start, n_rows, bags, weights, wide)
     if bad >= 0:
-        raise ValueError(f"{bound.name(i, True)}: indices[{bad}] is {indices[bad]}; the array has {n_rows} rows, "
+        raise ValueError(f"{bound.name(i, grad)}: indices[{bad}] is {indices[bad]}; the array has {n_rows} rows, "
                          f"0 .. {n_rows - 1}")
     return touched

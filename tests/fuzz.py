@@ -13,43 +13,37 @@ seed of a run that ends the process (a crash, a sanitizer's report, 120 seconds 
 
 import argparse
 import contextlib
-import copy
 import faulthandler
-import inspect
 import sys
-import tempfile
 import traceback
-from pathlib import Path
 
-import fuzz_wrong
 import numpy as np
+from fuzz_calls import REFUSALS, Calls
+from fuzz_rows import Dense, Sparse, dense
 from fuzz_twins import (
     CANARY,
     DTYPES,
     PER_ARRAY,
     RULES,
     SETTINGS,
-    VALUES,
     Group,
-    Part,
     Twin,
     bits,
     differing,
+    draw_options,
     in_turn,
     leaving,
     nearest,
     pick,
 )
 
-import adaptive_c as ac
-
-REFUSALS = (ValueError, TypeError, RuntimeError, KeyError)
 # The calls of a run, and how often each is drawn.
 CALLS = {"step": 9, "accumulate": 4, "step_sums": 3, "discard": 1, "rollback": 3, "add_group": 1, "averaged": 1,
-         "save": 2, "state_dict": 2, "set_t": 1, "assign": 4, "assign_setting": 2, "write": 1, "wrong": 6}  # fmt: skip
+         "save": 2, "state_dict": 2, "set_t": 1, "assign": 4, "assign_setting": 2, "write": 1, "wrong": 6,
+         "catch_up": 2}  # fmt: skip
 
 
-class Run:
+class Run(Calls):
     """One seed: the twins, what is expected of them, and the calls."""
 
     def __init__(self, seed):
@@ -58,7 +52,8 @@ class Run:
         self.rule = pick(rng, RULES)
         self.words = rng.random() < 0.5
         self.strict = rng.random() < 0.3  # under np.seterr(all="raise") the same must happen
-        self.options = self.random_options(rng)
+        self.options = draw_options(rng, self.rule)
+        self._wild = self.options.get("eps") == 0.0
         self.settings = {name: pick(rng, values) for name, values in SETTINGS.items() if rng.random() < 0.3}
         if rng.random() < 0.15:
             self.settings |= {"loss_scale": "dynamic", "on_nonfinite": "skip"}
@@ -67,11 +62,12 @@ class Run:
         self.groups = [Group(rng, self.rule, self.options) for _ in range(pick(rng, [1, 1, 2, 3]))]
         self.t = self.skipped = self.pending = 0
         self.summed = self.undo = None  # which segments have sums; what a rollback gives again
-        self.sums_bad = self.sums_wild = self.written = False
+        self.sums_bad = self.sums_wild = self.written = self.aside = False  # aside: there are sums of rows
         self.assigned = []
         self.length = int(rng.integers(3, 16))
         shown = [
-            f"{g.dtype} {g.segments} {g.options} copies={g.copies} bounds={g.bounds and 'set'}" for g in self.groups
+            f"{g.dtype} {g.segments} rows of {g.length} {g.options} copies={g.copies} bounds={g.bounds and 'set'}"
+            for g in self.groups
         ]
         self.log.append(f"{self.rule} {self.options} {self.settings}; " + "; ".join(shown))
 
@@ -80,18 +76,14 @@ class Run:
         """May parameters become infinite or NaN?  Once they may, they may always."""
         return self._wild or any(g.dtype == "float16" for g in self.groups)
 
-    def random_options(self, rng):
-        names = [name for name in inspect.signature(getattr(ac, self.rule)).parameters if name in VALUES]
-        assert "lr" in names
-        options = {name: pick(rng, VALUES[name]) for name in names if rng.random() < 0.4 and name != "ema_decay"}
-        if options.get("nesterov"):
-            options |= {"momentum": 0.9} | ({"dampening": 0.0} if self.rule == "SGD" else {})
-        if self.rule in ("Rprop", "SuperSAB") and callable(options.get("lr")):
-            options["lr"] = 0.1
-        if rng.random() < 0.2:
-            options["ema_decay"] = pick(rng, VALUES["ema_decay"])
-        self._wild = options.get("eps") == 0.0
-        return options
+    @property
+    def exact(self):
+        """May rows lag behind?  Looking at the state brings them up to date, so it is done now and then."""
+        return any(g.options["rows"] == "exact" for g in self.groups)
+
+    @property
+    def looking(self):
+        return not self.aside and (self.looks or not self.exact)
 
     @property
     def hot(self):
@@ -101,6 +93,7 @@ class Run:
     def start(self):
         """Build the twins.  Options that exclude each other are refused, with the parameters as they were."""
         rng = np.random.default_rng([self.seed, 0])
+        self.looks = True
         values = [group.start for group in self.groups]
         try:
             self.twins = [Twin(rng, self, values) for _ in range(2)]
@@ -116,7 +109,9 @@ class Run:
         names = [name for name, weight in CALLS.items() for _ in range(weight)]
         for i in range(1, self.length + 1):
             rng = np.random.default_rng([self.seed, i])
-            name = pick(rng, names)
+            name, self.looks = pick(rng, names), i == self.length or rng.random() < 0.3
+            if self.exact and self.undo and rng.random() < 0.3:  # before rows are brought up to date
+                name = "rollback"
             if only is None or i in only:
                 self.log.append(f"{i}: {name}")
                 with np.errstate(all="ignore"):
@@ -130,7 +125,7 @@ class Run:
     # --- what must hold after every call ------------------------------------------------------------------------------
 
     def check(self):
-        a, b = (twin.space() for twin in self.twins)
+        a, b = (twin.space() if self.looking else {} for twin in self.twins)
         assert not differing(a, b), (
             f"the twins differ in {[(k, a.get(k), b.get(k)) for k in differing(a, b)[:1]]!s:.500}"
         )
@@ -139,13 +134,15 @@ class Run:
             assert (opt.t, opt.skipped_steps, opt.pending) == (self.t, self.skipped, self.pending), "counts"
             assert repr(opt)
             steps = twin.per_group(opt.state["step"])
-            stored = opt.state_dict()["groups"]
+            stored = opt.state_dict()["groups"] if self.looking else None
             for i, (part, group) in enumerate(zip(twin.parts, self.groups, strict=True)):
                 for memory, outside in (part.memory, *([part.copy_memory] if part.copies is not None else [])):
                     assert (memory[outside] == CANARY).all(), "elements between the arrays were written"
                 found = part.by_segment(in_turn(steps[i]))
                 want = group.counts.tolist()
                 assert all(x in (None, n) for x, n in zip(found, want, strict=True)), f"steps {found}, not {want}"
+                if stored is None:
+                    continue
                 self.check_values(twin, part, stored[i]["arrays"])
                 for name in set(opt.state) - PER_ARRAY:
                     shown = twin.per_group(opt.state[name])[i]
@@ -168,14 +165,15 @@ class Run:
         """Call it with each twin; both must do the same.  Returns the error, after which all is as it was."""
         errors = []
         for twin in self.twins:
-            before = twin.snapshot()
+            looking = self.looking
+            before = twin.snapshot(looking)
             errors.append(None)
             try:
                 with np.errstate(all="raise" if self.strict else None):
                     call(twin)
             except REFUSALS as error:
                 errors[-1] = error
-            changed = differing(before, twin.snapshot()) if errors[-1] else []
+            changed = differing(before, twin.snapshot(looking)) if errors[-1] else []
             assert not changed, f"{changed} changed, though it raised {errors[-1]!r}"
         assert bool(errors[0]) == bool(errors[1]), f"one twin raised {errors[0]!r}, the other {errors[1]!r}"
         if errors[0]:
@@ -192,21 +190,29 @@ class Run:
             for size in group.segments:
                 kind = pick(rng, ["normal"] * 12 + ["none"] * 3 + ["zero", "denormal", "huge", "nan", "inf"])
                 dtype = "float64" if group.dtype == "float64" else pick(rng, ["float32"] * 3 + ["float16", "bfloat16"])
-                x = rng.normal(size=size) * 10.0 ** rng.integers(-4, 3) * (rng.random(size) < 0.9)
-                x *= {"zero": -0.0, "denormal": 1e-41, "huge": {"float16": 50, "float64": 1e160}.get(dtype, 1e30)}.get(
-                    kind, 1
-                )
-                if size and kind in ("nan", "inf"):
-                    x[rng.integers(size)] = np.nan if kind == "nan" else pick(rng, [np.inf, -np.inf])
-                grads[-1].append(None if kind == "none" else nearest(x, DTYPES[dtype]))
-                finite = kind == "none" or np.isfinite(grads[-1][-1].astype("float64")).all()
+                huge = {"float16": 50, "float64": 1e160}.get(dtype, 1e30)
+
+                def change(x, kind=kind, huge=huge):
+                    x = x * 10.0 ** rng.integers(-4, 3) * (rng.random(x.size) < 0.9)
+                    x *= {"zero": -0.0, "denormal": 1e-41, "huge": huge}.get(kind, 1)
+                    if x.size and kind in ("nan", "inf"):
+                        x[rng.integers(x.size)] = np.nan if kind == "nan" else pick(rng, [np.inf, -np.inf])
+                    return x
+
+                if group.length and rng.random() < 0.6:
+                    x = Sparse(rng, group, size, dtype, change)
+                    kind += " rows" * (kind != "none")
+                else:
+                    x = nearest(change(rng.normal(size=size)), DTYPES[dtype])
+                grads[-1].append(None if kind == "none" else x)
+                finite = kind == "none" or np.isfinite(dense(grads[-1:])[0][-1].astype("float64")).all()
                 bad |= not finite
-                wild |= not finite or kind == "huge"
+                wild |= not finite or kind.startswith("huge")
                 self.say(kind)
         return grads, bad, wild
 
     def dressed(self, rng, grads):
-        return {id(twin): twin.dress(rng, grads) for twin in self.twins}
+        return {id(twin): twin.dress(rng, grads, twin is self.twins[1]) for twin in self.twins}
 
     def check_gradients(self, error):
         for twin in self.twins:
@@ -220,18 +226,30 @@ class Run:
         extra = {"loss_scale": pick(rng, [2.0, 1e3])} if rng.random() < 0.15 else {}
         if rng.random() < 0.2:
             extra["metric"] = pick(rng, [1.0, 0.5, np.nan, np.inf])
-        given = [[x is not None for x in segments] for segments in grads]
+        given = [
+            [x is not None and ("rows" if isinstance(x, Sparse) else True) for x in segments] for segments in grads
+        ]
         refused = self.pending > 0 or (self.dynamic and "loss_scale" in extra)
         passed = self.dressed(rng, grads)
         arriving = pick(rng, [None, *self.twins])  # this one may step array by array
+        sparse = [isinstance(x, Sparse) for segments in grads for x in segments]
+        whole = any(sparse) and self.looking and not refused and self.dense_step(rng, grads, extra)
         error = self.stepped(lambda twin: twin.step(rng, passed[id(twin)], twin is arriving, **extra), given, bad, wild,
                              refused, extra)  # fmt: skip
         self.check_gradients(error)
         twin = self.twins[0]
+        if whole and not error:
+            whole.check(twin)
         if not error and self.t > self.before_t and not self.dynamic and np.isfinite(twin.opt.grad_norm) and not wild:
-            squares = sum(float(np.sum(x.astype("float64") ** 2)) for part in grads for x in part if x is not None)
+            squares = sum(
+                float(np.sum(x.astype("float64") ** 2)) for part in dense(grads) for x in part if x is not None
+            )
             want = squares**0.5 / extra.get("loss_scale", twin.opt.loss_scale)
             assert abs(twin.opt.grad_norm - want) <= 1e-9 * want, f"norm {twin.opt.grad_norm}, not {want}"
+
+    def dense_step(self, rng, grads, extra):
+        with contextlib.suppress(*REFUSALS):
+            return Dense(rng, self, self.twins[0], grads, extra)
 
     def step_sums(self, rng):
         given = self.summed or [[False]]
@@ -240,7 +258,7 @@ class Run:
             self.drop_sums()
 
     def drop_sums(self):
-        self.pending, self.summed, self.sums_bad, self.sums_wild = 0, None, False, False
+        self.pending, self.summed, self.sums_bad, self.sums_wild, self.aside = 0, None, False, False, False
 
     def stepped(self, call, given, bad, wild, refused, extra):
         """A step and what it must do, to counts, bounds and what a rollback will need."""
@@ -248,7 +266,7 @@ class Run:
         policy = opt.on_nonfinite
         refused = refused or (bad and policy == "raise")
         allowed = refused or wild or self.hot or "metric" in extra
-        before = [twin.snapshot() for twin in self.twins]
+        before = [twin.snapshot(self.looking) for twin in self.twins]
         error = self.both(call)
         assert error or not refused, "a step that can't be was made"
         assert not error or allowed, f"a step was refused: {error!r}"
@@ -265,13 +283,13 @@ class Run:
         if not skipped and any(map(any, given)):
             self.t += 1
             for group, segments in zip(self.groups, given, strict=True):
-                group.counts += segments
+                group.counts += np.array(segments, bool)
             self.check_bounds(given)
         return None
 
     def check_bounds(self, given):
         for i, (group, segments) in enumerate(zip(self.groups, given, strict=True)):
-            inside = np.repeat(segments, group.segments)
+            inside = np.repeat([x is True and not self.aside for x in segments], group.segments)
             p = self.twins[0].values()[i].astype("float64")
             for side, sign in zip(group.bounds or (), (-1, 1), strict=False):
                 if side is not None:
@@ -283,6 +301,7 @@ class Run:
         error = self.both(lambda twin: twin.opt.accumulate(passed[id(twin)]))
         assert not error, f"accumulate was refused: {error!r}"
         self.check_gradients(error)
+        self.aside |= any(isinstance(x, Sparse) for segments in grads for x in segments)
         given = [[x is not None for x in segments] for segments in grads]
         old = self.summed or [[False] * len(segments) for segments in given]
         self.summed = [[x or y for x, y in zip(*pair, strict=True)] for pair in zip(old, given, strict=True)]
@@ -295,151 +314,28 @@ class Run:
         self.drop_sums()
 
     def rollback(self, rng):
-        error = self.both(lambda twin: twin.opt.rollback())
+        if self.exact:  # a step is not undone once rows were brought up to date
+            try:
+                self.twins[0].opt.rollback()
+            except REFUSALS as error:
+                self.say("raised", error)
+                return
+            self.twins[1].opt.rollback()
+        error = None if self.exact else self.both(lambda twin: twin.opt.rollback())
         assert bool(error) == (self.undo is None or self.pending > 0), f"rollback: {error!r}"
         if error:
             return
         own = {"options", "schedules", "settings", "sums", "summed", "pending", "n_threads", "nbytes"}
         own |= set() if self.dynamic else {"loss_scale"}
         for twin, before in zip(self.twins, self.undo, strict=True):
-            changed = [key for key in differing(before, twin.snapshot()) if not own & {key, *key}]
+            after = twin.snapshot(self.looking)
+            changed = [
+                key for key in differing(before, after) if not own & {key, *key} and key in before and key in after
+            ]
             assert not changed or not self.undo_free, f"rollback did not give {changed} again"
         self.t, self.skipped, self.undo = self.undo_t, self.undo_skipped, None
         for group, counts in zip(self.groups, self.undo_counts, strict=True):
             group.counts = counts
-
-    def add_group(self, rng):
-        group = Group(rng, self.rule, self.options)
-        parts = []
-
-        def add(twin):
-            structure = pick(rng, ["list", "tuple", "dict"])
-            part = Part(rng, group, group.start, structure, self.words)
-            twin.opt.add_param_group({"params": part.arrange(part.arrays), **part.options()})
-            parts.append(part)
-
-        error = self.both(add)
-        assert not self.pending or error, "a group was added while sums were pending"
-        if not error:
-            self.groups.append(group)
-            self.undo = self.summed = None
-            for twin, part in zip(self.twins, parts, strict=True):
-                twin.parts.append(part)
-                twin.structured = True
-
-    def averaged(self, rng):
-        def inside(twin):
-            before = [x.copy() for x in twin.values()]
-            emas = [None if ema is None else [x.copy() for x in in_turn(ema)] for ema in twin.per_group(twin.opt.ema)]
-            with twin.opt.averaged_parameters():
-                for part, ema, x in zip(twin.parts, emas, before, strict=True):
-                    want = x if ema is None else nearest(part.flat(ema), x.dtype)
-                    assert bits(part.flat(part.arrays)) == bits(want), "parameters are not their average"
-                for call in (
-                    twin.opt.step,
-                    twin.opt.rollback,
-                    twin.opt.state_dict,
-                    twin.opt.averaged_parameters().__enter__,
-                ):
-                    with contextlib.suppress(*REFUSALS):
-                        call()
-                        raise AssertionError(f"{call} inside averaged_parameters()")
-            assert [bits(x) for x in twin.values()] == [bits(x) for x in before], "parameters did not come back"
-
-        has = any(ema is not None for ema in self.twins[0].per_group(self.twins[0].opt.ema))
-        assert bool(self.both(inside)) != has
-
-    def other(self, rng, values):
-        """A new optimizer over another cut of the same numbers, with all that a checkpoint does not hold."""
-        twin = Twin(rng, self, values, alone=pick(rng, ["list", "tuple"]))
-        for place, name, value in self.assigned:
-            with contextlib.suppress(*REFUSALS):
-                if place is None:
-                    setattr(twin.opt, name, value)
-                else:
-                    twin.opt.param_groups[place][name] = twin.parts[place].bounds(value) if name == "bounds" else value
-        return twin
-
-    def save(self, rng):
-        first = self.twins[0]
-        with_parameters = bool(rng.random() < 0.7)
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder, "run.safetensors")
-            first.opt.save(path, parameters=with_parameters)
-            values = [np.zeros_like(x) for x in first.values()] if with_parameters else first.values()
-            self.replace(rng, values, lambda opt: opt.load(path, parameters=with_parameters))
-
-    def state_dict(self, rng):
-        first = self.twins[0]
-        d = copy.deepcopy(first.opt.state_dict())
-        self.replace(rng, first.values(), lambda opt: opt.load_state_dict(d))
-
-    def replace(self, rng, values, load):
-        """The first twin takes its own checkpoint, and a new optimizer, that takes it too, becomes the second."""
-        first, second = self.twins[0], self.other(rng, values)
-        before = first.snapshot()
-        try:
-            load(second.opt)
-        except REFUSALS:
-            assert self.hot, "a checkpoint was refused"
-            return
-        load(first.opt)
-        free = {"sums", "nbytes"} | ({"copies"} if self.written else set())  # copies are written anew
-        changed = [key for key in differing(before, first.snapshot()) if not free & {key, *key}]
-        assert not changed, f"an optimizer's own checkpoint changed {changed}"
-        self.twins, self.undo = [first, second], None
-
-    def set_t(self, rng):
-        t = int(pick(rng, [0, 1, 5, 1000, 10**6] + [10**12] * (self.rule != "NAdam")))
-        self.say(t)
-        error = self.both(lambda twin: setattr(twin.opt, "t", t))
-        assert not error or self.hot, f"t was refused: {error!r}"
-        if not error:
-            self.t = t
-            for group in self.groups:
-                group.counts[:] = t
-
-    def assign(self, rng):
-        place = int(rng.integers(len(self.groups)))
-        name = pick(rng, [name for name in self.twins[0].opt.param_groups[place] if name in VALUES or name == "bounds"])
-        value = self.groups[place].random_bounds(rng) if name == "bounds" else pick(rng, VALUES[name])
-        self.say(place, name, value if name != "bounds" else "")
-
-        def call(twin):
-            given = value
-            if name == "bounds":  # one list, changed and assigned again
-                given = twin.parts[place].box
-                given[:] = twin.parts[place].bounds(value)
-            twin.opt.param_groups[place][name] = given
-
-        if not self.both(call):
-            self.assigned.append((place, name, value))
-            self._wild |= name == "eps" and value == 0.0
-            if name == "bounds":
-                self.groups[place].bounds = value
-
-    def assign_setting(self, rng):
-        name = pick(rng, list(SETTINGS))
-        value = pick(rng, SETTINGS[name])
-        self.say(name, value)
-        if not self.both(lambda twin: setattr(twin.opt, name, value)):
-            self.assigned.append((None, name, value))
-        self.twins[1].opt.n_threads = pick(rng, [None, 1, 2, 3, 4])
-
-    def write(self, rng):
-        """The user changes parameters himself."""
-        for twin in self.twins:
-            for part in twin.parts:
-                for x in part.arrays:
-                    flat = x.view(DTYPES["bfloat16"]) if x.dtype == np.uint16 else x
-                    flat *= flat.dtype.type(0.5)
-        self.written, self.undo_free = True, False
-
-    def wrong(self, rng):
-        """A call that must be refused."""
-        name, call = fuzz_wrong.draw(self, rng)
-        self.say(name)
-        assert self.both(call), f"{name} was not refused"
 
 
 def failure(seed, only=None):

@@ -15,6 +15,7 @@ DTYPES = {name: np.dtype(name) for name in ("float32", "float64", "float16")} | 
 RULES = list(ac.optimizers.__all__)
 SIZES = [0, 1, 2, 255, 256, 257, 4095, 4096, 4097, 8193, 16_384, 20_000]  # blocks of 256, chunks of 4,096, threads
 PER_ARRAY = {"step", "started", "summed", "mu_product"}  # docs/checkpoints.md: a number for each array
+LENGTHS = [1, 2, 3, 8, 64, 256]
 MARGIN, CANARY = 64, 0xA5
 
 
@@ -98,7 +99,7 @@ def differing(a, b):
 
 def in_turn(structure):
     """The arrays of a structure, in the order of the parameters."""
-    return list(structure.values()) if hasattr(structure, "values") else (
+    return list(structure.values()) if hasattr(structure, "keys") else (
         list(structure) if isinstance(structure, (list, tuple)) else [structure])  # fmt: skip
 
 
@@ -107,13 +108,28 @@ def nearest(x, dtype):
         return x.astype(dtype)
 
 
+def draw_options(rng, rule):
+    names = [name for name in inspect.signature(getattr(ac, rule)).parameters if name in VALUES]
+    assert "lr" in names
+    options = {name: pick(rng, VALUES[name]) for name in names if rng.random() < 0.4 and name != "ema_decay"}
+    if options.get("nesterov"):
+        options |= {"momentum": 0.9} | ({"dampening": 0.0} if rule == "SGD" else {})
+    if rule in ("Rprop", "SuperSAB") and callable(options.get("lr")):
+        options["lr"] = 0.1
+    if rng.random() < 0.2:
+        options["ema_decay"] = pick(rng, VALUES["ema_decay"])
+    return options
+
+
 class Group:
     """What the twins share of a group: its numbers, its options, and the segments that have gradients or None."""
 
     def __init__(self, rng, rule, defaults):
         self.dtype = pick(rng, ["float32"] * 4 + ["float64"] * 2 + ["float16", "bfloat16"])
         size = int(pick(rng, [*SIZES, *rng.integers(3, 600, 8)]))
-        inner = np.sort(rng.integers(0, size + 1, rng.integers(0, 3)))
+        self.length = int(pick(rng, LENGTHS)) if rng.random() < 0.4 else 0  # of rows; 0: there are none
+        size -= size % max(self.length, 1)
+        inner = np.sort(rng.integers(0, size // max(self.length, 1) + 1, rng.integers(0, 3))) * max(self.length, 1)
         self.segments = np.diff([0, *inner, size]).tolist()
         self.ends = np.cumsum([0, *self.segments])
         self.start = nearest(rng.normal(size=size) * 10.0 ** rng.integers(-2, 2), DTYPES[self.dtype])
@@ -130,6 +146,8 @@ class Group:
         if self.dtype != "float64" and rng.random() < 0.5:
             wide = rule in ("Rprop", "SuperSAB") or defaults.get("centered")
             self.options["state_dtype"] = "float32" if wide else pick(rng, ["float32", "bfloat16", "uint8", "uint8"])
+        exact = self.length and self.options["state_dtype"] != "uint8" and rng.random() < 0.6
+        self.options["rows"] = "exact" if exact else "lazy"
         self.copies = None
         if rng.random() < 0.3:
             self.copies = "float32" if self.dtype == "float64" else pick(rng, ["float32", "float16", "bfloat16"])
@@ -152,10 +170,12 @@ class Part:
         self.pieces, self.owner = [], []  # (start, stop) in the group's space, and the segment, of each array
         for i, (start, stop) in enumerate(itertools.pairwise(group.ends.tolist())):
             n = 0 if structure == "bare" else int(pick(rng, [0, 0, 1, 3]))
-            for piece in itertools.pairwise([start, *np.sort(rng.integers(start, stop + 1, n)).tolist(), stop]):
+            step = max(group.length, 1)
+            cuts = np.sort(rng.integers(0, (stop - start) // step + 1, n)) * step + start
+            for piece in itertools.pairwise([start, *cuts.tolist(), stop]):
                 self.pieces.append(piece)
                 self.owner.append(i)
-        self.shapes = [self.shape(rng, stop - start) for start, stop in self.pieces]
+        self.shapes = [self.shape(rng, stop - start, group.length) for start, stop in self.pieces]
         self.keys = [pick(rng, ["w{}", "w {} ä", "{}"]).format(i) for i in range(len(self.pieces))]
         self.memory, self.arrays = self.place(rng, values)
         self.box = [None, None]
@@ -164,7 +184,10 @@ class Part:
             self.copy_memory, self.copies = self.place(rng, np.zeros(values.size, DTYPES[group.copies]))
 
     @staticmethod
-    def shape(rng, n):
+    def shape(rng, n, length):
+        if length:
+            rows = n // length
+            return pick(rng, [(rows, length), (rows, length, 1)] + [(rows,)] * (length == 1))
         if n == 0:
             return pick(rng, [(0,), (0, 3), (2, 0)])
         if n == 1:
@@ -245,8 +268,11 @@ class Twin:
     def per_group(self, x):
         return x if self.structured else [x]
 
-    def dress(self, rng, grads):
-        """Gradients of the run in this twin's arrays, as what is passed and (array, what it was)."""
+    def dress(self, rng, grads, in_full=False):
+        """Gradients of the run in this twin's arrays, as what is passed and (array, what it was).
+
+        in_full: under rows="exact", those of rows as the dense ones that they stand for.
+        """
         passed, self.given = [], []
         for part, segments in zip(self.parts, grads, strict=True):
             items = []
@@ -254,7 +280,15 @@ class Twin:
                 if segments[i] is None:
                     items.append(None)
                     continue
-                x = segments[i][start - part.group.ends[i] : stop - part.group.ends[i]]
+                x, place = segments[i], (start - part.group.ends[i], stop - part.group.ends[i])
+                if hasattr(x, "cut"):
+                    if not (in_full and part.group.options["rows"] == "exact"):
+                        items.append(x.cut(rng, *place, shape))
+                        items[-1].values.flags.writeable = self.opt.zero_grad
+                        self.given.append((items[-1].values, items[-1].values.copy()))
+                        continue
+                    x = x.dense.reshape(-1)
+                x = x[slice(*place)]
                 if x.dtype.itemsize == 2 and rng.random() < 0.3:
                     x = x.astype("float32")
                 offset = int(rng.integers(0, 9))
@@ -274,25 +308,28 @@ class Twin:
             passed.append(part.arrange(items))
         return passed if self.structured else passed[0]
 
+    def places(self):
+        """Of each part, what names its arrays in calls for one of them."""
+        for i, part in enumerate(self.parts):
+            keys = part.keys if part.structure == "dict" else range(len(part.pieces))
+            yield [(*[i] * self.structured, *[key] * (part.structure != "bare")) for key in keys]
+
     def step(self, rng, passed, arriving, **extra):
         """A step; where that is possible and wanted one array after the other, in any order."""
         opt = self.opt
         if not arriving or opt.max_grad_norm or opt.on_nonfinite != "ignore":
             opt.step(passed, **extra)
             return
-        places = []
-        for i, (part, grads) in enumerate(zip(self.parts, self.per_group(passed), strict=True)):
-            keys = part.keys if part.structure == "dict" else range(len(part.pieces))
-            for key, grad in zip(keys, in_turn(grads), strict=True):
-                places.append((*[i] * self.structured, *[key] * (part.structure != "bare"), grad))
+        places = [(*place, grad) for own, grads in zip(self.places(), self.per_group(passed), strict=True)
+                  for place, grad in zip(own, in_turn(grads), strict=True)]  # fmt: skip
         with opt.stepping(**extra) as now:
             for k in rng.permutation(len(places)):
                 now(*places[k])
 
-    def snapshot(self):
-        """Everything that can be seen, for what must not change."""
-        seen = dict(leaves(self.opt.state_dict()))
-        for i, part in enumerate(self.parts):
+    def snapshot(self, looking=True):
+        """Everything that can be seen, for what must not change.  Looking brings rows up to date."""
+        seen = dict(leaves(self.opt.state_dict())) if looking else {}
+        for i, part in enumerate(self.parts if looking else ()):
             seen["memory", i] = part.memory[0].tobytes()
             if part.copies is not None:
                 seen["copies", i] = part.copy_memory[0].tobytes()

@@ -168,19 +168,21 @@ def test_what_is_refused():
     assert "call the optimizer's step() after each backward" in raised.value.__notes__[0]
     net.zero_grad()  # of the gradient that was refused
     opt.step()
-    scaler = torch.amp.GradScaler("cpu")
-    scaler.scale(loss_of(net, 2)).backward()
-    opt.found_inf = torch.zeros(())
-    with pytest.raises(RuntimeError, match="can't be used with a GradScaler"):
+    for unscale in (False, True):
+        scaler = torch.amp.GradScaler("cpu", init_scale=1.0)
+        scaler.scale(loss_of(net, 2)).backward()
+        if unscale:
+            scaler.unscale_(opt)
+        with pytest.raises(RuntimeError, match="can't be used with a GradScaler"):
+            scaler.step(opt)
         opt.step()
-    del opt.found_inf
     handle.remove()
     handle.remove()
     before = [p.detach().clone() for p in net.parameters()]
     loss_of(net, 3).backward()
     assert all(torch.equal(p, q) for p, q in zip(net.parameters(), before, strict=True))
     opt.step()
-    assert opt.t == 3
+    assert opt.t == 4
     assert not all(torch.equal(p, q) for p, q in zip(net.parameters(), before, strict=True))
 
 
@@ -223,3 +225,24 @@ def test_it_can_be_removed_in_the_middle_of_a_step():
     opt.step()
     assert opt.t == 2
     opt.state_dict()
+
+
+def test_what_is_written_to_narrow_parameters_stays():
+    """Also between their gradient's arrival and the end of the step."""
+    p = torch.nn.Parameter(torch.linspace(-2, 2, 600).to(torch.bfloat16))
+    opt = door.SGD([p], lr=2.0**-12, master="float32")
+    in_backward(opt)
+    for early in (False, True, False):
+        with torch.no_grad():
+            p.add_(1)
+        want = p.detach().float() - 2.0**-12
+        p.sum().backward()
+        assert torch.equal(p, want.to(torch.bfloat16))
+        if early:
+            with torch.no_grad():
+                p.add_(1)
+            opt.step()
+            want = p.detach().float() - 2.0**-12
+            p.sum().backward()
+        opt.step()
+        assert torch.equal(opt.state[p]["master"], want)

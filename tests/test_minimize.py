@@ -287,8 +287,6 @@ REFUSED = {
     "maxiter of a float": ({"maxiter": 1e3}, TypeError, "maxiter must be an integer, got 1000.0"),
     "no maxiter": ({"maxiter": None}, TypeError, "maxiter must be an integer, got None"),
     "no patience": ({"patience": 0}, ValueError, "patience must be at least 1, got 0"),
-    "an optimizer": ({"optimizer": ac.Adam(np.ones(2))}, TypeError, "must be a class such as Adam, got Adam"),
-    "a name": ({"optimizer": "adam"}, TypeError, "must be a class such as Adam, got 'adam'"),
     "ascent": ({"maximize": True}, ValueError, "maximize can't be given to minimize; minimize -fun"),
     "a loss scale": ({"loss_scale": 2.0}, ValueError, "loss_scale can't be given"),
     "an unknown option": ({"learning_rate": 1}, TypeError, "Adam has no argument 'learning_rate'"),
@@ -304,10 +302,14 @@ REFUSED = {
     "one bound": ({"bounds": [1]}, ValueError, r"bounds must be None, a Bounds, 2 pairs .*; got \[1\]"),
     "a number as bounds": ({"bounds": 3}, ValueError, "bounds must be None, a Bounds, 2 pairs"),
     "three pairs": ({"bounds": [(0, 1)] * 3}, ValueError, "bounds must be None, a Bounds, 2 pairs"),
+    "two pairs for three": ({"x0": np.ones(3), "bounds": [(0, 1)] * 2}, ValueError, r"a Bounds, 3 pairs .*; got \[\(0, 1\), "),
+    "two arrays for two": ({"bounds": (np.zeros(2), np.ones(2))}, ValueError, r"two sides lo and hi, say bounds=list\(zip"),
+    "pairs without room": ({"bounds": ([0, 0], [1, 1])}, ValueError, "of two elements are read as a pair"),
     "a side of three": ({"bounds": (np.ones(3), None)}, ValueError, r"lo must be a number or of x0's shape \(2,\), got shape \(3,\)"),
     "bounds of words": ({"bounds": ("a", 1)}, TypeError, "bounds: lo must be real numbers, got 'a'"),
     "bounds of NaN": ({"bounds": (0, np.nan)}, ValueError, "bounds hi must be|bounds: hi has a NaN"),
-    "crossed bounds": ({"bounds": [(0, 1), (2, 1)]}, ValueError, "bounds must have lo <= hi"),
+    "crossed bounds": ({"bounds": [(0, 1), (2, 1)]}, ValueError, "of two elements are read as a pair"),
+    "more crossed bounds": ({"x0": np.ones(3), "bounds": [(2, 1)] * 3}, ValueError, "bounds must have lo <= hi"),
 }  # fmt: skip
 
 
@@ -449,6 +451,7 @@ def test_in_any_box_the_least_of_a_separable_quadratic_is_its_clipped_least(draw
         ({"method": "Adam"}, "say optimizer=Adam"),
         ({"options": {"maxiter": 3}}, "its items are arguments here"),
         ({"gtol": 1e-3}, "it is tol here"),
+        ({"maxfun": 100}, "there is one in each iteration"),
         ({"constraints": ()}, "there are only bounds"),
         ({"hess": None}, "first derivatives alone"),
     ],
@@ -488,3 +491,4 @@ def test_an_unknown_argument_is_told_what_minimize_has():
     with pytest.raises(TypeError, match="Adam has no argument 'max_iter'") as raised:
         ac.minimize(lambda x: (0.0, x), [1.0], jac=True, max_iter=3)
     assert "maxiter, batches" in raised.value.__notes__[0]
+    assert raised.value.__notes__[0].endswith("; max_iter (do you mean maxiter?)")

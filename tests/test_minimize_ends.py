@@ -122,7 +122,7 @@ def test_what_is_not_finite_ends_with_the_best_seen(f, g, said, n, average):
     if n > 2 and g is not None:
         if g == 1e200:
             return  # stated in the docs: not looked at, and the step of that element is 0
-        said = "The gradient in iteration 5 made x so"
+        said = r"x is nan at index \(0,\) after the step in iteration 5; on_nonfinite='raise'"
     points = [np.zeros(n)]
     result = ac.minimize(broken(5, f, g), np.zeros(n), jac=True, lr=0.1, callback=points.append, average=average)
     assert (result.success, result.status) == (False, 3)
@@ -144,8 +144,36 @@ def test_a_function_that_does_not_take_nan_ends_as_one_that_returns_it():
         return fun(x)
 
     result = ac.minimize(strict, np.zeros(70_000), jac=True, lr=0.1)
-    assert (result.status, result.message) == (3, "NaN result encountered. The gradient in iteration 5 made x so.")
+    assert (result.status, result.message[:60]) == (3, "NaN result encountered. x is nan at index (0,) after the ste")
     assert (result.x == 0).all()
+
+
+@pytest.mark.parametrize("end", [{}, {"average": "best"}, {"average": 0.5}, {"maxiter": 8}, {"patience": 4}])
+def test_an_x_that_is_not_finite_is_not_returned_though_f_does_not_show_it(end):
+    """f leaves elements out that are NaN, as np.nanmean does; or it is finite where x has overflowed."""
+    fun = broken(5, g=np.nan)
+    result = ac.minimize(lambda x: (float(np.nansum((x - 3) ** 2)), fun(x)[1]), np.zeros(70_000), jac=True, lr=0.1,
+                         **{"maxiter": 100, **end})  # fmt: skip
+    assert result.status == 3
+    assert np.isfinite(result.x).all()
+    with np.errstate(all="ignore"):
+        result = ac.minimize(lambda x: (-float(np.arctan(x / 1e308).sum()), np.full(2, -1.0)), np.zeros(2), jac=True,
+                             optimizer=ac.SGD, lr=1e308, **{"maxiter": 10, **end})  # fmt: skip
+    assert result.status == 3
+    assert result.x.tolist() == [0, 0]
+    assert "x is inf at index (0,)" in result.message
+
+
+def test_an_average_that_lags_behind_is_no_success():
+    """f and g are its own; the message says what helps."""
+    for average in (0.999, True):
+        result = ac.minimize(bowl, START, jac=True, lr=0.1, average=average)
+        assert (result.success, result.status) == (False, 5)
+        assert "average='best'" in result.message
+        assert abs(result.jac).max() > 1e-5
+        assert (result.fun, result.jac.tolist()) == (bowl(result.x)[0], bowl(result.x)[1].tolist())
+    result = ac.minimize(bowl, START, jac=True, optimizer=ac.SGD, lr=0.5, average=0.0)  # the last x itself
+    assert (result.success, result.status, result.fun) == (True, 0, 0)
 
 
 def test_a_gradient_that_is_not_finite_in_the_last_steps():

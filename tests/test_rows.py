@@ -259,6 +259,29 @@ def test_a_call_of_accumulate_without_memory_for_sums_leaves_no_rows(monkeypatch
     assert opt.state_dict()["pending"] == 1  # refused where rows are pending
 
 
+def test_a_call_of_accumulate_without_memory_to_join_rows_changes_nothing(monkeypatch):
+    """Kept rows become part of a dense sum when a dense gradient comes, which is given again after the error."""
+    optimizers = [ac.SGD([np.ones((5, 2)), np.ones((4, 2))], lr=1.0) for _ in range(2)]
+    rows = [ac.Rows(np.array([i, 1]), np.full((2, 2), i + 0.5)) for i in range(2)]
+    whole = [np.arange(10.0).reshape(5, 2), rows[1]]
+
+    def refuse(*_, **__):
+        raise MemoryError
+
+    for opt in optimizers:
+        for x in rows:
+            opt.accumulate([x, x])
+        with monkeypatch.context() as patch:
+            patch.setattr(np, "concatenate", refuse)
+            if opt is optimizers[0]:
+                with pytest.raises(MemoryError):
+                    opt.accumulate(whole)
+        assert opt.pending == 2
+        opt.accumulate(whole)
+        opt.step()
+    assert_same(*map(everything, optimizers))
+
+
 @pytest.mark.parametrize("formats", [{}, {"state_dtype": "uint8"}, {"state_dtype": "bfloat16"}])
 def test_stepping_has_the_same_bits(formats):
     rng = np.random.default_rng(5)

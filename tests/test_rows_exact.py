@@ -107,7 +107,7 @@ def test_some_rows_catch_up_before_they_are_looked_up(formats):
     assert_same(settled(opt), everything(whole))
     before = everything(opt)
     for place, kind, message in [
-        ((0, np.array([400])), ValueError, r"indices\[0\] is 400; the array has 400 rows"),
+        ((0, np.array([400])), ValueError, r"^params\[0\]: indices\[0\] is 400; the array has 400 rows"),
         ((2, np.array([0])), IndexError, r"there are 2 arrays"),
         ((np.array([0]),), TypeError, r"here it is catch_up\(index, indices\); got 1 arguments"),
         ((0, [0]), TypeError, r"indices must be a NumPy array"),

@@ -167,9 +167,10 @@ def test_x0_is_not_written_and_float32_stays():
     assert minimize(x0=3).x.shape == (1,)
 
 
-@pytest.mark.parametrize("jac", [None, False, "2-point", "3-point", "cs"])
+@pytest.mark.parametrize("jac", [None, False, "2-point", "3-point", "cs", "out"])
 def test_without_a_gradient_the_remedy_is_said(jac):
-    with pytest.raises(ValueError, match=r"the gradient is needed, and SciPy gives none.*say jac=True.*approx_fprime"):
+    message = r"the gradient is needed, and SciPy gives none.*say jac=True.*jac='out' is adaptive_c.*approx_fprime"
+    with pytest.raises(ValueError, match=message):
         minimize(value, jac=jac)
 
 
@@ -214,8 +215,9 @@ def test_callbacks_of_both_forms_and_stop_iteration():
 
 
 def test_unknown_options_are_warned_about():
-    with pytest.warns(optimize.OptimizeWarning, match="Unknown solver options: gtol, maxfun") as caught:
-        result = minimize(options={"gtol": 1e-3, "maxfun": 3, "maxiter": 5})
+    message = r"Unknown solver options: gtol \(it is tol here\), maxls, ls"
+    with pytest.warns(optimize.OptimizeWarning, match=message) as caught:
+        result = minimize(options={"gtol": 1e-3, "maxls": 3, "ls": 3, "maxiter": 5})
     assert result.nit == 5
     assert caught[0].filename == __file__
     for name in ("fun", "params", "options", "shared", "hess"):
@@ -258,11 +260,49 @@ def test_disp_prints_the_outcome(capsys):
 
 
 def test_a_method_is_made_of_what_exists():
-    for name in ("lrr", "fun", "bounds", "jac", "callback", "hess", "params"):
-        with pytest.raises(TypeError, match=rf"scipy_method has no argument '{name}'; it takes the options"):
+    for name, said in (("lrr", " .do you mean lr[?]."), ("max_iter", " .do you mean maxiter[?]."), ("xyz", ""),
+                       ("gtol", " .it is tol here."), ("params", "")):  # fmt: skip
+        with pytest.raises(TypeError, match=rf"scipy_method has no argument '{name}'{said}; it takes the options"):
+            ac.scipy_method(ac.Adam, **{name: 1})
+    for name in ("fun", "bounds", "jac", "callback", "hess"):
+        with pytest.raises(TypeError, match=f"{name} is an argument of scipy.optimize.minimize: give it there"):
             ac.scipy_method(ac.Adam, **{name: 1})
     with pytest.raises(ValueError, match="lr must be in"):
         minimize(method=ac.scipy_method(ac.Adam, lr=-1))
+
+
+class Adam:
+    """As torch's, of the same name."""
+
+    def __init__(self, params, lr):
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize(("wrong", "said"), [
+    (Adam, "adaptive_c.Adam"), ("nadam", "adaptive_c.NAdam"), (ac.Lion(np.ones(2)), "adaptive_c.Lion"),
+    (None, "adaptive_c.Adam"), (ac.Optimizer, "adaptive_c.Adam"), (ac.schedules.cosine, "adaptive_c.Adam"), (dict, ""),
+])  # fmt: skip
+def test_what_is_no_class_of_optimizers(wrong, said):
+    message = f"optimizer must be a class such as Adam, got .*; say optimizer={said}"
+    with pytest.raises(TypeError, match=message):
+        ac.minimize(bowl, START, jac=True, optimizer=wrong)
+    with pytest.raises(TypeError, match=message):
+        ac.scipy_method(wrong)
+
+
+def test_a_function_may_make_the_optimizer():
+    def nesterov(x, **options):
+        return ac.SGD(x, momentum=0.5, nesterov=True, **options)
+
+    result = ac.minimize(bowl, START, jac=True, optimizer=nesterov, lr=0.1)
+    assert result.success
+    with pytest.raises(TypeError, match="optimizer must be a class such as Adam, got 3"):
+        ac.minimize(bowl, START, jac=True, optimizer=lambda x, **options: 3)
+
+
+def test_bounds_of_two_arrays_are_pairs_as_scipy_reads_them():
+    pairs = [np.array([-1.0, 2.0]), np.array([-np.inf, np.inf])]
+    np.testing.assert_allclose(minimize(bounds=pairs).x, minimize(bounds=pairs, method="L-BFGS-B").x, atol=1e-5)
 
 
 def test_a_method_can_be_pickled():

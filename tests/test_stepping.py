@@ -329,8 +329,12 @@ def test_outside_the_block_there_is_nothing_to_step():
     for _ in range(2):
         with pytest.raises(RuntimeError, match="can be stepped inside the block"):
             block(ONE)
+        with pytest.raises(RuntimeError, match=r"this block is not entered: write `with opt\.stepping"):
+            block.__exit__(None, None, None)
         with block as now:
             now(ONE)
+    with pytest.raises(RuntimeError, match="not entered"):
+        block.__exit__(None, None, None)
     with pytest.raises(RuntimeError, match="can be stepped inside the block"):
         now(ONE)
     assert opt.t == 2  # a block may be opened again, which is another step

@@ -288,3 +288,157 @@ def test_options_of_the_whole_are_refused_in_a_group(option):
     with pytest.raises(ValueError, match=f"{name} in group 1 is an option of the optimizer as a whole"):
         opt.add_param_group({"params": [q], **option})
     assert len(opt.param_groups) == 1
+
+
+@pytest.mark.parametrize("bound", [False, True])
+@pytest.mark.parametrize(("name", "value", "match"), [
+    ("max_grad_norm", 1.0, "or assign opt.max_grad_norm, and take it out of the group"),
+    ("n_threads", 1, "or assign opt.n_threads"),
+    ("zero_grad", True, "give it to the constructor, and take it out"),
+    ("loss_scale", 8.0, "GradScaler"),
+    ("keep_undo", True, "no option for tensors"),
+    ("capturable", True, "capturable=True can't be had here"),
+])  # fmt: skip
+def test_options_without_effect_are_refused_by_the_next_step(bound, name, value, match):
+    """Where somebody has put them into a group, before anything is written; and their removal is noticed, too."""
+    m = model()
+    opt = door.AdamW(m.parameters())
+    backward(m, opt)
+    if bound:
+        opt.step()
+    before, group = copy.deepcopy(m), opt.param_groups[0]
+    had = group.get(name)
+    group[name] = value
+    for _ in range(2):
+        with pytest.raises(ValueError, match=match):
+            opt.step()
+    same(m, before, 0)
+    group["a tag of one's own"] = 3
+    if had is None:
+        del group[name]
+    else:
+        group[name] = had
+    opt.step()
+    assert opt.t == 1 + bound
+
+
+# --- parameters that are written, and have a master copy ------------------------------------------------------------------
+
+
+def narrow(**options):
+    p = torch.nn.Parameter(torch.linspace(-2, 2, 600).to(torch.bfloat16))
+    opt = door.SGD([p], lr=2.0**-12, master="float32", **options)
+    for _ in range(2):
+        p.grad = torch.ones_like(p)
+        opt.step()  # 2**-12 is less than half a bfloat16's distance for most elements: the copy alone moves
+    return p, opt
+
+
+def replace_data(p, opt):
+    p.data = p.data + 1
+
+
+def replace_parameter(p, opt):
+    q = opt.param_groups[0]["params"][0] = torch.nn.Parameter(p.detach() + 1)
+    opt.state[q] = opt.state.pop(p)
+
+
+def load(p, opt):
+    layer = torch.nn.Module()
+    layer.w = p
+    layer.load_state_dict({"w": p.detach() + 1})
+
+
+def load_both(p, opt):
+    """An optimizer's state that belongs to other parameters than those that are there now."""
+    state = copy.deepcopy(opt.state_dict())
+    load(p, opt)
+    opt.load_state_dict(state)
+
+
+def write(p, opt):
+    with torch.no_grad():
+        p.add_(1)
+
+
+def write_and_average(p, opt):
+    write(p, opt)
+    with opt.averaged_parameters():
+        pass
+
+
+def write_and_catch_up(p, opt):
+    write(p, opt)
+    opt.catch_up()
+
+
+@pytest.mark.parametrize("change", [
+    write, load, load_both, replace_data, replace_parameter, write_and_average, write_and_catch_up,
+])  # fmt: skip
+def test_what_is_written_to_narrow_parameters_stays(change):
+    """The next step goes on from it, as it does for parameters without a copy."""
+    p, opt = narrow(ema_decay=0.5)
+    change(p, opt)
+    (p,) = opt.param_groups[0]["params"]
+    want = p.detach().float() - 0.25
+    p.grad = torch.full_like(p, 2.0**10)
+    opt.step()
+    assert torch.equal(opt.state[p]["master"], want)
+    assert torch.equal(p, want.to(torch.bfloat16))
+
+
+def test_what_is_not_written_to_narrow_parameters_keeps_its_copy():
+    """Elements beside those that somebody writes, and all of them where a checkpoint of both is loaded, in any order."""
+    p, opt = narrow()
+    master = opt.state[p]["master"].clone()
+    assert not torch.equal(master, p.float())
+    with torch.no_grad():
+        p[::2] = 3.0
+    p.grad = torch.zeros_like(p)
+    opt.step()
+    master[::2] = 3.0
+    assert torch.equal(opt.state[p]["master"], master)
+    opt.state[p]["master"].mul_(2)  # as what is written to the copy itself
+    opt.step()
+    assert torch.equal(opt.state[p]["master"], master * 2)
+    opt.state[p]["master"] = master.clone()
+    opt.step()
+    assert torch.equal(opt.state[p]["master"], master)
+    saved, state = p.detach().clone(), copy.deepcopy(opt.state_dict())
+    for first in (0, 1):
+        q = torch.nn.Parameter(torch.zeros_like(p))
+        other = door.SGD([q], lr=2.0**-12, master="float32")
+        if first:
+            other.load_state_dict(state)
+        with torch.no_grad():
+            q.copy_(saved)
+        if not first:
+            other.load_state_dict(state)
+        q.grad = torch.zeros_like(q)
+        other.step()
+        assert torch.equal(other.state[q]["master"], master)
+
+
+def test_a_step_in_inference_mode():
+    """Its state can be used outside; parameters and gradients that are made there are another matter."""
+    pair = Pair()
+    with torch.inference_mode():
+        inside = torch.nn.Parameter(torch.ones(3))
+        for p, q in zip(pair.a.parameters(), pair.b.parameters(), strict=True):
+            q.grad = torch.ones(p.shape)
+            p.grad = q.grad.clone()
+        pair.ours.step()
+    for q in pair.b.parameters():
+        q.grad = q.grad.clone()
+    pair.theirs.step()
+    pair.step(2)
+    pair.ours.load_state_dict(pair.ours.state_dict())
+    pair.step()
+    p = torch.nn.Parameter(torch.ones(3))
+    zeroing = door.AdamW([p], zero_grad=True)
+    with torch.inference_mode():
+        p.grad = torch.ones(3)
+        zeroing.step()
+    assert not p.grad.any()
+    with pytest.raises(TypeError, match=r"under torch.inference_mode.*Parameter\(p.clone\(\)\)"):
+        door.AdamW([inside])

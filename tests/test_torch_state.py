@@ -67,12 +67,13 @@ def close(ours, theirs):
 # --- ours to ours ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, "SGD without momentum"])
 @pytest.mark.parametrize("form", FORMATS)
 def test_every_way_to_go_on_has_the_bits_of_the_run(name, form):
     """A file that is read with weights_only, a pickle, a copy: parameters, state, averages, counts."""
     dtype, options = FORMATS[form]
     options = {**options, **BUFFERS.get(name, {})}
+    name = name.split()[0]
     if options.get("state_dtype") and (name in ("Rprop", "SuperSAB") or options.get("centered")):
         options = {key: x for key, x in options.items() if key not in ("state_dtype", "centered")}
     p = parameters(dtype)

@@ -1,6 +1,7 @@
 """The groups of a torch optimizer bound as groups of a run of ours, its state as tensors, until something changes."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from itertools import chain
 from operator import is_, itemgetter
 from typing import Any
@@ -12,11 +13,13 @@ from .._checkpoint.torch import restore
 from .._native import Rows, checked_threads
 from .._run.rule import Rule
 from .._run.run import Run
-from ._state import restore_beside, shown, stored_as, to_restore
-from ._tensors import Array, Tensor, array, check, gradient
+from ._signature import ELSEWHERE
+from ._state import BESIDE, names_beside, restore_beside, shown, stored_as, to_restore
+from ._tensors import Array, Tensor, array, check, gradient, view
 
 FORMATS = ("state_dtype", "master", "rounding")  # how numbers are stored
 REFUSED = ("capturable", "differentiable")
+Place = tuple[int, int]  # an address and torch's count of the writes to a tensor
 FRESH = {"t": 0, "skipped_steps": 0, "grad_norm": float("nan")}
 
 
@@ -60,6 +63,10 @@ class Form:
         for name, only in self.rule.fixed.items():
             if group.get(name, only) != only:
                 raise ValueError(f"{name}={group[name]!r} is no choice of {self.rule.label}, which has {name}={only!r}")
+        for name in REFUSED:
+            if group.get(name):
+                raise ValueError(f"{name}=True can't be had here: a step is no graph of torch's operations; drop it, "
+                                 "or use torch.optim")  # fmt: skip
         options = {name: plain(value) for name, value in zip(self.names, self.values(group), strict=False)}
         bounds = options["bounds"]
         numbers = isinstance(bounds, tuple) and all(side is None or isinstance(side, (int, float)) for side in bounds)
@@ -85,18 +92,21 @@ class Form:
         run.start(groups, settings, False)
         return run
 
+    def check_names(self, group: Mapping[str, Any], i: int) -> None:
+        """Refuse names in group i that are of the optimizer as a whole, or of the classes over arrays."""
+        for name in group:
+            if name in self.settings:
+                assign = "" if name == "zero_grad" else f", or assign opt.{name}"
+                raise ValueError(f"{name} in group {i} is an option of the optimizer as a whole: give it to the "
+                                 f"constructor{assign}, and take it out of the group")  # fmt: skip
+            if name in ELSEWHERE:
+                raise ValueError(f"{name} in group {i} is no option for tensors: {ELSEWHERE[name]}")
+
     def check(self, groups: list[dict[str, Any]], first: int) -> None:
-        """Refuse groups of torch's that can't be stepped: their tensors first, then their options."""
+        """Refuse groups of torch's that can't be stepped: their names first, their tensors, then their options."""
         small = []
         for i, group in enumerate(groups, first):
-            for name in self.settings:
-                if name in group:
-                    raise ValueError(f"{name} in group {i} is an option of the optimizer as a whole: give it to the "
-                                     f"constructor, or assign opt.{name}")  # fmt: skip
-            for name in REFUSED:
-                if group.get(name):
-                    raise ValueError(f"{name}=True can't be had here: a step is no graph of torch's operations; drop "
-                                     "it, or use torch.optim")  # fmt: skip
+            self.check_names(group, i)
             for j, p in enumerate(group["params"]):
                 check(p, f"parameter {j} of group {i}")
             options = self.options(group)
@@ -118,16 +128,21 @@ class Part:
 
         self.views: dict[int, dict[str, Tensor]] = {}  # the state of each tensor that has one, as torch's dict has it
 
-    def attach(self, group: Any) -> None:
-        """Take the group of the run, once it is there."""
+    def attach(self, group: Any, seen: Mapping[Tensor, Place]) -> None:
+        """Take the group of the run, once it is there.
+
+        seen: where and in which version parameters with a master copy were when that was written last.
+        """
         self.group, self.store = group, group.store
         group.bound.takes_tensors = True
         self.ends = np.cumsum(group.layout.sizes).tolist()
         self.steps = torch.zeros(len(self.params), device="cpu")  # what torch has as "step"
         self.shown: Array = self.steps.numpy()
         self.seen = self.steps._version
-        # Without an array of its own, and without a count, there is nothing to show.
-        self.waiting = list(range(len(self.params))) if self.store.state or group.rule.name != "sgd" else []
+        places = enumerate(self.params if "master" in self.store.arrays else ())
+        self.versions = [seen[p][1] if p in seen and seen[p][0] == self.pointers[j] else -1 for j, p in places]
+        beside = names_beside(group.rule) or any(name in self.store.arrays for name in BESIDE)
+        self.waiting = list(range(len(self.params))) if self.store.state or beside else []
 
     def moved(self) -> bool:
         """Do the parameters lie in memory in another way than when they were bound?"""
@@ -169,6 +184,25 @@ class Part:
     def show_steps(self) -> None:
         np.copyto(self.shown, self.store.counts["step"], casting="unsafe")
 
+    # --- parameters that others write --------------------------------------------------------------------------------
+
+    def notice(self) -> None:
+        """Before parameters with a master copy are stepped: take over what others have written to them."""
+        for j, (p, version) in enumerate(zip(self.params, self.versions, strict=False)):
+            if p._version != version:
+                self.take_written(j)
+
+    def take_written(self, j: int) -> None:
+        """Where parameter j is not its master copy, rounded, somebody has written to it: the copy becomes that."""
+        p = self.params[j].detach()
+        master = view(self.store.arrays["master"][self.ends[j] - p.numel() : self.ends[j]], p)
+        master.copy_(torch.where(master.to(p.dtype) == p, master, p))
+        self.versions[j] = self.params[j]._version
+
+    def note(self) -> None:
+        """After a step: whatever is written to the parameters from now on, others write."""
+        self.versions = [p._version for p in self.params[: len(self.versions)]]
+
     # --- state as tensors --------------------------------------------------------------------------------------------
 
     def view(self, j: int) -> dict[str, Tensor]:
@@ -177,12 +211,16 @@ class Part:
     def show(self, state: Any) -> bool:
         """Give torch's dict the state of the tensors that have been stepped since the last time; is there any?"""
         counts = self.store.counts
-        begun = (counts["started"] if self.group.rule.name == "sgd" else counts["step"]).astype(bool)
-        new = {j: self.view(j) for j in self.waiting if begun[j]}
-        state.update({self.params[j]: dict(views) for j, views in new.items()})
-        self.views |= new
-        self.waiting = [j for j in self.waiting if j not in new]
-        return bool(new)
+        begins = self.group.rule.name == "sgd" and self.store.state  # momentum may begin after the first step
+        begun = (counts["started"] if begins else counts["step"]).astype(bool)
+        first = [j for j in self.waiting if begun[j]]
+        if first:
+            with torch.inference_mode(False):  # they outlive the mode
+                new = {j: self.view(j) for j in first}
+            state.update({self.params[j]: dict(views) for j, views in new.items()})
+            self.views |= new
+            self.waiting = [j for j in self.waiting if j not in new]
+        return bool(first)
 
     def shows(self, state: Any) -> bool:
         """Has torch's dict the state that it was given, and none where it was given none?"""
@@ -195,12 +233,20 @@ class Part:
 class Bound:
     """All groups of a torch optimizer, bound."""
 
-    def __init__(self, form: Form, groups: list[dict[str, Any]], state: Any, counted: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        form: Form,
+        groups: list[dict[str, Any]],
+        state: Any,
+        counted: Mapping[str, Any],
+        seen: Mapping[Tensor, Place],
+    ) -> None:
         self.form, self.groups, self.state = form, list(groups), state
         self.parts: list[Part] = []
         self.owners: list[list[Part]] = []  # the parts of each group
         specs = []
         for i, group in enumerate(groups):
+            form.check_names(group, i)
             options = form.options(group)
             by_dtype: dict[Any, list[Tensor]] = {}
             for j, p in enumerate(group["params"]):
@@ -212,10 +258,11 @@ class Bound:
         self.run = form.run(specs)
         self.plan = self.run.plan
         for part, run_group in zip(self.parts, self.run.groups, strict=True):
-            part.attach(run_group)
+            part.attach(run_group, seen)
         self.params = [tuple(group["params"]) for group in groups]
         self.values = [form.values(group) for group in groups]
         self.moving = [any(map(moves, values)) for values in self.values]
+        self.sizes = [len(group) for group in groups]  # when their names were last looked at
         self.made = [form.options(group) for group in groups]  # the options that decided what there is
         self.adopt(counted)
 
@@ -244,6 +291,23 @@ class Bound:
         plan.set_counts(max(plan.t, counted["t"]), counted["skipped_steps"], counted["grad_norm"], 0, 1.0, 0)
         self.held = _held(self.state)
 
+    def seen(self) -> dict[Tensor, Place]:
+        """What the next binding needs of parameters with a master copy."""
+        return {p: (here, version) for part in self.parts
+                for p, here, version in zip(part.params, part.pointers, part.versions, strict=False)}  # fmt: skip
+
+    @contextmanager
+    def writing(self, params: list[Tensor]) -> Iterator[None]:
+        """Around what writes to parameters: what others have written before is taken over, and torch told."""
+        for part in self.parts:
+            part.notice()
+        try:
+            yield
+        finally:
+            torch.autograd.graph.increment_version(params)
+            for part in self.parts:
+                part.note()
+
     def counted(self) -> dict[str, Any]:
         return {name: getattr(self.plan, name) for name in FRESH}
 
@@ -261,6 +325,9 @@ class Bound:
             params, bound = group["params"], self.params[i]
             if group is not self.groups[i] or len(params) != len(bound) or not all(map(is_, params, bound)):
                 return False
+            if len(group) != self.sizes[i]:
+                self.form.check_names(group, i)
+                self.sizes[i] = len(group)
             values = self.form.values(group)
             if (self.moving[i] or values != self.values[i]) and not self.take_over(i, group, values):
                 return False
@@ -283,6 +350,7 @@ class Bound:
         t = plan.t
         for part in parts:
             part.read_steps()
+            part.notice()
         copied: list[Tensor] = []
         grads = [part.gradients(copied) for part in parts]
         if None in grads:
@@ -303,9 +371,12 @@ class Bound:
         if self.form.settings["zero_grad"]:
             for g in copied:
                 g.detach().zero_()
-            torch.autograd.graph.increment_version([p.grad for p in stepped if not p.grad.is_sparse])
+            grads_of = [p.grad for p in stepped if not (p.grad.is_sparse or p.grad.is_inference())]
+            torch.autograd.graph.increment_version(grads_of)
         if plan.t != t:
             torch.autograd.graph.increment_version(stepped)
+            for part in parts:
+                part.note()
             self.show()
         return True
 

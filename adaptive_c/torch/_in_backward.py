@@ -42,8 +42,8 @@ def in_backward(optimizer: Optimizer) -> "InBackward":
         With max_grad_norm or on_nonfinite, which look at all gradients before the first step; from backward, if a
         parameter gets a second gradient before ``opt.step()``, as several backward passes for one step give it.
     RuntimeError
-        From ``opt.step()`` under a GradScaler, which learns of an overflow too late (or torch's AssertionError from
-        ``scaler.step(opt)``, which finds no gradients); if the optimizer steps in backward already.
+        From ``scaler.step(opt)`` of a GradScaler, which learns of an overflow too late; if the optimizer steps in
+        backward already.
 
     Differs from: one torch optimizer for each parameter, the recipe of PyTorch's tutorial, where each counts by itself
     and schedulers and checkpoints have to know of all of them.
@@ -96,6 +96,8 @@ class InBackward:
             self._begin()
         part, i, j = self._places[p]
         g = gradient(p, f"{part.where}[{j}]")
+        if part.versions and p._version != part.versions[j]:
+            part.take_written(j)
         try:
             self._now(i, j, array(g, p) if isinstance(g, torch.Tensor) else g)
         except ValueError as error:
@@ -108,6 +110,8 @@ class InBackward:
             raise
         p.grad = None
         torch.autograd.graph.increment_version(p)
+        if part.versions:
+            part.versions[j] = p._version
 
     def finish(self) -> None:
         """The end of a step.  Parameters that have a gradient still, as new ones without a hook, are stepped, too."""

@@ -11,7 +11,7 @@ from .. import Optimizer as Plain
 from .._checkpoint import torch as format_of_torch
 from .._native import checked_threads
 from .._run.options import SETTINGS
-from ._bound import FORMATS, FRESH, REFUSED, Bound, Form
+from ._bound import FORMATS, FRESH, REFUSED, Bound, Form, Place
 from ._signature import GROUP, SWITCHES, WHOLE, constructor, docstring, own_options
 from ._state import BESIDE, decoded
 from ._tensors import Tensor
@@ -46,6 +46,7 @@ class _Live:
     def __init__(self, counted: dict[str, Any]) -> None:
         self.counted = counted
         self.bound: Bound | None = None
+        self.seen: dict[Tensor, Place] = {}  # by what was bound last
         self.arriving: Any = None  # what steps in backward
 
 
@@ -71,13 +72,15 @@ class Optimizer(torch.optim.Optimizer):
         Two numbers or None: parameters are clamped to them after each step.
     rows : "lazy" or "exact"; per group
         What a sparse gradient means for the other rows.  "lazy": nothing, they stay as they are.  "exact": a gradient
-        of 0; they are brought up to date when they are stepped next, or by `catch_up`.
+        of 0; they are brought up to date when they are stepped next, or by `catch_up`, which is also needed before
+        ``model.state_dict()``.  A table waits for at most 4,096 steps: the one after them catches all rows up.
     state_dtype : "float32", "bfloat16" or "uint8", optional; per group
         The format of the moments, as a name or torch's dtype.  "uint8" is a code of 8 bits with a scale for each block
         of 256 elements.  Both narrow formats are rounded stochastically.  Refused for float64, Rprop and SuperSAB.
     master : "float32", optional; per group
         For float16 and bfloat16: the rule works on a float32 copy, ``state[p]["master"]``, and the parameters are that
-        copy, rounded.  If you write to the parameters yourself, write to the copy too.
+        copy, rounded.  What you write to a parameter, the next step takes over into the copy, except what is written
+        in place through ``p.data``, which torch does not count: call ``torch.autograd.graph.increment_version(p)``.
     rounding : "stochastic", optional; per group
         For float16 and bfloat16 without a copy: rounded up or down so that the mean is exact.
     max_grad_norm : float, optional
@@ -137,8 +140,10 @@ class Optimizer(torch.optim.Optimizer):
         since clients may want to clip gradients that the scaler has unscaled; where this optimizer clips; and for
         narrow parameters, whose gradients the scaler refuses to unscale."""
         wanted = ("fused", "master", "rounding")
-        return self._settings["max_grad_norm"] is not None or any(
-            group.get(name) for group in self.param_groups for name in wanted
+        return (
+            self._settings["max_grad_norm"] is not None
+            or self._live.arriving is not None  # which refuses a scaler, and says why
+            or any(group.get(name) for group in self.param_groups for name in wanted)
         )
 
     @_step_supports_amp_scaling.setter
@@ -169,7 +174,7 @@ class Optimizer(torch.optim.Optimizer):
     def _start(self) -> None:
         rule = self._rule.rule._replace(label=self._rule.__name__)
         defaults = {name: self.defaults[name] for name in (*own_options(self._rule), *GROUP)}
-        settled = tuple(name for name in rule.fixed if name in self.defaults)
+        settled = tuple(name for name in (*rule.fixed, *REFUSED) if name in self.defaults)
         self._form = Form(rule, defaults, self._settings, settled)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -205,12 +210,20 @@ class Optimizer(torch.optim.Optimizer):
         return loss
 
     def _update(self) -> None:
+        try:
+            self._take_step()
+        except BaseException:
+            for name in ("found_inf", "grad_scale"):  # GradScaler deletes them only after a step that is made
+                self.__dict__.pop(name, None)
+            raise
+
+    def _take_step(self) -> None:
         if self._live.arriving is not None:
             self._live.arriving.finish()
             return
         scale = 0.0  # of the gradients: none
         if "found_inf" in self.__dict__:  # GradScaler calls
-            if self.found_inf.item():
+            if self.found_inf:  # a tensor, or 0 where no parameter has a gradient
                 if self._settings["zero_grad"]:
                     self.zero_grad(set_to_none=False)
                 return
@@ -226,7 +239,8 @@ class Optimizer(torch.optim.Optimizer):
     def catch_up(self, parameter: Tensor | None = None, indices: Tensor | None = None) -> None:
         """Bring rows up to date, of groups with ``rows="exact"``: all of them, or some rows of a parameter.
 
-        Call it before you read parameters or look rows up; `state_dict` and `averaged_parameters` do it by themselves.
+        Call it before you read parameters or look rows up; `state_dict` and `averaged_parameters` do it by themselves,
+        but a model's own ``state_dict`` does not: ``model.register_state_dict_pre_hook(lambda *args: opt.catch_up())``.
 
         Parameters
         ----------
@@ -244,23 +258,28 @@ class Optimizer(torch.optim.Optimizer):
         if bound is None:
             return
         if parameter is None or indices is None:
-            bound.plan.catch_up()
+            with bound.writing([]):
+                bound.plan.catch_up()
         else:
             _, i, j = bound.places()[parameter]
-            bound.plan.catch_up(i, j, indices.detach().reshape(-1).contiguous().numpy())
-            torch.autograd.graph.increment_version(parameter)
+            with bound.writing([parameter]):
+                bound.plan.catch_up(i, j, indices.detach().reshape(-1).contiguous().numpy())
 
     def _fitting(self) -> Bound:
         """What is bound, bound anew if something about it has changed."""
         bound = self._live.bound
         if bound is None or not bound.fits(self.param_groups, self.state):
             self._unbind()
-            bound = Bound(self._form, self.param_groups, self.state, self._live.counted)
-            self._live.bound = bound
+            live = self._live
+            with torch.inference_mode(False):  # the tensors of its state outlive the mode
+                bound = Bound(self._form, self.param_groups, self.state, live.counted, live.seen)
+            live.bound = bound
         return bound
 
     def _unbind(self) -> None:
-        self._live.counted, self._live.bound = self._counts(), None
+        live = self._live
+        if live.bound is not None:
+            live.counted, live.seen, live.bound = live.bound.counted(), live.bound.seen(), None
 
     def _counts(self) -> dict[str, Any]:
         bound = self._live.bound
@@ -307,16 +326,16 @@ class Optimizer(torch.optim.Optimizer):
             return {**given, "state": {key: _Whole(value) for key, value in given["state"].items()}}
 
         live = self._live
-        before = self.param_groups, self.state, live.bound, live.counted
+        before = self.param_groups, self.state, live.bound, live.counted, live.seen
         hook = self.register_load_state_dict_pre_hook(keep)
         try:
             super().load_state_dict(state_dict)
-            live.bound, live.counted = None, counted
+            live.bound, live.counted, live.seen = None, counted, {}
             self._form.check(self.param_groups, 0)
             if self.state:
                 self._fitting()
         except BaseException:
-            self.param_groups, self.state, live.bound, live.counted = before
+            self.param_groups, self.state, live.bound, live.counted, live.seen = before
             raise
         finally:
             hook.remove()
@@ -367,12 +386,10 @@ class Optimizer(torch.optim.Optimizer):
         if all(group["ema_decay"] is None for group in self.param_groups):
             raise ValueError("there is no average: construct the optimizer with ema_decay")
         params = [p for group in self.param_groups for p in group["params"]]
-        with self._fitting().plan.averages():
+        bound = self._fitting()
+        with bound.writing(params), bound.plan.averages():
             torch.autograd.graph.increment_version(params)
-            try:
-                yield
-            finally:
-                torch.autograd.graph.increment_version(params)
+            yield
 
     def _set(self, name: str, value: Any) -> None:
         """Assign an option of the optimizer as a whole."""

@@ -12,7 +12,7 @@ SWITCHES = {"foreach": None, "fused": None, "capturable": False, "differentiable
 GROUP = {"ema_decay": None, "bounds": None, "rows": "lazy", "state_dtype": None, "master": None, "rounding": None}
 WHOLE = {"max_grad_norm": None, "norm_over": "all", "max_grad_value": None, "on_nonfinite": None, "zero_grad": False,
          "flush_denormals": False, "seed": 0, "n_threads": None}  # fmt: skip
-_ELSEWHERE = {
+ELSEWHERE = {
     "loss_scale": "torch.amp.GradScaler scales the loss here",
     "sum_to_one": "it is for arrays, in adaptive_c's own classes",
     "copy_to": "it is for arrays, in adaptive_c's own classes",
@@ -48,8 +48,8 @@ def constructor(
 
     def init(self: Any, *args: Any, **kwargs: Any) -> None:
         for name in kwargs:
-            if name in _ELSEWHERE:
-                raise TypeError(f"{rule.__name__} has no argument {name!r} for tensors: {_ELSEWHERE[name]}")
+            if name in ELSEWHERE:
+                raise TypeError(f"{rule.__name__} has no argument {name!r} for tensors: {ELSEWHERE[name]}")
         try:
             given = signature.bind(self, *args, **kwargs)
         except TypeError as error:

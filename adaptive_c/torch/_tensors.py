@@ -24,6 +24,9 @@ def check(p: Tensor, name: str) -> None:
     if kind is not torch.Tensor:
         raise TypeError(f"{name} is a {kind.__name__}; parameters are plain tensors: "
                         "torch.nn.Parameter(torch.Tensor(p))")  # fmt: skip
+    if p.is_inference():
+        raise TypeError(f"{name} was made under torch.inference_mode(), and can't be trained; copy it outside of the "
+                        "mode: torch.nn.Parameter(p.clone())")  # fmt: skip
     if inner.layout is not torch.strided:
         raise TypeError(f"{name} has the layout {inner.layout}; parameters are dense: p.to_dense()")
     if inner.device.type != "cpu":
