@@ -132,6 +132,24 @@ pickle.dump(model, open({str(tmp_path / "again")!r}, "wb"))
     assert_same(everything(again.opt), everything(model.opt))
 
 
+@each_way
+def test_after_other_arrays_have_taken_the_place_of_the_parameters(way):
+    """The copy is over those, and can be given others before anything else is done with it."""
+    model = Model(lr=0.1).fit()
+    model.w, model.b = model.w.copy(), model.b.copy()
+    model.opt.rebind({"w": model.w, "b": model.b})
+    again, third = way(model), way(model)
+    third.w = third.w.copy()
+    third.opt.rebind({"w": third.w, "b": third.b})
+    model.fit()
+    for one in (again, third):
+        assert one.opt.param_groups[0]["params"]["w"] is one.w
+        assert_same_bits(one.fit().w, model.w)
+    model.opt.rebind({"w": np.concatenate([model.w, model.w])[:20], "b": model.b})
+    with pytest.raises(TypeError, match=r"params\['w'\] is a view"):
+        way([model.opt.param_groups[0]["params"]["w"].base, model.opt])
+
+
 # --- circles, and the first use ----------------------------------------------------------------------------------------
 
 
