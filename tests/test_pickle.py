@@ -76,15 +76,19 @@ def test_groups_and_all_that_belongs_to_the_optimizer(way):
     low = {("a", 1): np.full(7, -1.0), 2: np.array(-0.5)}
     half = np.empty(5, "f2")
     opt = ac.Adam(
-        [{"params": [w], "lr": 0.2}, {"params": b, "copy_to": half, "betas": (ac.schedules.linear(0.5, 9, end=0.9), 0.9)}],
+        [{"params": [w], "lr": 0.2, "sum_to_one": "project"}, {"params": b, "copy_to": half, "betas": (ac.schedules.linear(0.5, 9, end=0.9), 0.9)}],
         lr=ac.schedules.plateau(0.3, patience=0), ema_decay=0.9, keep_undo=True, seed=7, n_threads=2, on_nonfinite="skip",
+        max_grad_norm=ac.schedules.linear(1.0, 20, end=2.0), norm_over="group", cast=True, zero_grad=True,
     )  # fmt: skip
     opt.step([[np.ones((3, 4))], np.full(5, np.inf, "f4")])
     opt.add_param_group({"params": late, "bounds": (low, None)})
-    grads = [[np.ones((3, 4))], np.ones(5, "f4"), {("a", 1): np.ones(7), 2: np.ones(())}]
+
+    def grads():  # of which one is cast
+        return [[np.arange(12.0).reshape(3, 4)], np.ones(5), {("a", 1): np.ones(7), 2: np.ones(())}]
+
     for metric in (1.0, 2.0, 3.0):
-        opt.step(grads, metric=metric)
-    opt.accumulate(grads)
+        opt.step(grads(), metric=metric)
+    opt.accumulate(grads())
     again, copies = way((opt, half))
     assert_same(everything(again), everything(opt))
     assert (again.n_threads, again.skipped_steps, again.pending, again.t) == (2, 1, 1, 3)
@@ -97,7 +101,7 @@ def test_groups_and_all_that_belongs_to_the_optimizer(way):
         one.discard()
         one.param_groups[2]["bounds"] = one.param_groups[2]["bounds"]
         one.add_param_group({"params": np.ones(2)})
-        one.step([*grads, np.ones(2)], metric=5.0)
+        one.step([*grads(), np.ones(2)], metric=5.0)
     assert_same(everything(again), everything(opt))
     assert_same_bits(copies, half)
     assert again.param_groups[3].schedules == opt.param_groups[3].schedules  # the constructor's
