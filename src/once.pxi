@@ -12,7 +12,7 @@ cdef take_lr(Plan plan, lr):
                          f"a group its own); got {describe(lr, numbers)}")
     for group, number in zip(plan.groups, numbers):
         found.append(group.group.options.lr if number is None else group.checked_lr(number, plan.counts.t))
-    for i in range(n):
+    for i in range(plan.space.n_groups):
         plan.space.groups[i].own_lr = plan.space.groups[i].options.lr
         plan.space.groups[i].options.lr = found[i]
     plan.lr_given = True

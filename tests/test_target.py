@@ -13,6 +13,7 @@ STAGES = {
     "plain": {},
     "all": {"max_grad_norm": 3.0, "max_grad_value": 1.0, "loss_scale": 2.0, "on_nonfinite": "skip", "ema_decay": 0.9,
             "bounds": (-2.0, 2.0), "zero_grad": True},
+    "rows": {"sum_to_one": True, "bounds": (1e-3, None), "max_grad_norm": 1.0, "norm_over": "array", "cast": True},
 }  # fmt: skip
 
 
