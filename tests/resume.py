@@ -77,6 +77,7 @@ class Run:
         self.copies = np.zeros(SIZE, "float32")
         self.scale = rng.choice([1.0, 256.0, "dynamic"])
         self.scale = "dynamic" if self.scale == "dynamic" else float(self.scale)
+        self.wider = number % 3 == 0  # float64 gradients, whatever the parameters are
         self.calls = int(rng.choice([1, 1, 2, 3]))  # micro-batches of a step
         shared = {
             "seed": int(rng.integers(1 << 63)),
@@ -87,6 +88,7 @@ class Run:
             "loss_scale": self.scale,
             "ema_decay": [None, 0.9][rng.integers(2)],
             "bounds": [None, (-2.0, None)][rng.integers(2)],
+            "cast": self.wider,
         }
         self.stop = int(rng.integers(0, STEPS * self.calls + 1))
         self.skip = int(rng.integers(0, STEPS))
@@ -100,6 +102,7 @@ class Run:
                 "max_grad_norm": 1.0,
                 "norm_over": "array",
                 "bounds": (0.0, 0.1),
+                "cast": False,
             }
             shared |= {"ema_decay": 0.5} if shared["ema_decay"] else {}
             options = {**options, "lr": 0.7}
@@ -139,7 +142,8 @@ class Run:
         opt = self.opt
         if t == self.change and call == 0 and "lr" not in opt.param_groups[0].schedules:
             opt.param_groups[0]["lr"] *= 0.5
-        grads = shaped_as(g * g.dtype.type(opt.loss_scale), self.params)
+        g = g * g.dtype.type(opt.loss_scale)
+        grads = shaped_as(g.astype("float64") if self.wider else g, self.params)
         metric = {"metric": float(t % 3)} if self.metric else {}
         if self.calls == 1:
             opt.step(grads, **metric)
