@@ -63,12 +63,12 @@ cdef Py_ssize_t add_above(Py_ssize_t n, const floating* p, double top, double th
         k += LANES
     while k < n:
         x = p[k] - top
-        if x > theta:
-            found += 1
-            if n > LANES:
-                sums[k % LANES] += x
-            else:
-                total[0] += x
+        found += x > theta
+        x = x if x > theta else 0  # without a branch, which nothing could predict
+        if n > LANES:
+            sums[k % LANES] += x
+        else:
+            total[0] += x
         k += 1
     for j in range(LANES if n > LANES else 0):
         total[0] += sums[j]
