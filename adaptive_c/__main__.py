@@ -1,10 +1,11 @@
-"""The command line: ``adaptive-c demo``, ``bench`` and ``config`` (``python -m adaptive_c`` is the same program)."""
+"""The command line, ``adaptive-c demo`` and so on (``python -m adaptive_c`` is the same program)."""
 
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
 from . import __version__
+from .figures import FIGURES, draw
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -15,6 +16,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     demo = commands.add_parser("demo", help="train two small models with every optimizer, then step one large array")
     demo.add_argument("--quick", action="store_true", help="a shorter training and a smaller array, within 20 seconds")
+    drawn = commands.add_parser("figures", help="draw what the rules do, from their own courses: PNG, SVG, GIF and CSV")
+    drawn.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(FIGURES)}; all of them unless named")
     bench = commands.add_parser("bench", help="time this library and its peers, each checked against the reference")
     bench.add_argument("groups", nargs="*", metavar="ROWS", help="sizes, rules, float64, whole, formats, lists, "
                        "drop-in, threads, rows, import, memory; all of them unless named")  # fmt: skip
@@ -25,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--rounds", type=int, metavar="N", help="how often each contender has its turn, 5 or more (21; quick: 7)"
     )
     bench.add_argument("--config", metavar="FILE", help="a TOML file of settings, such as benchmarks/recorded.toml")
-    for command in (demo, bench):
+    for command in (demo, drawn, bench):
         command.add_argument("--out", default=".", metavar="FOLDER", help="where the files go (default: here)")
     commands.add_parser("config", help="print instruction set, OpenMP runtime and threads, and why")
     options = parser.parse_args(arguments)
@@ -34,23 +37,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         show_config()
         return 0
+    if options.command == "figures" and (unknown := [name for name in options.names if name not in FIGURES]):
+        parser.error(f"there is no figure {unknown[0]!r}; there are {', '.join(FIGURES)}")
     try:
         Path(options.out).mkdir(parents=True, exist_ok=True)  # before the work, so that it isn't lost
     except OSError as error:
         parser.exit(1, f"adaptive-c {options.command}: can't write to --out {options.out}: {error}\n")
-    return _bench(parser, options) if options.command == "bench" else _demo(parser, options)
-
-
-def _demo(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
+    if options.command == "bench":
+        return _bench(parser, options)
     try:
-        from .demo import run
+        return _figures(options) if options.command == "figures" else _demo(options)
     except ImportError as error:
-        if (error.name or "").partition(".")[0] not in ("matplotlib", "rich", "sklearn"):
+        if (error.name or "").partition(".")[0] not in ("matplotlib", "PIL", "rich", "sklearn"):
             raise
+        what, extra = error.name, options.command  # the command's name is that of its extra
         parser.exit(
-            1, f"adaptive-c demo needs {error.name}: pip install 'adaptive_c[demo]' (from a clone: '.[demo]')\n"
+            1, f"adaptive-c {extra} needs {what}: pip install 'adaptive_c[{extra}]' (from a clone: '.[{extra}]')\n"
         )
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from .demo import run
+
     run(quick=options.quick, folder=options.out)
+    return 0
+
+
+def _figures(options: argparse.Namespace) -> int:
+    for path in draw(options.names or list(FIGURES), Path(options.out)):
+        print(path)
     return 0
 
 

@@ -1,0 +1,139 @@
+"""What the figures share: colours, a picture with its numbers, and how its files get the same bytes in every run."""
+
+import csv
+import io
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+from PIL import Image
+
+from .problems import Problem, Trace
+
+# The colours of Okabe and Ito, which readers with every kind of colour vision can tell apart.  Yellow is too pale here.
+BLACK, ORANGE, SKY, GREEN, BLUE, RED, PURPLE = (
+    "#000000", "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7")  # fmt: skip
+GREY, PALE = "0.45", "0.75"
+INK = {ORANGE: "#9A6700", SKY: "#1F78A8", PURPLE: "#A14F7C"}  # darker, where one of them is the colour of a text
+# Dark to bright blue, by the iteration, and the grounds of contours, paler than every line on them.
+COURSE = ListedColormap([[0.00, 0.10 + 0.60 * x, 0.30 + 0.65 * x] for x in np.linspace(0, 1, 256)])
+GROUND = ListedColormap([[0.98 - 0.26 * x] * 3 for x in np.linspace(1, 0, 256)])
+
+STYLE = {
+    "font.size": 8, "axes.titlesize": 8.5, "axes.labelsize": 8, "legend.fontsize": 7.5, "xtick.labelsize": 7,
+    "ytick.labelsize": 7, "axes.titlelocation": "left", "axes.spines.top": False, "axes.spines.right": False,
+    "axes.edgecolor": "0.5", "xtick.color": "0.35", "ytick.color": "0.35", "axes.grid": False, "grid.color": "0.9",
+    "grid.linewidth": 0.6, "axes.axisbelow": True, "lines.linewidth": 1.4, "legend.frameon": False,
+    "svg.hashsalt": "adaptive_c",  # names in SVG files are random otherwise
+}  # fmt: skip
+WIDTH = 7.0  # inches: at 100 dots an inch, the width of a page
+
+
+@dataclass
+class Movie:
+    """An animation: `show(t)` moves the artists, which are drawn anew in each frame; the rest is drawn once."""
+
+    figure: Figure
+    artists: Sequence[Any]
+    show: Callable[[int], None]
+    frames: Sequence[int]
+
+
+@dataclass
+class Picture:
+    figure: Figure
+    columns: Sequence[str]
+    rows: Iterable[Sequence[Any]]
+    movies: dict[str, Movie] = field(default_factory=dict)
+
+    def write(self, name: str, folder: Path, dpi: float) -> list[Path]:
+        """Write NAME.png, NAME.svg, NAME.csv, and NAME-KEY.gif for each movie."""
+        paths = [folder / f"{name}.{ending}" for ending in ("png", "svg", "csv")]
+        with rc_context(STYLE):
+            self.figure.draw_without_rendering()
+            self.figure.set_layout_engine("none")  # the places that were found; finding them takes longer than drawing
+            _png(self.figure, dpi).save(paths[0], optimize=True)
+            self.figure.savefig(paths[1], dpi=dpi, metadata={"Date": None})
+            with paths[2].open("w", newline="") as file:
+                writer = csv.writer(file, lineterminator="\n")
+                writer.writerow(self.columns)
+                writer.writerows([f"{x:.12g}" if isinstance(x, float) else x for x in row] for row in self.rows)
+            for key, movie in self.movies.items():
+                paths.append(folder / f"{name}-{key}.gif")
+                _gif(movie, paths[-1], dpi)
+        return paths
+
+
+def _png(figure: Figure, dpi: float) -> Image.Image:
+    """The picture with 256 colours, which are enough for it and take a third of the bytes."""
+    file = io.BytesIO()
+    figure.savefig(file, dpi=dpi)
+    return Image.open(file).convert("RGB").quantize(256, dither=Image.Dither.NONE)
+
+
+def _gif(movie: Movie, path: Path, dpi: float) -> None:
+    movie.figure.set_dpi(dpi * 0.6)  # pages show animations smaller, and each frame counts
+    canvas = FigureCanvasAgg(movie.figure)
+    for artist in movie.artists:
+        artist.set_animated(True)
+    canvas.draw()
+    ground: Any = canvas.copy_from_bbox(movie.figure.bbox)
+    frames: list[Image.Image] = []
+    for t in movie.frames:
+        movie.show(t)
+        canvas.restore_region(ground)
+        for artist in movie.artists:
+            artist.axes.draw_artist(artist)
+        frame = Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy())
+        frames.append(frame.quantize(64, dither=Image.Dither.NONE) if not frames else
+                      frame.quantize(palette=frames[0], dither=Image.Dither.NONE))  # fmt: skip
+    times = [700] * min(9, len(frames)) + [80] * max(0, len(frames) - 9)
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=[*times[:-1], 2000], loop=0)
+
+
+def styled(draw: Callable[[], Picture]) -> Callable[[], Picture]:
+    """A figure's function that runs with STYLE, whatever the user's own settings are."""
+
+    def wrapped() -> Picture:
+        with rc_context(STYLE):
+            return draw()
+
+    wrapped.__doc__ = draw.__doc__
+    return wrapped
+
+
+def contours(axes: Any, problem: Problem, levels: int = 16, power: float = 3.0, points: int = 120) -> None:
+    """The error surface in grey, darker where it is lower, with levels that are closer near its bottom."""
+    (left, right), (low, high) = problem.window
+    grid = np.stack(np.meshgrid(np.linspace(left, right, points), np.linspace(low, high, points)))
+    error = problem.value(grid)
+    bottom, top = float(error.min()), float(error.max())
+    steps = bottom + (top - bottom) * np.linspace(0, 1, levels + 1) ** power
+    axes.contourf(grid[0], grid[1], error, steps, cmap=GROUND).set_rasterized(True)  # SVG files would have a megabyte
+    axes.contour(grid[0], grid[1], error, steps, colors="white", linewidths=0.4).set_rasterized(True)
+    axes.set(xlim=(left, right), ylim=(low, high))
+
+
+def path(axes: Any, trace: Trace, colour: str, **more: Any) -> None:
+    """The course of two weights, with a ring at its start and a dot at its end."""
+    axes.plot(trace.w[:, 0], trace.w[:, 1], **{"color": colour, "marker": ".", "markersize": 3, "linewidth": 1, **more})
+    axes.plot(*trace.w[0], "o", color=colour, markerfacecolor="white", markersize=5)
+    axes.plot(*trace.w[-1], "o", color=colour, markersize=4)
+
+
+def minimum(axes: Any, problem: Problem) -> None:
+    for point in problem.minima:
+        axes.plot(*point, "+", color="black", markersize=7, zorder=5)
+
+
+def rows_of(label: str, trace: Trace, *, state: bool = False) -> Iterable[list[Any]]:
+    """The rows of a table, one for each step: label, step, weights, error, gradients."""
+    for t, (w, error, gradient) in enumerate(zip(trace.w, trace.error, trace.gradient, strict=True)):
+        more = [float(x) for array in trace.state.values() for x in array[t]] if state else []
+        yield [label, t, *map(float, w), float(error), *map(float, gradient), *more]
