@@ -12,9 +12,17 @@ from pathlib import Path
 # The names of the figures, and the module that has the function of each.
 FIGURES = {
     "ravine": "paths",
-    "smoothing": "paths",
+    "ball": "landscape",
     "weights": "averages",
+    "first-updates": "vectors",
+    "explorer": "stills",
+    "amplification": "vectors",
+    "smoothing": "paths",
+    "quartic": "landscape",
     "bias-correction": "averages",
+    "rules": "rules",
+    "sensitivity": "rules",
+    "narrow": "narrow",
 }
 
 

@@ -43,6 +43,7 @@ class Movie:
     artists: Sequence[Any]
     show: Callable[[int], None]
     frames: Sequence[int]
+    pace: int  # milliseconds for each frame
 
 
 @dataclass
@@ -56,6 +57,8 @@ class Picture:
         """Write NAME.png, NAME.svg, NAME.csv, and NAME-KEY.gif for each movie."""
         paths = [folder / f"{name}.{ending}" for ending in ("png", "svg", "csv")]
         with rc_context(STYLE):
+            for axes in self.figure.axes:
+                axes.minorticks_off()  # of logarithmic axes: hundreds, which take longer than all the rest
             self.figure.draw_without_rendering()
             self.figure.set_layout_engine("none")  # the places that were found; finding them takes longer than drawing
             _png(self.figure, dpi).save(paths[0], optimize=True)
@@ -85,16 +88,17 @@ def _gif(movie: Movie, path: Path, dpi: float) -> None:
     canvas.draw()
     ground: Any = canvas.copy_from_bbox(movie.figure.bbox)
     frames: list[Image.Image] = []
-    for t in movie.frames:
+    for t in (movie.frames[-1], *movie.frames):  # the last one first: what it shows has all the colours
         movie.show(t)
         canvas.restore_region(ground)
         for artist in movie.artists:
             artist.axes.draw_artist(artist)
         frame = Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy())
-        frames.append(frame.quantize(64, dither=Image.Dither.NONE) if not frames else
+        frames.append(frame.quantize(128, dither=Image.Dither.NONE) if not frames else
                       frame.quantize(palette=frames[0], dither=Image.Dither.NONE))  # fmt: skip
-    times = [700] * min(9, len(frames)) + [80] * max(0, len(frames) - 9)
-    frames[0].save(path, save_all=True, append_images=frames[1:], duration=[*times[:-1], 2000], loop=0)
+    del frames[0]
+    times = [movie.pace] * (len(frames) - 1) + [2000]
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=times, loop=0)
 
 
 def styled(draw: Callable[[], Picture]) -> Callable[[], Picture]:
@@ -116,7 +120,9 @@ def contours(axes: Any, problem: Problem, levels: int = 16, power: float = 3.0, 
     bottom, top = float(error.min()), float(error.max())
     steps = bottom + (top - bottom) * np.linspace(0, 1, levels + 1) ** power
     axes.contourf(grid[0], grid[1], error, steps, cmap=GROUND).set_rasterized(True)  # SVG files would have a megabyte
-    axes.contour(grid[0], grid[1], error, steps, colors="white", linewidths=0.4).set_rasterized(True)
+    axes.contour(grid[0], grid[1], error, steps, colors="white", linewidths=0.4, linestyles="solid").set_rasterized(
+        True
+    )
     axes.set(xlim=(left, right), ylim=(low, high))
 
 
