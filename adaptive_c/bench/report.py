@@ -116,16 +116,23 @@ def markdown(results: dict[str, Any]) -> str:
 
 def pictures(results: dict[str, Any], folder: Path) -> list[Path]:
     """Write PNG and SVG files of everything that there are rows for; raises ImportError without matplotlib."""
+    from matplotlib import rc_context
     from matplotlib.figure import Figure
 
+    from ..figures.picture import STYLE, png
+
     paths = []
-    for draw in (sizes, roofline, whole_step, threads):
-        figure = Figure(figsize=(9, 5.5), layout="constrained")
-        if draw(figure.subplots(), results):
-            for ending in ("png", "svg"):
-                path = folder / f"adaptive-c-bench-{draw.__name__}.{ending}"
-                figure.savefig(path, dpi=110, metadata={"Date": None} if ending == "svg" else None)
-                paths.append(path)
+    with rc_context(STYLE):
+        for draw in (sizes, roofline, whole_step, threads):
+            figure = Figure(figsize=(8, 4.8), layout="constrained")
+            if draw(figure.subplots(), results):
+                for ending in ("png", "svg"):
+                    path = folder / f"adaptive-c-bench-{draw.__name__}.{ending}"
+                    if ending == "png":
+                        png(figure, 120).save(path, optimize=True)
+                    else:
+                        figure.savefig(path, metadata={"Date": None})
+                    paths.append(path)
     return paths
 
 
@@ -134,16 +141,19 @@ def _rows(results: dict[str, Any], group: str) -> list[dict[str, Any]]:
 
 
 def _curves(axis: Any, rows: list[dict[str, Any]], x: list[float], scale: list[float]) -> None:
-    """Draw a line for each contender: ours is thick, the ceiling dotted."""
+    """Draw a line for each contender: ours is thick, the ceiling dotted, the others have a colour and a mark."""
+    from ..figures.picture import BLUE, GREEN, ORANGE, PURPLE, RED, SKY
+
+    looks = [(colour, mark) for mark in "os^D" for colour in (BLUE, ORANGE, GREEN, RED, SKY, PURPLE)]
     names = list(dict.fromkeys(name for row in rows for name in row["contenders"]))
-    for i, name in enumerate(names):
+    for name, (colour, mark) in zip(names, looks, strict=False):
         points = [(x[j], row["contenders"][name]["median"] * scale[j]) for j, row in enumerate(rows)
                   if "median" in row["contenders"].get(name, {})]  # fmt: skip
         style = {"color": "black", "linewidth": 2.5, "zorder": 5} if name == OURS else \
             {"color": "black", "linestyle": ":", "linewidth": 1.5} if name == "ceiling" else \
-            {"color": f"C{i % 10}", "linewidth": 1.2, "linestyle": "-" if i < 10 else "--"}  # fmt: skip
+            {"color": colour, "marker": mark, "markersize": 4, "linewidth": 1}  # fmt: skip
         if points:
-            axis.plot(*zip(*points, strict=True), marker="o", markersize=3, label=name, **style)
+            axis.plot(*zip(*points, strict=True), label=name, **style)
 
 
 def sizes(axis: Any, results: dict[str, Any]) -> bool:
@@ -156,48 +166,55 @@ def sizes(axis: Any, results: dict[str, Any]) -> bool:
     axis.set(xscale="log", yscale="log", xlabel="elements of one array", ylabel="ns per element",
              title="One AdamW step in float32")  # fmt: skip
     axis.set_xscale("log", base=2)
-    axis.grid(alpha=0.3, which="both")
-    axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    axis.grid()
+    axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
     return True
 
 
 def roofline(axis: Any, results: dict[str, Any]) -> bool:
-    """Time per element over bytes per element, for every rule and format at the largest size, and the ceiling."""
-    rows = [row for group in ("rules", "formats", "whole") for row in _rows(results, group)]
-    rows = [row for row in rows if row["task"]["elements"] == results["settings"]["large"]]
-    points = []
-    for row in rows:
-        mine, top, n = row["contenders"][OURS], row["contenders"].get("ceiling", {}), row["task"]["elements"]
-        if "median" in top:
-            points.append((mine["bytes_per_element"], mine["median"] / n * 1e9, top["median"] / n * 1e9, row))
-    if not points:
+    """How near every rule and format comes to its ceiling at the largest size, with the interval of 95%."""
+    from ..figures.picture import BLUE, GREEN, RED
+
+    rows = [row for group in ("rules", "formats", "whole") for row in _rows(results, group)
+            if row["task"]["elements"] == results["settings"]["large"]
+            and "times_ours" in row["contenders"].get("ceiling", {})]  # fmt: skip
+    plain = [row["task"] for row in rows if row["group"] == "rules"]
+    rows = [row for row in rows if row["group"] == "rules" or row["task"] not in plain]  # AdamW is in two groups
+    if not rows:
         return False
-    points.sort(key=lambda point: point[:2])
-    slope = sorted(top / size for size, _, top, _ in points)[len(points) // 2]
-    end = 1.05 * max(size for size, *_ in points)
-    axis.plot([0, end], [0, slope * end], "k:", label=f"the ceiling, {1 / slope:.0f} GB/s")
-    axis.plot([p[0] for p in points], [p[2] for p in points], "k_", markersize=9, label="the ceiling of a row")
-    for group, colour in (("rules", "C0"), ("formats", "C1"), ("whole", "C2")):
-        some = [p for p in points if p[3]["group"] == group]
-        axis.plot([p[0] for p in some], [p[1] for p in some], "o", color=colour, label={"rules": "rules, float32",
-                  "formats": "AdamW, narrow numbers", "whole": "the whole step"}[group])  # fmt: skip
-    last: dict[float, float] = {}
-    high = max(p[1] for p in points)
-    for size, mine, _, row in points:  # names that share a column are put one above the other
-        y = max(mine, last.get(size, -1.0) + 0.03 * high)
-        last[size] = y
-        name = row["label"].replace(" parameters", "").replace(" state", "").rpartition(", ")
-        label = row["label"] if row["group"] == "rules" else "whole step" if row["group"] == "whole" else name[0]
-        axis.annotate(label, (size, mine), (size + 0.4, y), fontsize=7, va="center", annotation_clip=False)
-    axis.set(xlim=(0, end * 1.12), ylim=(0, None), xlabel="bytes per element, read and written",
-             ylabel="ns per element", title=f"Steps of {results['settings']['large']:,} elements")  # fmt: skip
-    axis.grid(alpha=0.3)
-    axis.legend(loc="upper left", frameon=False)
+    axis.figure.set_size_inches(8, 1.5 + 0.21 * len(rows))
+    looks = {"rules": (BLUE, "o", "a rule in float32"), "formats": (RED, "s", "AdamW with narrow numbers"),
+             "whole": (GREEN, "D", "the whole step")}  # fmt: skip
+    for y, row in enumerate(rows):
+        mine, share, n = row["contenders"][OURS], row["contenders"]["ceiling"]["times_ours"], row["task"]["elements"]
+        colour, mark, label = looks[row["group"]]
+        axis.plot([share["low"], min(share["high"], 1.3)], [y, y], color=colour, linewidth=1.2)
+        axis.plot(share["ratio"], y, mark, color=colour, markersize=6, label=label)
+        speed = f"{mine['bytes_per_element'] * n / mine['median'] / 1e9:.0f}"
+        for place, text in ((1.36, f"{mine['bytes_per_element']:.0f}"), (1.47, f"{mine['median'] / n * 1e9:.2f}"),
+                            (1.57, speed)):  # fmt: skip
+            axis.text(place, y, text, ha="right", va="center", fontsize=7.5, color="0.2")
+    for place, text in ((1.36, "bytes"), (1.47, "ns"), (1.57, "GB/s")):
+        axis.text(place, -0.9, text, ha="right", va="bottom", fontsize=7.5, color="0.35")
+    axis.axvline(1, color="black", linestyle=":", linewidth=1.5, label="the ceiling: the same bytes, no arithmetic")
+    names = [row["label"].removesuffix(f", {row['task']['elements']:,}") if row["group"] != "whole" else "whole step"
+             for row in rows]  # fmt: skip
+    axis.set(xlim=(0, 1.6), ylim=(len(rows) - 0.4, -0.6), xlabel="share of the ceiling, with intervals of 95%",
+             yticks=range(len(rows)), yticklabels=names, xticks=[i / 5 for i in range(6)])  # fmt: skip
+    axis.set_title(f"Steps of {results['settings']['large']:,} elements; bytes and ns are per element", pad=16)
+    axis.xaxis.set_major_formatter("{x:.0%}")
+    axis.grid(axis="x")
+    axis.tick_params(axis="y", length=0)
+    axis.spines["bottom"].set_bounds(0, 1.3)
+    handles = dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
+    axis.figure.legend(handles.values(), handles, loc="outside lower center", ncols=2)
     return True
 
 
 def whole_step(axis: Any, results: dict[str, Any]) -> bool:
     """Bars with quartiles, one for each contender."""
+    from ..figures.picture import ORANGE, SKY
+
     rows = _rows(results, "whole")
     if not rows:
         return False
@@ -206,13 +223,13 @@ def whole_step(axis: Any, results: dict[str, Any]) -> bool:
     for i, (name, facts) in enumerate(bars):
         middle, (low, high) = facts["median"] * 1e3, (q * 1e3 for q in facts["quartiles"])
         axis.barh(i, middle, xerr=[[middle - low], [high - middle]], capsize=4,
-                  color={"ceiling": "0.7", OURS: "C0"}.get(name, "C1"))  # fmt: skip
+                  color={"ceiling": "0.8", OURS: SKY}.get(name, ORANGE))  # fmt: skip
         share = "" if (found := ratio(facts.get("times_ours"))) == NOTHING else f", {found}"
         axis.text(0, i, f"  {name}: {middle:.1f} ms{share}", va="center")
     axis.set(yticks=[], xlabel="ms, with quartiles",
              title=f"The whole step, {rows[0]['task']['elements']:,} elements:\n"
              "unscale, clip, AdamW, average, bfloat16 copy, zero the gradient")  # fmt: skip
-    axis.grid(alpha=0.3, axis="x")
+    axis.grid(axis="x")
     return True
 
 
@@ -226,6 +243,6 @@ def threads(axis: Any, results: dict[str, Any]) -> bool:
     _curves(axis, rows, x, [1e9 / n] * len(rows))
     axis.set(xlabel="threads", ylabel="ns per element", ylim=(0, None), xticks=x,
              title=f"One AdamW step of {n:,} float32 elements")  # fmt: skip
-    axis.grid(alpha=0.3)
-    axis.legend(frameon=False)
+    axis.grid()
+    axis.legend()
     return True

@@ -257,12 +257,11 @@ def measure(row: Row, settings: Settings, processes: Processes, say: Callable[[s
         if not why:
             ready.append(process)
             continue
-        hint = f"; {CONTENDERS[name].install}" if why == "missing" and CONTENDERS[name].install else ""
-        where = "" if why == "missing" else f"{row.group}, {row.label}: "
-        say(f"{where}{name} is left out ({why}: {facts[why]}{hint})")
         processes.stop(name, task.threads)
         if why == "missing":
-            processes.missing[name] = facts
+            processes.missing[name] = facts  # run tells of all of them at once
+        else:
+            say(f"{row.group}, {row.label}: {name} is left out ({why}: {facts[why]})")
     turns = [(process, what) for process in ready for what in process.facts["steps"]]
     seconds: dict[tuple[Process, str], list[float]] = {turn: [] for turn in turns}
     for number in range(settings.rounds if row.group != "memory" else 0):
@@ -429,21 +428,23 @@ def progress(total: int) -> Iterator[tuple[Callable[[str], None], Callable[[str]
         )
 
 
+def left_out(missing: dict[str, dict[str, Any]]) -> str:
+    """What to tell of the contenders that can't be imported: one line for each thing to install."""
+    alike: dict[str, list[str]] = {}
+    for name, facts in missing.items():
+        alike.setdefault(f"({facts['missing']}; {CONTENDERS[name].install})", []).append(name)
+    return "\n".join(["left out, because they can't be imported here:",
+                      *(f"  {'; '.join(names)} {why}" for why, names in alike.items())])  # fmt: skip
+
+
 def run(settings: Settings, folder: Path) -> dict[str, Any]:
     """Measure everything and show a progress bar; the JSON file is written after every row."""
     planned = list(rows(settings))
     results: dict[str, Any] = {"environment": environment(), "settings": asdict(settings), "rows": []}
     file = folder / "adaptive-c-bench.json"
     file.write_text(json.dumps(results, indent=1) + "\n")
-    said: set[str] = set()
     total = len(planned) + ("import" in settings.groups)
     with Processes() as processes, progress(total) as (say, name, advance):
-
-        def say_once(text: str) -> None:
-            if text not in said:
-                said.add(text)
-                say(text)
-
         for row in planned:
             name(f"{row.group}: {row.label}")
             done = 0.0
@@ -453,7 +454,7 @@ def run(settings: Settings, folder: Path) -> dict[str, Any]:
                 done += share
                 advance(share)
 
-            measure(row, settings, processes, say_once, count)
+            measure(row, settings, processes, say, count)
             advance(1 - done)
             results["rows"].append(summary(row))
             file.write_text(json.dumps(results, indent=1) + "\n")
@@ -461,4 +462,6 @@ def run(settings: Settings, folder: Path) -> dict[str, Any]:
             name("import time")
             results["rows"].append(imports(settings, advance))
             file.write_text(json.dumps(results, indent=1) + "\n")
+        if processes.missing:
+            say(left_out(processes.missing))
     return results

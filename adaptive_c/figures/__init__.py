@@ -26,7 +26,7 @@ FIGURES = {
 }
 
 
-def draw(names: Sequence[str], folder: Path, dpi: float = 200) -> Iterator[Path]:
+def draw(names: Sequence[str], folder: Path, dpi: float = 120) -> Iterator[Path]:
     """Write the files of the named figures, and yield their paths.  Raises ImportError without matplotlib or Pillow."""
     for name in names:
         module = import_module(f"{__name__}.{FIGURES[name]}")

@@ -4,7 +4,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from .. import optimizers
-from ._picture import BLACK, BLUE, GREY, INK, ORANGE, RED, WIDTH, Picture, styled
+from .picture import BLACK, BLUE, GREY, INK, ORANGE, RED, WIDTH, Picture, styled
 from .problems import Array
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from ._picture import BLACK, BLUE, COURSE, GREEN, GREY, ORANGE, PALE, RED, WIDTH, Movie, Picture, styled
+from .picture import BLACK, BLUE, COURSE, GREEN, GREY, ORANGE, PALE, RED, WIDTH, Movie, Picture, styled
 from .problems import QUARTIC, RIPPLES, Problem, Trace, trace
 
 COLUMNS = ("panel", "run", "step", "x", "error", "gradient")

@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from .. import optimizers, schedules
-from ._picture import BLACK, BLUE, ORANGE, WIDTH, Picture, contours, minimum, styled
+from .picture import BLACK, BLUE, ORANGE, WIDTH, Picture, contours, minimum, styled
 from .problems import ROSENBROCK, Array, trace
 
 STATES: dict[str, tuple[str | None, str, Any]] = {

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from ._picture import BLACK, BLUE, GREEN, INK, ORANGE, RED, WIDTH, Picture, contours, minimum, path, rows_of, styled
+from .picture import BLACK, BLUE, GREEN, INK, ORANGE, RED, WIDTH, Picture, contours, minimum, path, rows_of, styled
 from .problems import BOWL, RAVINE, trace
 
 COLUMNS = ("run", "step", "w1", "w2", "error", "gradient1", "gradient2")

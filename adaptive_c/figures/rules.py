@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from .. import optimizers
-from ._picture import BLUE, COURSE, GREY, INK, ORANGE, RED, WIDTH, Picture, contours, minimum, styled
+from .picture import BLUE, COURSE, GREY, INK, ORANGE, RED, WIDTH, Picture, contours, minimum, styled
 from .problems import ROSENBROCK, Array, trace
 
 
@@ -50,7 +50,7 @@ def rules() -> Picture:
     for axes, rule in zip(grid.flat, optimizers.__all__, strict=True):
         rate = best_rate(rule, steps)
         x = trace(rule, ROSENBROCK, steps, lr=rate)
-        contours(axes, ROSENBROCK, power=7, points=80)
+        contours(axes, ROSENBROCK, levels=8, power=6, points=80)
         minimum(axes, ROSENBROCK)
         axes.plot(*x.w.T, color=COURSE(0.35), linewidth=0.7)
         axes.scatter(*x.w.T, c=np.arange(steps + 1) / steps, cmap=COURSE, s=3.5, zorder=3, rasterized=True)

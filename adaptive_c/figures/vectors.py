@@ -7,7 +7,7 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from .. import optimizers
-from ._picture import BLACK, BLUE, INK, ORANGE, WIDTH, Picture, styled
+from .picture import BLACK, BLUE, INK, ORANGE, WIDTH, Picture, styled
 from .problems import BOWL, Array, trace
 
 

@@ -61,7 +61,7 @@ class Picture:
                 axes.minorticks_off()  # of logarithmic axes: hundreds, which take longer than all the rest
             self.figure.draw_without_rendering()
             self.figure.set_layout_engine("none")  # the places that were found; finding them takes longer than drawing
-            _png(self.figure, dpi).save(paths[0], optimize=True)
+            png(self.figure, dpi).save(paths[0], optimize=True)
             self.figure.savefig(paths[1], dpi=dpi, metadata={"Date": None})
             with paths[2].open("w", newline="") as file:
                 writer = csv.writer(file, lineterminator="\n")
@@ -73,7 +73,7 @@ class Picture:
         return paths
 
 
-def _png(figure: Figure, dpi: float) -> Image.Image:
+def png(figure: Figure, dpi: float) -> Image.Image:
     """The picture with 256 colours, which are enough for it and take a third of the bytes."""
     file = io.BytesIO()
     figure.savefig(file, dpi=dpi)
@@ -81,8 +81,10 @@ def _png(figure: Figure, dpi: float) -> Image.Image:
 
 
 def _gif(movie: Movie, path: Path, dpi: float) -> None:
-    movie.figure.set_dpi(dpi * 0.6)  # pages show animations smaller, and each frame counts
+    movie.figure.set_dpi(dpi * 0.8)  # each frame counts
     canvas = FigureCanvasAgg(movie.figure)
+    for axes in movie.figure.axes:
+        axes.minorticks_off()
     for artist in movie.artists:
         artist.set_animated(True)
     canvas.draw()
@@ -94,7 +96,7 @@ def _gif(movie: Movie, path: Path, dpi: float) -> None:
         for artist in movie.artists:
             artist.axes.draw_artist(artist)
         frame = Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy())
-        frames.append(frame.quantize(128, dither=Image.Dither.NONE) if not frames else
+        frames.append(frame.quantize(256, dither=Image.Dither.NONE) if not frames else
                       frame.quantize(palette=frames[0], dither=Image.Dither.NONE))  # fmt: skip
     del frames[0]
     times = [movie.pace] * (len(frames) - 1) + [2000]
