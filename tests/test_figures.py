@@ -288,12 +288,13 @@ def test_the_explorers_stills_show_weights_error_and_state(folders):
 def test_every_rule_goes_down_the_valley(folders):
     rows = [row for row in table(folders, "rules") if row["step"] == "300"]
     ends = {row["rule"]: (float(row["lr"]), float(f"{float(row['error']):.2g}")) for row in rows}
-    assert ends == {
+    assert list(ends) == optimizers.__all__
+    assert ends.items() >= {
         "SGD": (0.001, 3.1), "Momentum": (0.001, 0.012), "Adagrad": (0.2, 2.7), "RMSprop": (0.02, 0.85),
         "Adadelta": (5.0, 1.1), "Adam": (0.2, 0.028), "AdamW": (0.2, 0.054), "Adamax": (0.2, 2.0), "NAdam": (0.05, 0.61),
         "RAdam": (0.001, 4.1), "Yogi": (0.2, 0.037), "AdaBelief": (0.2, 0.024), "Lion": (0.01, 0.035),
         "Rprop": (0.002, 0.083), "SuperSAB": (0.0005, 0.031),
-    }  # fmt: skip
+    }.items()  # fmt: skip
 
 
 def test_how_many_learning_rates_work(folders):
@@ -304,11 +305,11 @@ def test_how_many_learning_rates_work(folders):
                     for f in ("alike", "1 to 100"))
         for rule in optimizers.__all__
     }  # fmt: skip
-    assert works == {
+    assert works.items() >= {
         "SGD": (12, 0), "Momentum": (20, 0), "Adagrad": (19, 23), "RMSprop": (6, 5), "Adadelta": (2, 0), "Adam": (24, 29),
         "AdamW": (21, 24), "Adamax": (24, 28), "NAdam": (5, 3), "RAdam": (14, 0), "Yogi": (24, 29), "AdaBelief": (28, 32),
         "Lion": (4, 0), "Rprop": (43, 43), "SuperSAB": (43, 32),
-    }  # fmt: skip
+    }.items()  # fmt: skip
 
 
 def test_narrow_state_takes_nearly_the_path_of_float32(folders):

@@ -26,6 +26,16 @@ def sweep(rule: str, start: Array, rates: Array, steps: int, gradient: Callable[
     return np.array(course)
 
 
+def _panels(columns: int, height: float) -> tuple[Figure, list[tuple[Any, str]]]:
+    """A figure with axes for each rule of the library."""
+    rows = -(-len(optimizers.__all__) // columns)
+    figure = Figure(figsize=(WIDTH, height * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, sharex=True, sharey=True).flat
+    for unused in axes[len(optimizers.__all__) :]:
+        unused.set_visible(False)
+    return figure, list(zip(axes, optimizers.__all__, strict=False))
+
+
 # --- one surface -------------------------------------------------------------------------------------------------
 
 RATES = np.array([m * 10.0**k for k in range(-4, 1) for m in (1, 2, 5)])
@@ -44,10 +54,9 @@ def best_rate(rule: str, steps: int) -> float:
 def rules() -> Picture:
     """Every rule on Rosenbrock's valley, 300 steps from (-1.2, 1), each with the learning rate that suits it best."""
     steps = 300
-    figure = Figure(figsize=(WIDTH, 5.0), layout="constrained")
+    figure, panels = _panels(5, 1.67)
     rows: list[list[Any]] = []
-    grid = figure.subplots(3, 5, sharex=True, sharey=True)
-    for axes, rule in zip(grid.flat, optimizers.__all__, strict=True):
+    for axes, rule in panels:
         rate = best_rate(rule, steps)
         x = trace(rule, ROSENBROCK, steps, lr=rate)
         contours(axes, ROSENBROCK, levels=8, power=6, points=80)
@@ -90,10 +99,9 @@ FEATURES = {"alike": np.ones(10), "1 to 100": np.geomspace(1, 100, 10)}
 @styled
 def sensitivity() -> Picture:
     """The loss after 300 steps over the learning rate, for features of one scale and of scales from 1 to 100."""
-    figure = Figure(figsize=(WIDTH, 7.6), layout="constrained")
-    grid = figure.subplots(5, 3, sharex=True, sharey=True)
+    figure, panels = _panels(3, 1.52)
     rows: list[list[Any]] = []
-    for axes, rule in zip(grid.flat, optimizers.__all__, strict=True):
+    for axes, rule in panels:
         words = []
         for (features, scales), colour, dashes in zip(FEATURES.items(), (BLUE, ORANGE), ("-", "--"), strict=True):
             loss, gradient, least = regression(scales)
@@ -118,7 +126,7 @@ def sensitivity() -> Picture:
         axes.set(xscale="log", yscale="log", ylim=(2e-3, 1e2), xlim=(1e-5, 1e2), xlabel="learning rate", ylabel="loss",
                  xticks=(1e-4, 1e-2, 1, 1e2))  # fmt: skip
         axes.label_outer()
-    handles, labels = grid.flat[0].get_legend_handles_labels()
+    handles, labels = panels[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=2)
     return Picture(figure, ("rule", "features", "lr", "loss", "least_loss"), rows)
 
