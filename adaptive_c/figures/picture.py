@@ -66,8 +66,9 @@ class Picture:
         with look():
             for axes in self.figure.axes:
                 axes.minorticks_off()  # of logarithmic axes: hundreds, which take longer than all the rest
-            self.figure.draw_without_rendering()
-            self.figure.set_layout_engine("none")  # the places that were found; finding them takes longer than drawing
+            layout: Any = self.figure.get_layout_engine()
+            layout.execute(self.figure)
+            self.figure.set_layout_engine("none")  # keeps the places; finding them takes longer than drawing
             png(self.figure, dpi).save(paths[0], optimize=True)
             self.figure.savefig(paths[1], dpi=dpi, metadata={"Date": None})
             with paths[2].open("w", newline="") as file:
