@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib import rc_context
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.progress import Progress
@@ -24,7 +23,7 @@ import adaptive_c as ac
 
 from . import optimizers
 from ._native import core, counted, isa
-from .figures.picture import BLUE, RED, STYLE, png
+from .figures.picture import BLUE, RED, look, png
 
 Array = np.ndarray[Any, Any]
 Data = tuple[Array, Array, Array, Array]
@@ -184,7 +183,7 @@ def one_large_array(n: int, console: Console) -> None:
 def picture(curves: dict[str, dict[str, list[float]]], path: Path) -> None:
     """Draw the loss of each optimizer in a panel of its own, with those of all others in grey behind it."""
     looks = {"softmax regression": (BLUE, "-"), "two-layer perceptron": (RED, "--")}
-    with rc_context(STYLE):
+    with look():
         figure = Figure(figsize=(8, 7.2), layout="constrained")
         rows = -(-len(curves) // 4)
         panels = figure.subplots(rows, 4, sharex=True, sharey=True, squeeze=False)

@@ -27,7 +27,7 @@ DPI = 40  # small, because the pictures' content does not matter here
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """All figures, drawn twice: by a process of its own, whose strings hash otherwise, and here."""
+    """All figures, drawn twice: here, and by a process whose strings hash otherwise and whose user has settings."""
     first, second = tmp_path_factory.mktemp("first"), tmp_path_factory.mktemp("second")
     script = f"""
 from pathlib import Path
@@ -35,12 +35,14 @@ from adaptive_c import figures
 for path in figures.draw(list(figures.FIGURES), Path({str(second)!r}), {DPI}):
     print(path)
 """
+    settings = tmp_path_factory.mktemp("settings") / "matplotlibrc"
+    settings.write_text("font.size: 20\naxes.grid: True\n")
     other = subprocess.Popen(
         [sys.executable, "-P", "-W", "error", "-c", script], stdout=subprocess.PIPE, text=True, cwd="/",
-        env={**os.environ, "PYTHONHASHSEED": "7", "TZ": "Asia/Tokyo"},
+        env={**os.environ, "PYTHONHASHSEED": "7", "TZ": "Asia/Tokyo", "MATPLOTLIBRC": str(settings)},
     )  # fmt: skip
     told = {path.name for path in figures.draw(list(figures.FIGURES), first, DPI)}
-    out, _ = other.communicate(timeout=300)
+    out, _ = other.communicate()
     assert other.returncode == 0
     assert {line.rpartition("/")[2] for line in out.splitlines()} == told
     return first, second

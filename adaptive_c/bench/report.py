@@ -116,13 +116,12 @@ def markdown(results: dict[str, Any]) -> str:
 
 def pictures(results: dict[str, Any], folder: Path) -> list[Path]:
     """Write PNG and SVG files of everything that there are rows for; raises ImportError without matplotlib."""
-    from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    from ..figures.picture import STYLE, png
+    from ..figures.picture import look, png
 
     paths = []
-    with rc_context(STYLE):
+    with look():
         for draw in (sizes, roofline, whole_step, threads):
             figure = Figure(figsize=(8, 4.8), layout="constrained")
             if draw(figure.subplots(), results):

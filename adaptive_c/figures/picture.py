@@ -3,12 +3,13 @@
 import csv
 import io
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib import rc_context
+from matplotlib import style
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
@@ -35,6 +36,12 @@ STYLE = {
 WIDTH = 7.0  # inches: at 100 dots an inch, the width of a page
 
 
+def look() -> AbstractContextManager[None]:
+    """The settings above and matplotlib's own, whatever the user's are."""
+    context: AbstractContextManager[None] = style.context(STYLE, after_reset=True)
+    return context
+
+
 @dataclass
 class Movie:
     """An animation: `show(t)` moves the artists, which are drawn anew in each frame; the rest is drawn once."""
@@ -56,11 +63,12 @@ class Picture:
     def write(self, name: str, folder: Path, dpi: float) -> list[Path]:
         """Write NAME.png, NAME.svg, NAME.csv, and NAME-KEY.gif for each movie."""
         paths = [folder / f"{name}.{ending}" for ending in ("png", "svg", "csv")]
-        with rc_context(STYLE):
+        with look():
             for axes in self.figure.axes:
                 axes.minorticks_off()  # of logarithmic axes: hundreds, which take longer than all the rest
-            self.figure.draw_without_rendering()
-            self.figure.set_layout_engine("none")  # the places that were found; finding them takes longer than drawing
+            layout: Any = self.figure.get_layout_engine()
+            layout.execute(self.figure)
+            self.figure.set_layout_engine("none")  # keeps the places; finding them takes longer than drawing
             png(self.figure, dpi).save(paths[0], optimize=True)
             self.figure.savefig(paths[1], dpi=dpi, metadata={"Date": None})
             with paths[2].open("w", newline="") as file:
@@ -104,10 +112,10 @@ def _gif(movie: Movie, path: Path, dpi: float) -> None:
 
 
 def styled(draw: Callable[[], Picture]) -> Callable[[], Picture]:
-    """A figure's function that runs with STYLE, whatever the user's own settings are."""
+    """A figure's function, drawn with that look."""
 
     def wrapped() -> Picture:
-        with rc_context(STYLE):
+        with look():
             return draw()
 
     wrapped.__doc__ = draw.__doc__

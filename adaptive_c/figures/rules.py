@@ -108,13 +108,8 @@ def sensitivity() -> Picture:
             with np.errstate(all="ignore"):
                 final = loss(sweep(rule, np.zeros(10), LEARNING_RATES, STEPS, gradient)[-1])
             final = np.where(np.isfinite(final), final, np.inf)
-            axes.plot(
-                LEARNING_RATES,
-                np.minimum(final, 1e3),
-                dashes,
-                color=colour,
-                label=f"scales of the features: {features}",
-            )
+            shown, label = np.minimum(final, 1e3), f"scales of the features: {features}"
+            axes.plot(LEARNING_RATES, shown, dashes, color=colour, label=label)
             works = int((final < 2 * least).sum())
             words.append((f"{works / 6:.1f}", INK.get(colour, colour)))
             rows += [[rule, features, float(r), float(f), least] for r, f in zip(LEARNING_RATES, final, strict=True)]
