@@ -48,6 +48,7 @@ class BoundGroup:
     beside_nbytes: int
     store: Any
     sizes: list[int]
+    rows: list[int]
     size: int
     behind: bool
     def __init__(

@@ -242,8 +242,7 @@ class Optimizer(Habits, Stepping, Saving):
         names = [name for name in self.rule.state if any(name in group.store.arrays for group in run.groups)]
         if name not in names:
             raise KeyError(f"{name!r} is no state that could be decoded; there is {', '.join(names) or 'none'}")
-        found = [group.layout.views(group.store.decoded(name, group.bound)) if name in group.store.arrays else None
-                 for group in run.groups]  # fmt: skip
+        found = [group.find(name, decoded=True) for group in run.groups]
         return found if run.plan.structured else found[0]
 
     @property

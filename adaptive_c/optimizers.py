@@ -17,6 +17,7 @@ __all__ = [  # noqa: RUF022  in order of increasing complexity, as everywhere
 ]
 
 _SIGNED, _UNSIGNED, _SIGN = Slot("signed"), Slot("unsigned"), Slot("sign")  # what most state arrays are
+_MOMENT = Slot("unsigned", moment=True)
 _RATES = "rounding noise would drown the small factors by which its rates change"
 
 
@@ -87,21 +88,22 @@ class Adagrad(Optimizer):
         p <- p - lr/(1 + (t - 1) lr_decay) g / (sqrt(v) + eps)
 
     lr, lr_decay, initial_accumulator_value, eps >= 0; weight_decay >= 0, coupled; eps_mode "outside", or "inside" the
-    root: sqrt(v + eps) ("hat" is "outside" here); maximize ascends.  State: sum.
+    root: sqrt(v + eps) ("hat" is "outside" here); maximize ascends; second_moment "element", or "row": one v for each
+    row p[i], with the mean of the row's g^2 in place of g^2, in an array of shape (rows, 1, ...).  State: sum.
 
     >>> opt = Adagrad(np.ones(3), lr=0.1, eps=1e-8, eps_mode="inside")
 
     Paper: Duchi, Hazan & Singer 2011 (eps outside).
 
-    Differs from: torch, nothing.  Keras: inside, eps 1e-7, accumulator 0.1, lr 1e-3.  optax: inside, eps 1e-7,
-    accumulator 0.1.
+    Differs from: torch, nothing, but it has no "row"; FBGEMM's EXACT_ROWWISE_ADAGRAD is that.  Keras: inside, eps 1e-7,
+    accumulator 0.1, lr 1e-3.  optax: inside, eps 1e-7, accumulator 0.1.
     """
 
-    rule = Rule("adagrad", {"sum": Slot("unsigned", start="initial_accumulator_value")}, squares=True)
+    rule = Rule("adagrad", {"sum": Slot("unsigned", start="initial_accumulator_value", moment=True)}, squares=True)
 
     def __init__(self, params: Any, lr: Number = 1e-2, lr_decay: Number = 0.0, weight_decay: Number = 0.0,
                  initial_accumulator_value: float = 0.0, eps: Number = 1e-10, *, maximize: bool = False,
-                 eps_mode: str = "outside", **shared: Any) -> None:
+                 eps_mode: str = "outside", second_moment: str = "element", **shared: Any) -> None:
         super().__init__(params, _options(locals()), **shared)
 
 
@@ -116,8 +118,8 @@ class RMSprop(Optimizer):
         b <- momentum b + g / (sqrt(v) + eps),  p <- p - lr b                    with momentum
 
     lr, eps, momentum >= 0; alpha in [0, 1]; weight_decay >= 0, coupled; eps_mode "outside", or "inside" the root:
-    sqrt(v + eps) ("hat" is "outside" here); maximize ascends.  State: square_avg, and momentum_buffer, grad_avg where
-    used.
+    sqrt(v + eps) ("hat" is "outside" here); maximize ascends; second_moment "element", or "row" as in Adagrad, which
+    centered excludes.  State: square_avg, and momentum_buffer, grad_avg where used.
 
     >>> opt = RMSprop(np.ones(3), lr=0.1, alpha=0.9, eps_mode="inside")
 
@@ -127,12 +129,12 @@ class RMSprop(Optimizer):
     number.  Keras: rho 0.9, eps 1e-7 inside, lr 1e-3 inside the momentum.  optax: decay 0.9, inside, lr inside.
     """
 
-    rule = Rule("rmsprop", {"square_avg": _UNSIGNED, "momentum_buffer": Slot("signed", when="momentum"),
+    rule = Rule("rmsprop", {"square_avg": _MOMENT, "momentum_buffer": Slot("signed", when="momentum"),
                        "grad_avg": Slot("signed", when="centered")}, squares=True)
 
     def __init__(self, params: Any, lr: Number = 1e-2, alpha: Number = 0.99, eps: Number = 1e-8,
                  weight_decay: Number = 0.0, momentum: Number = 0.0, centered: bool = False, *, maximize: bool = False,
-                 eps_mode: str = "outside", **shared: Any) -> None:
+                 eps_mode: str = "outside", second_moment: str = "element", **shared: Any) -> None:
         super().__init__(params, _options(locals()), **shared)
 
 
@@ -173,8 +175,8 @@ class Adam(Optimizer):
 
     lr, eps >= 0; betas in [0, 1); weight_decay >= 0, coupled (g <- g + weight_decay p) or, with
     decoupled_weight_decay, p <- p (1 - lr weight_decay) first; eps_mode "outside" as above, "inside":
-    sqrt(v/(1 - beta2^t) + eps), "hat": (sqrt(v) + eps)/sqrt(1 - beta2^t); maximize ascends.  State: exp_avg (m),
-    exp_avg_sq (v), max_exp_avg_sq with amsgrad.
+    sqrt(v/(1 - beta2^t) + eps), "hat": (sqrt(v) + eps)/sqrt(1 - beta2^t); maximize ascends; second_moment "element", or
+    "row" as in Adagrad, for v and v^.  State: exp_avg (m), exp_avg_sq (v), max_exp_avg_sq with amsgrad.
 
     >>> opt = Adam([np.ones((2, 3)), np.zeros(3)], lr=1e-2)
 
@@ -184,12 +186,13 @@ class Adam(Optimizer):
     its amsgrad takes the maximum of the corrected v.
     """
 
-    rule = Rule("adam", {"exp_avg": _SIGNED, "exp_avg_sq": _UNSIGNED,
-                       "max_exp_avg_sq": Slot("maximum", when="amsgrad")}, squares=True)
+    rule = Rule("adam", {"exp_avg": _SIGNED, "exp_avg_sq": _MOMENT,
+                       "max_exp_avg_sq": Slot("maximum", when="amsgrad", moment=True)}, squares=True)
 
     def __init__(self, params: Any, lr: Number = 1e-3, betas: Pair = (0.9, 0.999), eps: Number = 1e-8,
                  weight_decay: Number = 0.0, amsgrad: bool = False, *, maximize: bool = False,
-                 decoupled_weight_decay: bool = False, eps_mode: str = "outside", **shared: Any) -> None:
+                 decoupled_weight_decay: bool = False, eps_mode: str = "outside", second_moment: str = "element",
+                 **shared: Any) -> None:
         super().__init__(params, _options(locals()), **shared)
 
 
@@ -213,7 +216,7 @@ class AdamW(Adam):
 
     def __init__(self, params: Any, lr: Number = 1e-3, betas: Pair = (0.9, 0.999), eps: Number = 1e-8,
                  weight_decay: Number = 1e-2, amsgrad: bool = False, *, maximize: bool = False,
-                 eps_mode: str = "outside", **shared: Any) -> None:
+                 eps_mode: str = "outside", second_moment: str = "element", **shared: Any) -> None:
         Optimizer.__init__(self, params, _options(locals()), **shared)
 
 

@@ -78,6 +78,29 @@ def gradient(p, g, maximize, weight_decay=0.0):
     return g
 
 
+def squared(g, c, second_moment):
+    """c g^2; with second_moment "row", c times its mean over each row g[i], of shape (n, 1, ...).
+
+    Element j of a row adds to lane j mod 16 of its chunk j // 4096, in double; then the lanes are added, half onto
+    half, and the chunks in order.  A row of one element is that element, and an array of one dimension has such rows.
+    """
+    shape = np.shape(g)
+    n, length = shape[0] if shape else 1, math.prod(shape[1:])
+    if second_moment == "element" or length == 1:
+        return c * g * g
+    x, total = g.reshape(n, length).astype("float64"), np.zeros(n)
+    for start in range(0, length, 4096):
+        part = x[:, start : start + 4096]
+        lanes = np.zeros((n, 16))
+        for at in range(0, part.shape[1], 16):
+            block = part[:, at : at + 16]
+            lanes[:, : block.shape[1]] += block * block
+        for half in (8, 4, 2, 1):
+            lanes = lanes[:, :half] + lanes[:, half:]
+        total += lanes[:, 0]
+    return c * (total / max(length, 1)).astype(g.dtype).reshape((n,) + (1,) * (len(shape) - 1))
+
+
 def denominator(v, eps, eps_mode, bc2=1.0):
     """sqrt(v*c + e_in) + e_out with three constants; bc2 = 1 - beta2^t corrects the bias of v.
 
@@ -112,18 +135,18 @@ def momentum(p, g, s, t, *, lr=1e-3, momentum=0.9, nesterov=False, weight_decay=
 
 
 def adagrad(p, g, s, t, *, lr=1e-2, lr_decay=0.0, weight_decay=0.0, initial_accumulator_value=0.0, eps=1e-10,
-            maximize=False, eps_mode="outside"):  # fmt: skip
-    """Duchi, Hazan & Singer 2011."""
+            maximize=False, eps_mode="outside", second_moment="element"):  # fmt: skip
+    """Duchi, Hazan & Singer 2011; by row as in FBGEMM."""
     g = gradient(p, g, maximize, weight_decay)
-    s["sum"] = v = s.get("sum", initial_accumulator_value) + g * g
+    s["sum"] = v = s.get("sum", initial_accumulator_value) + squared(g, 1.0, second_moment)
     return p - lr / (1.0 + (t - 1) * lr_decay) * g / denominator(v, eps, eps_mode)
 
 
 def rmsprop(p, g, s, t, *, lr=1e-2, alpha=0.99, eps=1e-8, weight_decay=0.0, momentum=0.0, centered=False,
-            maximize=False, eps_mode="outside"):  # fmt: skip
+            maximize=False, eps_mode="outside", second_moment="element"):  # fmt: skip
     """Tieleman & Hinton 2012; centered: Graves 2013, equations 38 to 45."""
     g = gradient(p, g, maximize, weight_decay)
-    s["square_avg"] = v = alpha * s.get("square_avg", 0.0) + (1.0 - alpha) * g * g
+    s["square_avg"] = v = alpha * s.get("square_avg", 0.0) + squared(g, 1.0 - alpha, second_moment)
     if centered:
         s["grad_avg"] = a = alpha * s.get("grad_avg", 0.0) + (1.0 - alpha) * g
         v = v - a * a
@@ -145,12 +168,12 @@ def adadelta(p, g, s, t, *, lr=1.0, rho=0.9, eps=1e-6, weight_decay=0.0, maximiz
 
 
 def adam(p, g, s, t, *, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, amsgrad=False, maximize=False,
-         decoupled_weight_decay=False, eps_mode="outside"):  # fmt: skip
+         decoupled_weight_decay=False, eps_mode="outside", second_moment="element"):  # fmt: skip
     """Kingma & Ba 2015, Algorithm 1; amsgrad: Reddi, Kale & Kumar 2018 in PyTorch's form."""
     b1, b2 = betas
     g = gradient(p, g, maximize, 0.0 if decoupled_weight_decay else weight_decay)
     s["exp_avg"] = m = b1 * s.get("exp_avg", 0.0) + (1.0 - b1) * g
-    s["exp_avg_sq"] = v = b2 * s.get("exp_avg_sq", 0.0) + (1.0 - b2) * g * g
+    s["exp_avg_sq"] = v = b2 * s.get("exp_avg_sq", 0.0) + squared(g, 1.0 - b2, second_moment)
     if amsgrad:
         s["max_exp_avg_sq"] = v = larger(s.get("max_exp_avg_sq", 0.0), v)
     p = p * (1.0 - lr * weight_decay if decoupled_weight_decay else 1.0)

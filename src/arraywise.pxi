@@ -138,6 +138,9 @@ cdef class Stepping:
                     lo = hi = a.stop
                 self.share(bound, i, a.start, lo)
                 self.share(bound, i, hi, a.stop)
+                plan.space.begun = group.by_moments  # of all rows now: some lie in blocks of both kinds
+            if plan.space.begun:
+                plan.run(BEGIN, work, group.position + a.start, group.position + a.stop)
             if lo < hi:
                 plan.run(STEP, work, group.position + lo, group.position + hi)
             if group.options.sum_to_one and lo <= a.start and hi >= a.stop:
@@ -150,7 +153,7 @@ cdef class Stepping:
             stepped[i] = True
         finally:
             a.g, a.touched, a.strides = NULL, NULL, NULL
-            plan.space.by_rows, plan.space.zero_grad = False, plan.zero_grad
+            plan.space.by_rows, plan.space.zero_grad, plan.space.begun = False, plan.zero_grad, False
             if bound.n_grads:
                 PyBuffer_Release(bound.grads)
                 bound.n_grads = 0
@@ -203,7 +206,9 @@ cdef class Stepping:
                 a = <Array*> piece.array
                 if a.g != NULL and a.touched == NULL:
                     a.g = g + (piece.start - start - piece.at) * <Py_ssize_t> sizeof(float)
+            plan.space.begun = True
             plan.run(STEP, stop - start, group.position + start, group.position + stop)
+            plan.space.begun = False
         for number, index in self.unfinished:
             group = plan.space.groups[<Py_ssize_t> number]
             a = group.arrays + <Py_ssize_t> index

@@ -20,11 +20,13 @@ include "begin.pxi"      # the first write
 include "passes.pxi"     # sums of micro-batches
 include "reduce.pxi"     # norms and finite checks
 include "simplex.pxi"    # rows that sum to one
+include "moments.pxi"    # second moments by row
 include "guard.pxi"      # who may touch a run
 include "memory.pxi"     # buffers and what overlaps
 include "tensors.pxi"    # tensors as buffers
 include "group.pxi"      # a bound parameter group
 include "undo.pxi"       # what a step overwrites, kept
+include "prefetch.pxi"   # memory asked for before its turn
 include "sweep.pxi"      # the parallel loop, and a step's stages
 include "rows.pxi"       # what is handed in as a gradient of a few rows
 include "gradients.pxi"  # the gradients of one call

@@ -194,6 +194,11 @@ cdef class BoundGroup:
         return [self.group.arrays[i].stop - self.group.arrays[i].start for i in range(self.group.n_arrays)]
 
     @property
+    def rows(self):
+        """The number of rows of each array: its elements along the first axis."""
+        return [self.group.arrays[i].shape[0] if self.group.arrays[i].ndim else 1 for i in range(self.group.n_arrays)]
+
+    @property
     def size(self):
         """Elements of its parameter space."""
         return self.group.size
@@ -203,12 +208,24 @@ cdef class BoundGroup:
         """Have rows missed steps?"""
         return lags(&self.group)
 
+    cdef int refuse_cuts(self, Py_ssize_t lo, Py_ssize_t hi) except -1:
+        """Of a range: its ends must not cut a row that has one second moment, which is taken of the whole row."""
+        cdef Piece piece
+        for at in (lo, hi):
+            piece = pieces_from(&self.group, at)
+            if piece.array.row_length != 0 and 0 < piece.at < piece.array.stop - piece.array.start and (
+                    piece.at % piece.array.row_length):
+                raise ValueError(f"lo and hi must not cut a row under second_moment='row', but {at} cuts row "
+                                 f"{piece.at // piece.array.row_length} of "
+                                 f"{self.name(piece.array - self.group.arrays)}")
+        return 0
+
     # --- what it holds -------------------------------------------------------------------------------------------
 
     def attach(self, object store, str kind):
         """Take the arrays of a store, and its counts.  kind: of the state, "native", "bfloat16" or "uint8"."""
         cdef Group* group = &self.group
-        cdef Py_ssize_t i
+        cdef Py_ssize_t i, length
         counts = store.counts
         group.t = <long long*> address(counts["step"])
         group.started = <uint8_t*> address(counts["started"])
@@ -221,12 +238,21 @@ cdef class BoundGroup:
             group.signed[i], group.nearest[i] = slot.coding == "signed", slot.coding == "maximum"
             group.state_start[i] = store.starts[name]
             x = store.arrays.get(name)
-            if x is not None:
+            if x is not None and name in store.by_row:
+                group.moments[i], group.by_moments = self.own(x), True
+            elif x is not None:
                 group.state[i] = self.own(x)
                 group.state_itemsize[i] = x.itemsize
             scales = store.arrays.get(name + "_scale")
             if scales is not None:
                 group.scales[i] = <float*> self.own(scales)
+        group.longest = 1
+        for i in range(group.n_arrays):
+            length = (group.arrays[i].stop - group.arrays[i].start) // max(self.rows[i], 1)
+            group.arrays[i].first_row = group.n_rows
+            group.arrays[i].row_length = length if group.by_moments and length > 1 else 0
+            group.n_rows += self.rows[i]
+            group.longest = max(group.longest, group.arrays[i].row_length)
         if "master" in store.arrays:
             group.master = <float*> self.own(store.arrays["master"])
         if "ema" in store.arrays:

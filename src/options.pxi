@@ -31,4 +31,5 @@ cdef struct Step:
     double mu, mu_next, product, g_scale  # momentum; NAdam's schedule
     double up, down, lo, hi  # Rprop's and SuperSAB's rates
     bint first              # whether this is the first step of the array, which has no state yet
+    bint by_row             # whether each row of the array has one second moment
     bint rectified          # whether this step divides by the root; only RAdam has steps that do not

@@ -387,6 +387,7 @@ cdef class Plan:
         for at in (lo, hi):
             if cuts_row(self.space.groups[group], at):
                 raise ValueError(f"a range can't end within a row that is to sum to one, as element {at} is")
+        (<BoundGroup> self.groups[group]).refuse_cuts(lo, hi)
         return first + lo, first + chunks_to(hi) * CHUNK
 
     cdef int refuse_sums(self, bint summed) except -1:
@@ -407,7 +408,8 @@ cdef class Plan:
                 if group.arrays[j].g == NULL:
                     continue
                 if (before < 0 or group.started[before] != group.started[j] or group.t[before] != group.t[j]
-                        or (group.product != NULL and group.product[before] != group.product[j])):
+                        or (group.product != NULL and group.product[before] != group.product[j])
+                        or (group.arrays[before].row_length == 0) != (group.arrays[j].row_length == 0)):
                     self.form_step(group, j, n)
                     n += 1
                 group.arrays[j].step = n - 1
@@ -420,6 +422,7 @@ cdef class Plan:
             self.refuse_count(group.index, j)
         form_step(group.rule, &group.options, group.t[j] + 1, not group.started[j] or group.t[j] == 0,
                   group.product[j] if group.product != NULL else 1, self.space.steps + n)
+        self.space.steps[n].by_row = group.arrays[j].row_length != 0
         return 0
 
     cdef int form_keys(self) noexcept:

@@ -20,6 +20,9 @@ cdef enum:
 cdef enum Format:  # NATIVE: as the rule computes, in float64 or float32
     NATIVE, FLOAT32, BFLOAT16, FLOAT16, UINT8, FLOAT64
 
+cdef enum:
+    BEGUN = 1                # for Piece.rows_to
+
 cdef enum Bounds:
     NO_BOUNDS, SAME_BOUNDS, OWN_BOUNDS
 
@@ -60,12 +63,15 @@ cdef struct Array:
     int ndim
     Py_ssize_t* shape
     Py_ssize_t start, stop   # its place in the group's parameter space
+    Py_ssize_t row_length    # elements of a row that has one second moment; 0: each element has its own
+    Py_ssize_t first_row     # the place of its first row among the group's moments
     Py_ssize_t step          # which of Space.steps holds its constants
     double squared, factor   # as a group's, where each array is clipped by itself
     char* copy               # the array that receives the updated parameters, or NULL
 
 cdef struct Undo:            # a group as it was before the last step
     char* kept[KEPT]         # a copy of each of the group's flat arrays
+    char* moments[SLOTS]     # and of its second moments by row
     char* p                  # the parameters in the order of the parameter space
     char* copies             # and the contents of copy_to
     uint8_t* chunks          # of each chunk: is it kept?  One that the step does not change is left out
@@ -90,6 +96,10 @@ cdef struct Group:
     Py_ssize_t state_itemsize[SLOTS]
     double state_start[SLOTS]  # the value that each element of a state array starts at
     Format state_format
+    char* moments[SLOTS]     # state with one number for each row, as the rule computes; it has no `state`
+    bint by_moments          # there is some
+    Py_ssize_t n_rows        # of all arrays
+    Py_ssize_t longest       # elements of the longest row that has one second moment; at least 1
     float* scales[SLOTS]     # of UINT8 state, one for each block
     bint signed[SLOTS]       # UINT8 state that may be negative
     bint nearest[SLOTS]      # narrow state that isn't rounded stochastically
@@ -125,6 +135,7 @@ cdef struct Space:
     double max_grad_value    # 0: gradients are not clamped
     bint zero_grad, flush_denormals
     bint by_rows             # some gradient of this call is one of rows
+    bint begun               # all of them that this sweep reads have been taken
     uint64_t seed, t         # of the noise
 
 cdef struct Piece:           # neighbouring elements of one array
@@ -133,6 +144,9 @@ cdef struct Piece:           # neighbouring elements of one array
     Py_ssize_t at            # of the first one in the array
     Py_ssize_t row           # of the array's touched rows, the one that they lie in
     Py_ssize_t most          # elements that it may have, where it has a gradient
+    # Where rows have second moments: 0: it may reach over several rows.  Otherwise it may not, and a row that ends at
+    # or before this element of the parameter space has its moment taken when it is reached.  BEGUN: no row has.
+    Py_ssize_t rows_to
 
 
 cdef Piece pieces_from(const Group* group, Py_ssize_t start) noexcept nogil:
@@ -150,6 +164,7 @@ cdef Piece pieces_from(const Group* group, Py_ssize_t start) noexcept nogil:
     piece.at = start - piece.array.start
     piece.row = -1
     piece.most = PY_SSIZE_T_MAX
+    piece.rows_to = 0
     return piece
 
 
@@ -183,12 +198,34 @@ cdef bint next_row(Piece* piece, Py_ssize_t end) noexcept nogil:
     return True
 
 
+cdef inline Py_ssize_t row_end(const Piece* piece) noexcept nogil:
+    """Where the row ends in which a piece begins, of those with second moments."""
+    cdef Py_ssize_t length = piece.array.row_length
+    return piece.start + length - piece.at % length
+
+
+cdef inline void find_moments(const Group* group, const Piece* piece, void** s) noexcept nogil:
+    """Where the second moment of a piece's row lies, or its elements' own."""
+    cdef Py_ssize_t row = piece.at
+    cdef int j
+    if piece.array.touched != NULL and piece.row >= 0:
+        row = piece.array.touched.rows[piece.row]
+    elif piece.array.row_length != 0:
+        row = row // piece.array.row_length
+    row = (piece.array.first_row + row) * native_itemsize(group)
+    for j in range(SLOTS):
+        if group.moments[j] != NULL:
+            s[j] = group.moments[j] + row
+
+
 cdef inline bint next_stepped(Piece* piece, Py_ssize_t end) noexcept nogil:
     """The same for elements that have a gradient, at most piece.most; of rows, for those of one row."""
     if piece.array.touched != NULL and next_row(piece, end):
         return True
     while next_piece(piece, end):
         if piece.array.g != NULL and (piece.array.touched == NULL or to_row(piece)):
+            if piece.rows_to != 0 and piece.array.row_length != 0:
+                piece.stop = min(piece.stop, row_end(piece))
             if piece.stop - piece.start > piece.most:
                 piece.stop = piece.start + piece.most
             return True

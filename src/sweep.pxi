@@ -7,12 +7,10 @@
 from cython.parallel cimport prange
 
 cdef enum:
-    AHEAD = 512              # how many elements before their turn narrow numbers are prefetched
-    ROWS_AHEAD = 4           # the same for touched rows
     PARALLEL_FROM = 1 << 14  # elements: from here on a step takes several threads, and runs without the GIL
 
 cdef enum Work:          # of a sweep
-    STEP, FINISH, START, COPY, ADD, SQUARES, LARGEST, KEEP, RESTORE, CATCH_UP, DERIVE
+    STEP, FINISH, START, COPY, ADD, SQUARES, LARGEST, KEEP, RESTORE, CATCH_UP, DERIVE, BEGIN
 
 
 cdef bint staged(const Space* space, const Group* group) noexcept nogil:
@@ -20,6 +18,24 @@ cdef bint staged(const Space* space, const Group* group) noexcept nogil:
     return (group.factor != 1 or space.by_array or space.max_grad_value != 0 or group.bounds != NO_BOUNDS
             or group.ema != NULL or group.copy_format != NATIVE or space.zero_grad or group.formed
             or group.options.sum_to_one or (group.options.weight_decay != 0 and not group.options.decoupled))
+
+
+cdef APART apply_in_row(const Group* group, const Piece* piece, const floating* g, floating* p, void** s,
+                        const Options* o, const Step* k) noexcept nogil:
+    """The rule alone, with one second moment for the row.  If the piece is all of it, that is taken here, in cache."""
+    cdef Py_ssize_t n = piece.stop - piece.start
+    if n == piece.array.row_length and piece.rows_to != BEGUN:
+        take_moment(group.rule, mean_square(n, g), s, o, k)
+    apply_by_row(group.rule, n, p, g, s, o, k)
+
+
+cdef inline void apply_one(const Group* group, const Piece* piece, const floating* g, floating* p, void** s,
+                           const Options* o, const Step* k) noexcept nogil:
+    """The rule alone."""
+    if k.by_row:
+        apply_in_row(group, piece, g, p, s, o, k)
+    else:
+        apply_rule(group.rule, piece.stop - piece.start, p, g, s, o, k)
 
 
 cdef inline void apply(const Group* group, const Piece* piece, const floating* g, floating* p, void** s,
@@ -30,7 +46,7 @@ cdef inline void apply(const Group* group, const Piece* piece, const floating* g
     if o.weight_decay != 0 and not o.decoupled:
         decay_gradient(n, decayed, g, p, o.weight_decay)
         g = decayed
-    apply_rule(group.rule, n, p, g, s, o, k)
+    apply_one(group, piece, g, p, s, o, k)
     if group.bounds == SAME_BOUNDS:
         bound(n, p, group.low, group.high)
     elif group.bounds == OWN_BOUNDS:
@@ -41,82 +57,37 @@ cdef inline void apply(const Group* group, const Piece* piece, const floating* g
         settle(group, piece, p, o, keys)
 
 
+cdef inline const floating* usable_gradient(const Space* space, const Group* group, const Piece* piece,
+                                            const floating* p, floating* spare) noexcept nogil:
+    """A piece's gradient: read, or formed from a target, unscaled and clamped.
+
+    p: its parameters.  spare: two tiles: a stage reads one and writes the other.
+    """
+    cdef Py_ssize_t n = piece.stop - piece.start, turn = TILE
+    cdef double factor = factor_of(space, group, piece.array)
+    cdef const floating* g = read_piece(piece, spare)
+    if group.targets:
+        difference(n, spare + turn, p, g)
+        g = spare + turn
+        turn = TILE - turn
+    if factor != 1:
+        scale(n, spare + turn, g, factor)
+        g = spare + turn
+        turn = TILE - turn
+    if space.max_grad_value != 0:
+        clamp_gradient(n, spare + turn, g, space.max_grad_value)
+        g = spare + turn
+    return g
+
+
 cdef void run_segment(const Space* space, const Group* group, const Piece* piece, floating* p,
                       void** s) noexcept nogil:
     """All stages over one piece.  p, s: its parameters and its state as the rule takes them."""
-    cdef floating spare[2][TILE]  # a stage reads one and writes the other
-    cdef int turn = 1
-    cdef double factor = factor_of(space, group, piece.array)
-    cdef Py_ssize_t n = piece.stop - piece.start
-    cdef const floating* g = read_piece(piece, spare[0])
-    if group.targets:
-        difference(n, spare[turn], p, g)
-        g = spare[turn]
-        turn = 1 - turn
-    if factor != 1:
-        scale(n, spare[turn], g, factor)
-        g = spare[turn]
-        turn = 1 - turn
-    if space.max_grad_value != 0:
-        clamp_gradient(n, spare[turn], g, space.max_grad_value)
-        g = spare[turn]
+    cdef floating spare[2 * TILE]
+    cdef const floating* g = usable_gradient(space, group, piece, p, spare)
     apply(group, piece, g, p, s, &group.options, space.steps + piece.array.step, group.keys)
     if space.zero_grad and piece.array.touched == NULL:
         zero_piece(group, piece)
-
-
-cdef extern from *:
-    """
-    #if defined(__GNUC__)  /* without the empty statement gcc takes a function of prefetches for one without effect */
-    #define PREFETCH(p) do { __builtin_prefetch(p); __asm__ __volatile__(""); } while (0)
-    #else
-    #define PREFETCH(p) ((void)(p))
-    #endif
-    """
-    void PREFETCH(const void*) nogil
-
-
-cdef inline void prefetch(const void* p, Py_ssize_t at, Py_ssize_t itemsize) noexcept nogil:
-    """Ask for a block's elements from number `at` on, which may lie beyond the array's end.
-
-    Between the stages the processor's own prefetching loses its thread.
-    """
-    cdef uintptr_t start = <uintptr_t> p + at * itemsize
-    cdef Py_ssize_t i
-    for i in range(itemsize):  # a block of single bytes has four lines
-        PREFETCH(<const void*> start)
-        PREFETCH(<const void*> (start + 64))
-        PREFETCH(<const void*> (start + 128))
-        PREFETCH(<const void*> (start + 192))
-        start += BLOCK
-
-
-cdef inline void prefetch_part(const void* p, Py_ssize_t at, Py_ssize_t itemsize, Py_ssize_t n) noexcept nogil:
-    """Ask for elements at .. at+n-1."""
-    cdef uintptr_t line = (<uintptr_t> p + at * itemsize) & ~<uintptr_t> 63, end = <uintptr_t> p + (at + n) * itemsize
-    while p != NULL and line < end:
-        PREFETCH(<const void*> line)
-        line += 64
-
-
-cdef APART prefetch_row(const Group* group, const Piece* piece) noexcept nogil:
-    """At the beginning of a touched row, ask for one that comes soon: where it lies, the processor can't guess."""
-    cdef const Touched* touched = piece.array.touched
-    cdef Py_ssize_t row = piece.row + ROWS_AHEAD, n = min(touched.length, BLOCK), at
-    cdef int j
-    if row >= touched.n or piece.at != touched.rows[piece.row] * touched.length:
-        return
-    at = touched.rows[row] * touched.length
-    prefetch_part(piece.array.g, touched.entries[touched.first[row]] * touched.length,
-                  gradient_itemsize(group, piece.array), n)
-    prefetch_part(piece.array.p, at, parameter_itemsize(group), n)
-    if piece.array.behind != NULL:
-        PREFETCH(piece.array.behind.done + touched.rows[row])
-    at += piece.array.start
-    for j in range(SLOTS):
-        prefetch_part(group.state[j], at, group.state_itemsize[j], n)
-    prefetch_part(group.master, at, sizeof(float), n)
-    prefetch_part(group.ema, at, native_itemsize(group), n)
 
 
 cdef void replay(const Group* group, const Piece* piece, const Past* past, floating* p, void** s) noexcept nogil:
@@ -124,6 +95,17 @@ cdef void replay(const Group* group, const Piece* piece, const Past* past, float
     cdef floating zeros[TILE]
     fill(piece.stop - piece.start, zeros, past.zero)
     apply(group, piece, zeros, p, s, &past.options, &past.step, past.keys)
+
+
+cdef inline floating* parameters_of(const Group* group, const Piece* piece, floating* widened) noexcept nogil:
+    """What a rule works on: the parameters of a piece, their master copy, or narrow ones widened."""
+    if floating is float:
+        if group.master != NULL:
+            return group.master + piece.start
+        if group.format != NATIVE:
+            widen(group.format, piece.stop - piece.start, widened, piece.array.p, piece.at)
+            return widened
+    return <floating*> piece.array.p + piece.at
 
 
 cdef void replay_piece(const Group* group, const Piece* piece, const Past* past) noexcept nogil:
@@ -137,15 +119,12 @@ cdef void replay_piece(const Group* group, const Piece* piece, const Past* past)
         if group.state[j] != NULL and group.state_format != NATIVE:
             decode_block(group, j, piece.start, n, buffer[j])
             s[j] = buffer[j]
+    if group.by_moments:
+        find_moments(group, piece, s)
     if group.wide:
         replay(group, piece, past, <double*> piece.array.p + piece.at, s)
-    elif group.master != NULL:
-        replay(group, piece, past, group.master + piece.start, s)
-    elif group.format == NATIVE:
-        replay(group, piece, past, <float*> piece.array.p + piece.at, s)
     else:
-        widen(group.format, n, widened, piece.array.p, piece.at)
-        replay(group, piece, past, widened, s)
+        replay(group, piece, past, parameters_of(group, piece, widened), s)
     for j in range(SLOTS):
         if group.state[j] != NULL and group.state_format != NATIVE:
             encode_block(group, j, piece.start, n, buffer[j], group.nearest[j], past.keys)
@@ -181,10 +160,141 @@ cdef void catch_up_row(const Group* group, const Array* a, Py_ssize_t at) noexce
             finish_row_at(group, a, at, &a.behind.log[i].options, a.behind.log[i].keys)
 
 
+# --- rows whose second moment has to be taken before their first piece is stepped -------------------------------------
+
+cdef bint next_part(const Group* group, const Piece* row, Piece* part) noexcept nogil:
+    """Go on to the next part of a row, which lies in one tile and, of narrow numbers, in one block."""
+    part.start = part.stop
+    part.at = row.at + part.start - row.start
+    part.stop = min(part.start + TILE, row.start + row.array.row_length)
+    if group.format != NATIVE or group.state_format != NATIVE:
+        part.stop = min(part.stop, (part.start // BLOCK + 1) * BLOCK)
+    return part.start < part.stop
+
+
+cdef floating mean_of_row(const Space* space, const Group* group, const Piece* row, const Past* past,
+                          floating* spare) noexcept nogil:
+    """The mean of the squared gradient, as the rule sees it, of a row in which a piece begins; as `mean_square`.
+
+    past: the missed step that it is of, or NULL.  spare: four tiles.
+    """
+    cdef const Options* o = &group.options if past == NULL else &past.options
+    cdef const floating* g
+    cdef const floating* p
+    cdef double lanes[LANES]
+    cdef double total = 0
+    cdef Py_ssize_t n, column = 0, length = row.array.row_length
+    cdef Piece part = row[0]
+    while column < length:
+        n = min(TILE, length - column)
+        part.start, part.at, part.stop = row.start + column, row.at + column, row.start + column + n
+        p = parameters_of(group, &part, spare + 3 * TILE)
+        if past == NULL:
+            g = usable_gradient(space, group, &part, p, spare)
+        else:
+            fill(n, spare, past.zero)
+            g = spare
+        if o.weight_decay != 0 and not o.decoupled:
+            decay_gradient(n, spare + 2 * TILE, g, p, o.weight_decay)
+            g = spare + 2 * TILE
+        if column % CHUNK == 0:
+            memset(lanes, 0, sizeof(lanes))
+        add_squares(0, n, g, lanes)
+        column += n
+        if column % CHUNK == 0 or column == length:
+            total += fold(lanes)
+    return <floating> (total / length)
+
+
+cdef void take_row(const Space* space, const Group* group, const Piece* row, const Past* past) noexcept nogil:
+    """Take the second moment of a row in which a piece begins."""
+    cdef double spare[4 * TILE]
+    cdef void* s[SLOTS]
+    cdef const Options* o = &group.options
+    cdef const Step* k = space.steps + row.array.step
+    if past != NULL:
+        o, k = &past.options, &past.step
+    find_moments(group, row, s)
+    if group.wide:
+        take_moment(group.rule, mean_of_row(space, group, row, past, spare), s, o, k)
+    else:
+        take_moment(group.rule, mean_of_row(space, group, row, past, <float*> spare), s, o, k)
+
+
+cdef void catch_up_moments(const Space* space, const Group* group, const Piece* row) noexcept nogil:
+    """All steps that a row has missed in which a piece begins: one after the other, since each needs the whole row."""
+    cdef const Behind* behind = row.array.behind
+    cdef Py_ssize_t i
+    cdef Piece part = row[0]
+    part.rows_to = BEGUN
+    for i in range(first_missed(behind, row.at) if behind.n else 0, behind.n):
+        take_row(space, group, row, behind.log + i)
+        part.stop = row.start
+        while next_part(group, row, &part):
+            replay_piece(group, &part, behind.log + i)
+
+
+cdef APART begin_row(const Space* space, const Group* group, const Piece* row, bint caught_up_only) noexcept nogil:
+    """What a row needs in which a piece begins, before that is stepped."""
+    if row.array.behind != NULL:
+        catch_up_moments(space, group, row)
+    if not caught_up_only:
+        take_row(space, group, row, NULL)
+
+
+cdef APART begin_piece(const Space* space, const Group* group, const Piece* piece, bint caught_up_only) noexcept nogil:
+    """What a piece needs before it is stepped; that of a row in several pieces needs it at the first of them."""
+    cdef Py_ssize_t length = piece.array.row_length
+    if length == 0 or piece.stop - piece.start == length:
+        if piece.array.behind != NULL and (caught_up_only or piece.array.touched != NULL):
+            catch_up_piece(group, piece)
+    elif piece.at % length == 0 and piece.start + length <= piece.rows_to:
+        begin_row(space, group, piece, caught_up_only)
+
+
+cdef void begin_group(const Space* space, const Group* group, Py_ssize_t start, Py_ssize_t end) noexcept nogil:
+    """Take the second moments of the rows that begin in start .. end-1."""
+    cdef Piece piece = pieces_from(group, start)
+    piece.rows_to = BEGUN
+    while group.by_moments and next_stepped(&piece, end):
+        if piece.array.row_length != 0 and piece.at % piece.array.row_length == 0:
+            take_row(space, group, &piece, NULL)
+
+
+cdef void begin_cut_rows(const Space* space, Work work, Py_ssize_t first, Py_ssize_t last, Py_ssize_t n) noexcept nogil:
+    """Begin the rows that the cuts between parts of a sweep divide; every other row is begun by the thread that has it.
+    """
+    cdef const Group* group
+    cdef Py_ssize_t i, part, start, before, here
+    cdef Piece row
+    cdef bint flush = space.flush_denormals
+    cdef uint64_t mode = enter_mode(flush)
+    for i in range(space.n_groups):
+        group = space.groups[i]
+        here = first
+        for part in range(1, n if group.by_moments else 1):
+            before, here = here, cut(space, work, first, last, part, n)
+            start = here - group.position
+            if not 0 < start < group.size:
+                continue
+            row = pieces_from(group, start)
+            if row.array.row_length == 0 or row.at <= 0 or row.at % row.array.row_length == 0:
+                continue
+            start -= row.at % row.array.row_length
+            if group.position + start < before:  # an earlier cut divides it, too
+                continue
+            row = pieces_from(group, start)
+            start += row.array.row_length
+            if (work == CATCH_UP and not space.by_rows and next_piece(&row, start)) or next_stepped(&row, start):
+                begin_row(space, group, &row, work == CATCH_UP)
+    leave_mode(mode, flush)
+
+
 cdef void catch_up_group(const Space* space, const Group* group, Py_ssize_t start, Py_ssize_t end) noexcept nogil:
     """Bring elements start .. end-1 up to date; in a call by rows, those that are touched."""
     cdef Piece piece = pieces_from(group, start)
     cdef Py_ssize_t length, at
+    piece.rows_to = end
     while next_stepped(&piece, end) if space.by_rows else next_piece(&piece, end):
         if piece.array.behind == NULL or piece.array.behind.n == 0:
             continue
@@ -198,7 +308,7 @@ cdef void catch_up_group(const Space* space, const Group* group, Py_ssize_t star
         length = piece.array.behind.length
         piece.stop = min(piece.stop, min(piece.array.start + (piece.at // length + 1) * length,
                                          (piece.start // BLOCK + 1) * BLOCK))
-        catch_up_piece(group, &piece)
+        begin_piece(space, group, &piece, True)
 
 
 cdef inline void run_plain(const Space* space, const Group* group, const Piece* piece, floating* p,
@@ -207,7 +317,7 @@ cdef inline void run_plain(const Space* space, const Group* group, const Piece* 
     cdef const Touched* touched = piece.array.touched
     cdef Py_ssize_t moved = touched.entries[touched.first[piece.row]] - touched.rows[piece.row]
     cdef const floating* g = <const floating*> piece.array.g + piece.at + moved * touched.length
-    apply_rule(group.rule, piece.stop - piece.start, p, g, s, &group.options, space.steps + piece.array.step)
+    apply_one(group, piece, g, p, s, &group.options, space.steps + piece.array.step)
 
 
 cdef void run_pieces(const Space* space, const Group* group, Piece* piece, Py_ssize_t end) noexcept nogil:
@@ -220,10 +330,12 @@ cdef void run_pieces(const Space* space, const Group* group, Piece* piece, Py_ss
             piece.stop = min(piece.stop, (piece.start // TILE + 1) * TILE)
         if piece.array.touched != NULL:
             prefetch_row(group, piece)
-            if piece.array.behind != NULL:
-                catch_up_piece(group, piece)
+        if piece.array.behind != NULL or piece.stop - piece.start < piece.array.row_length:
+            begin_piece(space, group, piece, False)
         for j in range(SLOTS):
             s[j] = group.state[j] + piece.start * group.state_itemsize[j]
+        if group.by_moments:
+            find_moments(group, piece, s)
         if plain and piece.array.touched != NULL and is_plain(piece):
             if group.wide:
                 run_plain(space, group, piece, <double*> piece.array.p + piece.at, s)
@@ -255,12 +367,11 @@ cdef WIDE run_narrow(const Space* space, const Group* group, const Piece* piece,
     run_segment(space, group, piece, p, s)
 
 
-cdef APART catch_up_block(const Group* group, Piece piece, Py_ssize_t end) noexcept nogil:
-    """Bring the touched rows of a block up to date."""
+cdef APART begin_block(const Space* space, const Group* group, Piece piece, Py_ssize_t end) noexcept nogil:
+    """Begin the pieces of a block."""
     cdef bint more = True
     while more:
-        if piece.array.touched != NULL:
-            catch_up_piece(group, &piece)
+        begin_piece(space, group, &piece, False)
         more = next_stepped(&piece, end)
 
 
@@ -273,8 +384,8 @@ cdef WIDE run_block(const Space* space, const Group* group, Piece* piece, Py_ssi
     cdef const Array* first = piece.array
     cdef bint dense = first.touched == NULL, more = True
     cdef int j
-    if group.by_rows and group.options.exact:
-        catch_up_block(group, piece[0], end)
+    if group.by_moments or (group.by_rows and group.options.exact):
+        begin_block(space, group, piece[0], end)
     if dense and group.master != NULL:
         prefetch(group.master, start + AHEAD, 4)
     elif dense:
@@ -289,13 +400,9 @@ cdef WIDE run_block(const Space* space, const Group* group, Piece* piece, Py_ssi
             s[j] = buffer[j] + (piece.start - start)
             if group.state_format == NATIVE:
                 s[j] = group.state[j] + piece.start * group.state_itemsize[j]
-        if group.format == NATIVE:
-            run_narrow(space, group, piece, <float*> piece.array.p + piece.at, s)
-        elif group.master != NULL:
-            run_narrow(space, group, piece, group.master + piece.start, s)
-        else:
-            widen(group.format, piece.stop - piece.start, widened, piece.array.p, piece.at)
-            run_narrow(space, group, piece, widened, s)
+        if group.by_moments:
+            find_moments(group, piece, s)
+        run_narrow(space, group, piece, parameters_of(group, piece, widened), s)
         more = piece.stop < end and next_stepped(piece, end)
     if dense:
         prefetch(first.g, start + AHEAD - first.start, gradient_itemsize(group, first))
@@ -311,6 +418,7 @@ cdef void run_group(const Space* space, const Group* group, Py_ssize_t start, Py
     """Step elements start .. end-1 of one group's parameter space, from the start of a block."""
     cdef Piece piece = pieces_from(group, start)
     cdef Py_ssize_t stop
+    piece.rows_to = BEGUN if space.begun else end
     if group.format != NATIVE or group.state_format != NATIVE:
         while next_stepped(&piece, end):  # only blocks that have a gradient
             start = piece.start // BLOCK * BLOCK
@@ -328,7 +436,8 @@ cdef void run_part(const Space* space, Work work, Py_ssize_t first, Py_ssize_t l
     cdef const Group* group
     cdef Py_ssize_t i, start, end
     # the others compute nothing
-    cdef bint flush = space.flush_denormals and (work == STEP or work == FINISH or work == ADD or work == CATCH_UP)
+    cdef bint flush = space.flush_denormals and (work == STEP or work == FINISH or work == ADD or work == CATCH_UP
+                                                 or work == BEGIN)
     cdef uint64_t mode = enter_mode(flush)
     for i in range(space.n_groups):
         group = space.groups[i]
@@ -348,6 +457,8 @@ cdef void run_part(const Space* space, Work work, Py_ssize_t first, Py_ssize_t l
             derive_group(group, start, end)
         elif work == CATCH_UP:
             catch_up_group(space, group, start, end)
+        elif work == BEGIN:
+            begin_group(space, group, start, end)
         elif work == ADD:
             add_gradients(space, group, start, end)
         elif work == SQUARES or work == LARGEST:
@@ -363,6 +474,8 @@ cdef void sweep(const Space* space, Work work, Py_ssize_t first, Py_ssize_t last
     if n_threads <= 1:
         run_part(space, work, first, last)
     else:
+        if not space.begun and (work == STEP or work == CATCH_UP):
+            begin_cut_rows(space, work, first, last, n_threads)
         for part in prange(n_threads, schedule="static", num_threads=n_threads):
             run_part(space, work, cut(space, work, first, last, part, n_threads),
                      cut(space, work, first, last, part + 1, n_threads))

@@ -28,7 +28,7 @@ cdef void move_elements(const Group* group, Py_ssize_t start, Py_ssize_t end, bi
     """All that a group holds for elements start .. end-1, whole chunks or up to its end."""
     cdef const Undo* undo = group.undo
     cdef Piece piece = pieces_from(group, start)
-    cdef Py_ssize_t low, size, p_size = parameter_itemsize(group), copy_size = copy_itemsize(group)
+    cdef Py_ssize_t low, size, length, p_size = parameter_itemsize(group), copy_size = copy_itemsize(group)
     cdef Flat flat
     cdef int i
     for i in range(KEPT):
@@ -43,6 +43,13 @@ cdef void move_elements(const Group* group, Py_ssize_t start, Py_ssize_t end, bi
         if group.copy_format != NATIVE:
             carry(piece.array.copy + piece.at * copy_size, undo.copies + piece.start * copy_size, size * copy_size,
                   back)
+        length = max(piece.array.row_length, 1)  # the rows that begin in it
+        low = (piece.at + length - 1) // length
+        size = ((piece.at + size + length - 1) // length - low) * native_itemsize(group)
+        low = (piece.array.first_row + low) * native_itemsize(group)
+        for i in range(SLOTS):
+            if group.moments[i] != NULL:
+                carry(group.moments[i] + low, undo.moments[i] + low, size, back)
 
 
 cdef void move_chunks(const Group* group, Py_ssize_t start, Py_ssize_t end, bint back) noexcept nogil:
@@ -91,6 +98,9 @@ cdef int keep_undo(BoundGroup bound) except -1:
         flat = flat_array(group, i)
         if flat.p != NULL:
             undo.kept[i] = kept_bytes(bound, (group.size + flat.per - 1) // flat.per * flat.itemsize)
+    for i in range(SLOTS):
+        if group.moments[i] != NULL:
+            undo.moments[i] = kept_bytes(bound, group.n_rows * native_itemsize(group))
     undo.p = kept_bytes(bound, group.size * parameter_itemsize(group))
     if group.copy_format != NATIVE:
         undo.copies = kept_bytes(bound, group.size * copy_itemsize(group))

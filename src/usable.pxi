@@ -137,7 +137,7 @@ cdef bint fits(Plan plan, const Group* group, double factor, double g, double lo
     if group.wide:
         x = factor * g
         x = limit if limit and x > limit else x
-        return not isinf(x * x)
+        return not isinf(x * x * group.longest)  # the mean over a row is formed from the sum
     y = <float> factor * <float> g
     y = <float> limit if limit and y > <float> limit else y
     y = y * y

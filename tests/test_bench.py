@@ -134,6 +134,7 @@ def test_every_contender_that_is_here_passes_its_check(name):
         Task((5000,), state_dtype="uint8"),
         Task((5000,), state_dtype="bfloat16"),
         Task((8192,), rows=32),
+        Task((8192,), "Adagrad", {"second_moment": "row"}, rows=32),
         Task((8192,), rows=300, spread="zipf"),
         Task((8192,), rows=32, spread="half"),
         Task((8192,), options={"rows": "exact", "flush_denormals": True}, rows=32),

@@ -81,12 +81,17 @@ class Composition:
         self.p = p.view("uint16") if self.kind != "float32" else p.copy()
         self.master = wide(self.p, self.kind).copy() if "master" in formats else None
         self.state, self.slots = {}, slots(name)
+        by_row = options.get("second_moment") == "row"  # these are not narrow
+        self.moments = {slot for slot in self.slots if by_row and getattr(ac, name).rule.state[slot].moment}
         for slot, value in starts(name, options).items():
             if value:
                 self.put(slot, np.full(p.size, value, "float32"), ref.NEAREST)
 
+    def format_of(self, name):
+        return "float32" if name in self.moments else self.formats.get("state_dtype", "float32")
+
     def put(self, name, x, words):
-        kind = self.formats.get("state_dtype", "float32")
+        kind = self.format_of(name)
         if kind == "float32":
             self.state[name] = x
         elif kind == "bfloat16":
@@ -95,7 +100,7 @@ class Composition:
             self.state[name], self.state[f"{name}_scale"] = ref.to_uint8(x, words, name not in UNSIGNED)
 
     def get(self, name):
-        kind = self.formats.get("state_dtype", "float32")
+        kind = self.format_of(name)
         x = self.state[name]
         if kind == "bfloat16":
             return ref.from_bfloat16(x)
@@ -104,17 +109,21 @@ class Composition:
     def words(self, quantity):
         return noise(self.p.size, self.seed, self.t, 0, quantity)
 
+    def rule(self, p, g, s):
+        return spec(self.name)(p, g, s, self.t, **self.options)
+
     def step(self, g):
         self.t += 1
         s = {name: self.get(name) for name in self.slots if name in self.state}
         if "mu_product" in self.state:
             s["mu_product"] = self.state["mu_product"]
         # before the first step state is all zeros, but for 8 bits without a sign, where it is the smallest scale
-        for name in self.slots if self.t == 1 and self.formats.get("state_dtype") == "uint8" else ():
-            if name in UNSIGNED and name not in s and (name != "max_exp_avg_sq" or self.options.get("amsgrad")):
+        for name in self.slots if self.t == 1 else ():
+            used = name != "max_exp_avg_sq" or self.options.get("amsgrad")
+            if self.format_of(name) == "uint8" and name in UNSIGNED and name not in s and used:
                 s[name] = np.full(self.p.size, 2.0**-126, "float32")
         p = self.master if self.master is not None else wide(self.p, self.kind)
-        p = self.behind(spec(self.name)(p, g, s, self.t, **self.options))
+        p = self.behind(self.rule(p, g, s))
         if self.master is not None:
             self.master, self.p = p, narrow(p, self.kind)
         else:

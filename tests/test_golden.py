@@ -371,6 +371,40 @@ def test_yogis_second_moment_is_never_negative(beta2, dtype):
     assert np.isfinite(p).all()
 
 
+FBGEMM = json.loads((Path(__file__).parent / "data" / "fbgemm.json").read_text())  # says how it was made
+
+
+def test_fbgemms_adagrad_by_row():
+    p = (np.arange(16).reshape(4, 4) / 8 - 1).astype("float32")
+    opt = ac.Adagrad(p, lr=0.25, eps=1e-3, second_moment="row")
+    for t, (rows, want) in enumerate(zip(FBGEMM["rows"], FBGEMM["trace"], strict=True)):
+        i, j = np.indices((len(rows), 4))
+        opt.step(ac.Rows(np.array(rows), ((-1.0) ** (i + j) * (1 + i + 2 * j + t) / 4).astype("float32")))
+        np.testing.assert_allclose(p, want, rtol=0, atol=3e-7)
+    assert opt.state["sum"].tolist() == [[x] for x in FBGEMM["moments"]]
+
+
+def test_moments_by_row_by_hand():
+    """The squares of (3, 4) have the mean 12.5, those of (1, 7) 25; those of 1 and 2 by themselves are 1 and 4."""
+    grads = [np.array([[3.0, 4.0], [1.0, -7.0]]), np.array([1.0, 2.0])]
+    for cls, options, v, steps in [
+        (ac.Adagrad, {"eps": 0.0}, 1.0, 1.0),
+        (ac.RMSprop, {"eps": 0.0, "alpha": 0.5}, 0.5, 2**0.5),
+        (ac.RMSprop, {"eps": 0.0, "alpha": 0.75, "momentum": 0.5}, 0.25, 2.0),
+        (ac.Adam, {"eps": 0.0, "betas": (0.5, 0.75)}, 0.25, 1.0),
+        (ac.Adam, {"eps": 0.0, "amsgrad": True, "betas": (0.5, 0.75)}, 0.25, 1.0),
+        (ac.AdamW, {"eps": 0.0, "betas": (0.0, 0.5), "weight_decay": 0.0}, 0.5, 1.0),
+    ]:
+        p = [np.zeros((2, 2)), np.zeros(2)]
+        opt = cls(p, lr=1.0, second_moment="row", **options)
+        opt.step(grads)
+        moments = next(x for name, x in opt.state.items() if name in ("sum", "square_avg", "exp_avg_sq"))
+        np.testing.assert_allclose(moments[0], [[12.5 * v], [25.0 * v]], rtol=1e-14)
+        np.testing.assert_allclose(moments[1], [v, 4 * v], rtol=1e-14)
+        np.testing.assert_allclose(p[0], -steps * grads[0] / [[12.5**0.5], [5.0]], rtol=1e-14)
+        np.testing.assert_allclose(p[1], [-steps, -steps], rtol=1e-14)
+
+
 def test_decay_alone_shrinks_by_a_power():
     p = np.ones(1)
     opt = ac.AdamW(p, lr=0.1, weight_decay=0.5)

@@ -83,10 +83,15 @@ def check_against_dense(make, shape, steps, formats=None):
         size = int(np.prod(shape))
         mask = np.zeros(len(a["params"]), bool)
         mask[:size] = np.repeat(touched, size // shape[0])
+        rows = np.zeros(shape[0] + len(mask) - size, bool)  # of one number for each row; those beside have one element
+        rows[: shape[0]] = touched
         blocks = np.repeat(np.logical_or.reduceat(mask, np.arange(0, len(mask), 256)), 256)[: len(mask)]
         flats = {"params": None, "copies": None, **a["arrays"]}
         for key in flats:
             x, y, z = (d[key] if key in ("params", "copies") else d["arrays"][key] for d in (a, b, old))
+            if x is not None and len(x) == len(rows):
+                assert_same_bits(x[rows], y[rows], key)
+                assert_same_bits(x[~rows], z[~rows], f"{key}, which was not touched")
             if x is None or len(x) != len(mask):
                 continue
             coded = formats == "uint8" and x.dtype in ("uint8", "int8")

@@ -182,3 +182,74 @@ def test_bags(mode, weighted):  # torch takes weights of entries for sums only
         weights = np.repeat(1 / np.maximum(sizes, 1), sizes) if mode == "mean" else factors
         opt.step(ac.Rows(indices, g, offsets=offsets, weights=weights))
         np.testing.assert_allclose(p, bag.weight.detach().numpy(), **CLOSE)
+
+
+# --- one second moment for each row -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("more", [{}, {"state_dtype": "uint8"}], ids=str)
+@pytest.mark.parametrize(("name", "moment"), [("Adagrad", "sum"), ("RMSprop", "square_avg"), ("Adam", "exp_avg_sq"),
+                                              ("AdamW", "exp_avg_sq")])  # fmt: skip
+def test_moments_by_row(name, moment, more):
+    """Steps are those over arrays; the state is one number for each row, and a checkpoint resumes it."""
+    shapes = [(50, 6), (7,), (3, 4, 5)]
+    rng = np.random.default_rng(0)
+    start = [rng.normal(size=shape).astype("float32") for shape in shapes]
+    options = {"lr": 0.1, "second_moment": "row", **more}
+    arrays = [x.copy() for x in start]
+    plain = getattr(ac, name)(arrays, **options)
+    params, other = ([torch.nn.Parameter(torch.tensor(x)) for x in start] for _ in range(2))
+    opt = getattr(door, name)(params, **options)
+    for t in range(4):
+        table = ac.Rows(np.array([3, 9, 3]), rng.normal(size=(3, 6)).astype("float32"))
+        dense = [rng.normal(size=shape).astype("float32") for shape in shapes[1:]]
+        plain.step([table, *dense])
+        params[0].grad = torch.sparse_coo_tensor(table.indices[None], torch.tensor(table.values), (50, 6))
+        for p, g in zip(params[1:], dense, strict=True):
+            p.grad = torch.tensor(g)
+        opt.step()
+        if t == 1:  # go on with another optimizer
+            resumed = getattr(door, name)(other, **options)
+            resumed.load_state_dict(copy.deepcopy(opt.state_dict()))
+            for p, q in zip(params, other, strict=True):
+                q.data.copy_(p.data)
+            params, opt = other, resumed
+    for p, x, v in zip(params, arrays, plain.state[moment], strict=True):
+        assert np.array_equal(p.detach().numpy(), x)
+        assert opt.state[p][moment].shape == v.shape == (*x.shape[:1], *(1,) * (x.ndim - 1))
+        assert np.array_equal(opt.state[p][moment].numpy(), v)
+    opt.state[params[0]][moment].fill_(7.0)  # it is the state itself
+    opt.step()
+    assert opt.state[params[0]][moment].min() > 1
+
+
+def test_moments_by_row_that_do_not_fit():
+    table = torch.nn.Parameter(torch.ones(4, 6))
+    opt = door.Adam([table], second_moment="row")
+    table.grad = torch.ones(4, 6)
+    opt.step()
+    with pytest.raises(ValueError, match="PyTorch's Adam has no second_moment='row', only 'element'"):
+        opt.state_dict(format="torch")
+    theirs = torch.optim.Adam([table])
+    theirs.step()
+    before = copy.deepcopy(opt.state_dict())
+    with pytest.raises(
+        ValueError, match=r"'exp_avg_sq' must be a tensor of one number for each row, of shape \(4, 1\)"
+    ):
+        opt.load_state_dict(theirs.state_dict())
+    assert torch.equal(before["state"][0]["exp_avg_sq"], opt.state[table]["exp_avg_sq"])
+    opt.step()
+    turned = torch.nn.Parameter(torch.ones(6, 4).t())
+    message = (
+        r"parameter 0 of group 0 is not contiguous, and second_moment='row' needs its rows in memory: p.data = p\."
+    )
+    with pytest.raises(ValueError, match=message):
+        door.Adam([turned], second_moment="row")
+    opt = door.Adam([torch.nn.Parameter(torch.ones(2, 2))], second_moment="row")
+    with pytest.raises(ValueError, match="parameter 0 of group 1 is not contiguous"):
+        opt.add_param_group({"params": [turned]})
+    opt.add_param_group({"params": [turned], "second_moment": "element"})
+    with pytest.raises(ValueError, match="second_moment must be 'element' or 'row', got 'rows'"):
+        door.Adagrad([table], second_moment="rows")
+    with pytest.raises(TypeError, match="second_moment"):
+        door.SGD([table], second_moment="row")

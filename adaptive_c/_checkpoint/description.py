@@ -70,6 +70,7 @@ def _form(group: ParamGroup) -> dict[str, Any]:
         "state_dtype": "float64" if group.computed == "float64" else group.options["state_dtype"] or "float32",
         "master": group.options["master"],
         "rounding": group.options["rounding"],
+        "row_lengths": group.layout.row_lengths() if group.store.by_row else None,  # where rows have second moments
         "sizes": group.layout.sizes,
         "names": list(group.layout.keys) if group.layout.keys else None,
     }
@@ -287,6 +288,7 @@ def _check_group(
             raise ValueError(f"{where}: its sizes can't be {size!r}; they are whole numbers")
     sizes = list(map(int, sizes))
     _check_cut(sizes, _get(d, "names", (list, tuple, type(None)), where), ours, version, where)
+    _check_rows(d.get("row_lengths"), ours["row_lengths"], where)  # files of earlier versions don't have it
     arrays = _get(d, "arrays", _DICT, where)
     wanted = {name: (array.dtype, array.size) for name, array in group.store.arrays.items() if name != "sums"}
     if parameters:
@@ -321,6 +323,18 @@ def _check_cut(sizes: list[int], names: Any, ours: dict[str, Any], version: int,
     for name, size, mine in zip(own, sizes, ours["sizes"], strict=True):
         if size != mine:
             raise ValueError(f"{where}: array {name!r} has {size} elements, this optimizer's {mine}{remedy}")
+
+
+def _check_rows(given: Any, ours: Any, where: str) -> None:
+    """Refuse second moments of other rows."""
+    if (given is None) != (ours is None):
+        kinds = ["row" if x is not None else "element" for x in (given, ours)]
+        raise ValueError(f"{where}: its second_moment is {kinds[0]!r}, this optimizer's {kinds[1]!r}; they can't be "
+                         "converted: construct the optimizer as the saved one was")  # fmt: skip
+    if given is not None and list(map(list, given)) != ours:
+        raise ValueError(
+            f"{where} has second moments of other rows: [rows, elements of each] are {given}, this optimizer's {ours}"
+        )
 
 
 def _check_arrays(

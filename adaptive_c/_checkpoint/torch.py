@@ -18,7 +18,11 @@ from .._run.run import Run
 _CLASSES = ("SGD", "Adagrad", "RMSprop", "Adadelta", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "Rprop")
 # How PyTorch computes, keys that its schedulers add, names that nothing reads, and the numbers of the tensors.
 _DROPPED = {"foreach", "fused", "capturable", "differentiable", "initial_lr", "param_names", "params"}
-_ONLY = {"eps_mode": "outside", "variant": "irprop-"}  # the one value that PyTorch has of options that it lacks
+_ONLY = {
+    "eps_mode": "outside",
+    "variant": "irprop-",
+    "second_moment": "element",
+}  # the one value that PyTorch has of options that it lacks
 
 
 def check_class(rule: Rule, groups: Iterable[Mapping[str, Any]]) -> None:
@@ -120,9 +124,9 @@ def _check_group(
     names, per_array = store.state, run.rule.per_array
     counts = {"step": store.counts["step"].copy(), **{name: np.full(len(numbers), x) for name, x in per_array.items()}}
     steps, started = counts["step"], np.zeros(len(numbers), "uint8")
-    flats = {name: np.full(group.bound.size, store.starts[name], group.computed) for name in names}
-    at = 0
-    for j, (number, param) in enumerate(zip(numbers, group.layout.arrays, strict=True)):
+    flats = {name: np.full(store.arrays[name].size, store.starts[name], group.computed) for name in names}
+    parts = {name: group.layout.parts(flat, name in store.by_row) for name, flat in flats.items()}
+    for j, number in enumerate(numbers):
         label = f"state_dict['state'][{number!r}]"
         state = _check_state(
             states.get(number), {*names, *per_array} if is_sgd else {"step", *names, *per_array}, label
@@ -135,18 +139,17 @@ def _check_group(
         for name in per_array if state else ():
             counts[name][j] = _number(state[name], f"{label}[{name!r}]")
         for name in names if state else ():
-            array = _array(state[name], f"{label}[{name!r}]")
-            if array.shape != param.shape:
-                raise ValueError(f"{label}[{name!r}] has shape {array.shape}, its parameter {param.shape}")
+            array, own = _array(state[name], f"{label}[{name!r}]"), parts[name][j]
+            if array.shape != own.shape:
+                raise ValueError(f"{label}[{name!r}] has shape {array.shape}, its parameter's is {own.shape}")
             with np.errstate(all="ignore"):
-                flats[name][at : at + param.size] = array.reshape(-1)
-        at += param.size
+                own[...] = array
 
     def write() -> None:
         for slot, name in enumerate(store.slots):
             if name not in flats:
                 continue
-            if store.kind != "native":
+            if store.kind != "native" and name not in store.by_row:
                 group.bound.encode(slot, flats[name])
             elif store.slots[name].coding == "sign":  # of Rprop's last gradient only the sign counts
                 store.arrays[name][:] = np.nan_to_num(np.sign(flats[name]))

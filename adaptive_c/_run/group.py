@@ -212,11 +212,14 @@ class ParamGroup(MutableMapping[str, Any]):
         """The schedules by the option's name; for a pair a tuple of schedules and numbers."""
         return MappingProxyType({name: value for name, value in self._options.items() if follows(value)})
 
-    def find(self, name: str) -> Any:
-        """The live state of this name, or None."""
+    def find(self, name: str, decoded: bool = False) -> Any:
+        """The live state of this name, or a decoded copy; None if there is none."""
         store = self.store
         if name in store.slots or name == "master":
-            return self.layout.views(store.arrays[name]) if name in store.arrays else None
+            if name not in store.arrays:
+                return None
+            flat = store.decoded(name, self.bound) if decoded else store.arrays[name]
+            return self.layout.views(flat, name in store.by_row)
         if name in store.counts:  # a count, or NAdam's product
             counts = store.counts[name]
             if self.layout.keys == ():

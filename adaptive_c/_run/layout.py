@@ -26,6 +26,7 @@ class Layout:
             self.keys, self.arrays = (), (params,)
         self._uint16_as = uint16_as
         self.sizes: list[int] = []  # of the arrays, once they are bound
+        self.rows: list[int] = []  # their lengths along the first axis
 
     def given(self) -> Any:
         """The arrays in a structure like the one that they were given in."""
@@ -45,15 +46,29 @@ class Layout:
             return items[0]
         return tuple(items) if self.keys is None else MappingProxyType(dict(zip(self.keys, items, strict=True)))
 
-    def views(self, flat: Array) -> Any:
-        """Views of a flat array in the structure and shapes of the parameters."""
-        if self.keys == ():
-            return flat.reshape(self.arrays[0].shape)
+    def parts(self, flat: Array, by_row: bool = False) -> list[Array]:
+        """Views of a flat array in the shapes of the parameters; by_row: of one number for each row, (rows, 1, ...)."""
         found, at = [], 0
-        for array, size in zip(self.arrays, self.sizes, strict=True):
-            found.append(flat[at : at + size].reshape(array.shape))
-            at += size
-        return self.arrange(found)
+        for array, size, rows in zip(self.arrays, self.sizes, self.rows, strict=True):
+            n, shape = (rows, array.shape[:1] + (1,) * (array.ndim - 1)) if by_row else (size, array.shape)
+            found.append(flat[at : at + n].reshape(shape))
+            at += n
+        return found
+
+    def views(self, flat: Array, by_row: bool = False) -> Any:
+        """The same in the structure of the parameters."""
+        return self.arrange(self.parts(flat, by_row))
+
+    def row_lengths(self) -> list[list[int]]:
+        """How long the rows are, in order: [rows, elements of each]; neighbours of one length are counted together."""
+        found: list[list[int]] = []
+        for size, rows in zip(self.sizes, self.rows, strict=True):
+            length = size // max(rows, 1)
+            if found and found[-1][1] == length:
+                found[-1][0] += rows
+            elif rows:
+                found.append([rows, length])
+        return found
 
     def match(self, arrays: Any, name: str) -> list[tuple[Array, Array, str]]:
         """(parameter, its partner, the partner's name) for arrays in the structure of the parameters."""

@@ -179,6 +179,7 @@ OPTIONS: dict[str, Option] = {
     "lr_decay": Option(Number(0), movable=True),
     "initial_accumulator_value": Option(Number(0)),
     "momentum_decay": Option(Number(0), movable=True),
+    "second_moment": Option(choice("element", "row"), fixed=True),
     "etas": Option(Pair(Number(0, 1, open_low=True), Number(1, open_low=True)), movable=True),
     "step_sizes": Option(Pair(Number(0), _positive, ascending=True), movable=True, tied=True),
     "eta_plus": Option(Number(1, open_low=True), movable=True),
@@ -389,6 +390,16 @@ def check_together(options: Mapping[str, Any], where: str) -> None:
         if not ((follows(momentum) or momentum > 0) and (follows(dampening) or dampening == 0)):
             given = " and ".join(f"{name}={options[name]!r}" for name in ("momentum", "dampening") if name in options)
             raise ValueError(f"{where}nesterov=True needs momentum > 0 and dampening 0, got {given}")
+    if options.get("centered") and options.get("second_moment") == "row":
+        raise ValueError(
+            f"{where}centered=True is refused with second_moment='row': the mean square of a row less the square of "
+            "one element's mean is no variance; drop one of them"
+        )
+    if options.get("second_moment") == "row" and options["rows"] == "exact" and options["sum_to_one"]:
+        raise ValueError(
+            f"{where}sum_to_one={options['sum_to_one']!r} is refused with rows='exact' and second_moment='row' together; "
+            "drop one"
+        )
 
 
 def observed(options: Mapping[str, Any], t: int, metric: float) -> dict[str, Any]:

@@ -12,12 +12,14 @@ class Slot(NamedTuple):
 
     coding: "signed", "unsigned", "maximum" (of numbers that never fall: they are rounded to nearest, since noise would
     push them up) or "sign" (-1, 0 or 1, in int8).  when: the option that switches it on.  start: the option that says
-    at which number it starts; 0 otherwise.
+    at which number it starts; 0 otherwise.  moment: it is a second moment, which under second_moment="row" has one
+    number for each row, of the type that the rule computes in.
     """
 
     coding: str
     when: str = ""
     start: str = ""
+    moment: bool = False
 
     def needed(self, options: Mapping[str, Any]) -> bool:
         """With these options?  What a schedule moves may be 0 now and on later."""

@@ -144,7 +144,7 @@ class Run:
             self.guard, self.rule.name, self.rule.squares, layout.keys, layout.arrays, name,
             self._uint16_as == "bfloat16",
         )  # fmt: skip
-        layout.sizes, bound.layout = bound.sizes, layout
+        layout.sizes, layout.rows, bound.layout = bound.sizes, bound.rows, layout
         return given, layout, bound
 
     def _complete(self, index: int, given: dict[str, Any], layout: Layout, bound: Any, where: str) -> ParamGroup:

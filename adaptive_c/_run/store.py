@@ -46,13 +46,18 @@ class Store:
         computed: str,
         allocate: Allocate = zeros,
     ) -> None:
-        n = sum(layout.sizes)
+        n, rows = sum(layout.sizes), sum(layout.rows)
         slots = rule.state
         self.slots, self.computed, self._size, self._allocate = slots, computed, n, allocate
         self.kind = options["state_dtype"] if options["state_dtype"] in ("bfloat16", "uint8") else "native"
+        by_row = options.get("second_moment") == "row"
+        self.by_row = {name for name, slot in slots.items() if slot.moment and by_row}  # one number for each row
         self.arrays: dict[str, Array] = {}
         for turn, (name, slot) in enumerate(slots.items(), 1):
-            if slot.needed(options):
+            if name in self.by_row and slot.needed(options):
+                self.arrays[name] = allocate(rows, computed, turn)
+                self.arrays[name][:] = options[slot.start] if slot.start else 0.0
+            elif slot.needed(options):
                 dtype = {"native": computed, "bfloat16": "uint16", "uint8": "uint8"}[self.kind]
                 self.arrays[name] = allocate(n, "int8" if slot.coding == "sign" else dtype, turn)
                 if self.kind == "uint8":
@@ -78,16 +83,16 @@ class Store:
 
     def kind_of(self, name: str) -> str:
         """What the elements of an array are: the name of their dtype, or "bfloat16"."""
-        if name in self.slots:
+        if name in self.slots and name not in self.by_row:
             return (
                 "int8" if self.slots[name].coding == "sign" else self.computed if self.kind == "native" else self.kind
             )
-        return self.computed if name in ("ema", "sums") else "float32"
+        return self.computed if name in ("ema", "sums") or name in self.by_row else "float32"
 
     def decoded(self, name: str, bound: Any) -> Array:
         """A copy of a state array as the rule computes, widened from whatever it is stored in."""
         stored = self.arrays[name]
-        if self.kind == "native":
+        if self.kind == "native" or name in self.by_row:
             return stored.astype(self.computed)
         flat = np.empty(stored.size, "float32")
         bound.decode(list(self.slots).index(name), flat)

@@ -42,6 +42,8 @@ def plan(large: int) -> Iterator[tuple[str, Task, list[str]]]:
     }
     for rule, names in peers.items():
         yield f"{rule}, {k:,} of {n:,} rows", replace(task, rule=rule), names
+    by_row = replace(task, rule="Adagrad", options={"second_moment": "row"})
+    yield f'Adagrad, second_moment="row", {k:,} rows', by_row, ["FBGEMM"]
     for spread, what in (("zipf", "Zipf-distributed"), ("half", "half of the indices are one row's")):
         names = ["as many unique rows", "torch SparseAdam"]
         yield f"AdamW, {k:,} indices, {what}", replace(task, spread=spread), names
@@ -97,7 +99,7 @@ def expected(contender: Contender, task: Task) -> tuple[Array, Array, Array]:
         part: dict[str, Any] = {key: x[some] for key, x in state.items()}
         p[some] = rule(p[some], g[some], part, t, **options)
         for key, x in part.items():
-            state.setdefault(key, np.zeros_like(p))[some] = x
+            state.setdefault(key, np.zeros((len(p), *x.shape[1:])))[some] = x
     return touched, before, p
 
 

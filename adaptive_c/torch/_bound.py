@@ -17,7 +17,7 @@ from ._signature import ELSEWHERE
 from ._state import BESIDE, names_beside, restore_beside, shown, stored_as, to_restore
 from ._tensors import Array, Tensor, array, check, gradient, view
 
-FORMATS = ("state_dtype", "master", "rounding")  # how numbers are stored
+FORMATS = ("state_dtype", "master", "rounding", "second_moment")  # how state is stored
 REFUSED = ("capturable", "differentiable")
 Place = tuple[int, int]  # an address and torch's count of the writes to a tensor
 FRESH = {"t": 0, "skipped_steps": 0, "grad_norm": float("nan")}
@@ -76,7 +76,7 @@ class Form:
 
     def fits(self, options: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
         """Has a group of the run with the options `now` what other options need?"""
-        same = all(options[name] == now[name] for name in FORMATS)
+        same = all(options.get(name) == now.get(name) for name in FORMATS)
         there = (options["ema_decay"] is None) == (now["ema_decay"] is None)
         return (
             same
@@ -108,7 +108,7 @@ class Form:
         for i, group in enumerate(groups, first):
             self.check_names(group, i)
             for j, p in enumerate(group["params"]):
-                check(p, f"parameter {j} of group {i}")
+                check(p, f"parameter {j} of group {i}", group.get("second_moment") == "row")
             options = self.options(group)
             for dtype in {p.dtype: None for p in group["params"]}:
                 small.append({"params": [array(x := torch.zeros(1, dtype=dtype, device="cpu"), x)], **options})
@@ -136,6 +136,7 @@ class Part:
         self.group, self.store = group, group.store
         group.bound.takes_tensors = True
         self.ends = np.cumsum(group.layout.sizes).tolist()
+        self.rows = np.cumsum(group.layout.rows).tolist()
         self.steps = torch.zeros(len(self.params), device="cpu")  # what torch has as "step"
         self.shown: Array = self.steps.numpy()
         self.seen = self.steps._version
@@ -206,7 +207,7 @@ class Part:
     # --- state as tensors --------------------------------------------------------------------------------------------
 
     def view(self, j: int) -> dict[str, Tensor]:
-        return shown(self.group.rule, self.store, j, self.params[j], self.ends[j], self.steps[j])
+        return shown(self.group.rule, self.store, j, self.params[j], self.ends[j], self.rows[j], self.steps[j])
 
     def show(self, state: Any) -> bool:
         """Give torch's dict the state of the tensors that have been stepped since the last time; is there any?"""
@@ -250,7 +251,7 @@ class Bound:
             options = form.options(group)
             by_dtype: dict[Any, list[Tensor]] = {}
             for j, p in enumerate(group["params"]):
-                check(p, f"parameter {j} of group {i}")
+                check(p, f"parameter {j} of group {i}", group.get("second_moment") == "row")
                 by_dtype.setdefault(p.dtype, []).append(p)
             self.owners.append([Part(f"param_groups[{i}]", params) for params in by_dtype.values()])
             specs += [{"params": part.arrays, **options} for part in self.owners[-1]]

@@ -167,6 +167,8 @@ class Optimizer(torch.optim.Optimizer):
         for group in self.param_groups:
             for name, value in more.items():
                 group.setdefault(name, value)
+            for p in group["params"] if group.get("second_moment") == "row" else ():
+                self.state.pop(p, None)  # torch's Adagrad has made a sum for each element
         self._start()
         self._form.check(self.param_groups, 0)
         self._live = _Live(dict(FRESH))

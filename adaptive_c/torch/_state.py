@@ -4,6 +4,7 @@ The names are torch's.  8-bit state, which torch would take for numbers, has nam
 of the blocks that they lie in, and the place in its block at which the tensor begins.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -29,13 +30,22 @@ def names_beside(rule: Rule) -> tuple[str, ...]:
     return () if rule.name == "sgd" else ("step", *rule.per_array)
 
 
-def shown(rule: Rule, store: Store, j: int, p: Tensor, stop: int, step: Tensor) -> dict[str, Tensor]:
-    """The state of tensor j, which ends at `stop` in its group: views.  step: its count."""
+def _row_shape(p: Tensor) -> tuple[int, ...]:
+    """Of one number for each row of a parameter."""
+    return (*p.shape[:1], *(1,) * (p.dim() - 1))
+
+
+def shown(rule: Rule, store: Store, j: int, p: Tensor, stop: int, row: int, step: Tensor) -> dict[str, Tensor]:
+    """The state of tensor j, which ends before element `stop` and `row` of its group: views.  step: its count."""
     start = stop - p.numel()
     found: dict[str, Tensor] = {}
     for name in names_beside(rule):
         found[name] = step if name == "step" else torch.from_numpy(store.counts[name])[j]
     for name in (*store.state, *(x for x in BESIDE if x in store.arrays)):
+        if name in store.by_row:
+            shape = _row_shape(p)
+            found[name] = torch.from_numpy(store.arrays[name][row - math.prod(shape) : row]).view(shape)
+            continue
         part = view(store.arrays[name][start:stop], p)
         if name in store.slots and store.kind == "uint8":
             scales = store.arrays[f"{name}_scale"][start // BLOCK : -(-stop // BLOCK)]
@@ -66,7 +76,14 @@ def to_restore(rule: Rule, store: Store, p: Tensor, given: Mapping[str, Any]) ->
     numbers = decoded(rule, p, given)
     found = {name: numbers[name] for name in names_beside(rule) if name in numbers}
     for name in store.state:
-        if (x := numbers.get(name)) is not None:
+        if (x := numbers.get(name)) is not None and name in store.by_row:
+            if not isinstance(x, torch.Tensor) or x.shape != _row_shape(p):
+                raise ValueError(
+                    f"the state {name!r} must be a tensor of one number for each row, of shape {_row_shape(p)}, for "
+                    f"second_moment='row'; got {f'shape {tuple(x.shape)}' if isinstance(x, torch.Tensor) else x!r}"
+                )
+            found[name] = x
+        elif x is not None:
             _check_shape(x, p, name)
             x = laid_out(x, p)
             found[name] = x if p.is_contiguous() else x.as_strided((x.numel(),), (1,))
@@ -85,7 +102,8 @@ def restore_beside(store: Store, pairs: list[tuple[dict[str, Tensor], Mapping[st
     pairs: of each tensor its views, and what was given.  Codes fit only if they lie in their blocks as they did, and
     if blocks that two tensors share have one scale; otherwise what was encoded anew stays.
     """
-    coded = [f"{name}_{kind}" for name in store.state if store.kind == "uint8" for kind in _CODED]
+    narrow = store.state if store.kind == "uint8" else []
+    coded = [f"{name}_{kind}" for name in narrow if name not in store.by_row for kind in _CODED]
     names = [name for name in store.arrays if name in store.slots or name.endswith("_scale")] if coded else []
     before = {name: store.arrays[name].copy() for name in names}
 

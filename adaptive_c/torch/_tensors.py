@@ -12,8 +12,8 @@ Tensor = Any  # torch.Tensor
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
-def check(p: Tensor, name: str) -> None:
-    """Refuse a parameter that can't be stepped in place."""
+def check(p: Tensor, name: str, by_row: bool) -> None:
+    """Refuse a parameter that can't be stepped in place.  by_row: its rows have second moments."""
     if isinstance(p, torch.nn.parameter.UninitializedTensorMixin):
         return  # of a lazy module: looked at again when it is stepped
     inner = p.detach()
@@ -37,6 +37,9 @@ def check(p: Tensor, name: str) -> None:
                         "and torch.view_as_complex of it in the model")  # fmt: skip
     if inner.dtype not in DTYPES:
         raise TypeError(f"{name} has dtype {inner.dtype}; parameters are float32, float64, float16 or bfloat16")
+    if by_row and not inner.is_contiguous():
+        raise ValueError(f"{name} is not contiguous, and second_moment='row' needs its rows in memory: p.data = "
+                         "p.data.contiguous()")  # fmt: skip
     if not dense(inner):
         raise ValueError(f"{name} has strides {inner.stride()} with gaps or overlaps for shape {tuple(inner.shape)}; "
                          "make it dense: p.data = p.data.contiguous()")  # fmt: skip
