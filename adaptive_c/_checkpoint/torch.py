@@ -141,7 +141,7 @@ def _check_group(
         for name in names if state else ():
             array, own = _array(state[name], f"{label}[{name!r}]"), parts[name][j]
             if array.shape != own.shape:
-                raise ValueError(f"{label}[{name!r}] has shape {array.shape}, its parameter's is {own.shape}")
+                raise ValueError(f"{label}[{name!r}] has shape {array.shape}, its parameter {own.shape}")
             with np.errstate(all="ignore"):
                 own[...] = array
 

@@ -397,8 +397,8 @@ def check_together(options: Mapping[str, Any], where: str) -> None:
         )
     if options.get("second_moment") == "row" and options["rows"] == "exact" and options["sum_to_one"]:
         raise ValueError(
-            f"{where}sum_to_one={options['sum_to_one']!r} is refused with rows='exact' and second_moment='row' together; "
-            "drop one"
+            f"{where}sum_to_one={options['sum_to_one']!r} is refused with rows='exact' and second_moment='row' "
+            "together; drop one of the three"
         )
 
 
