@@ -69,12 +69,15 @@ class Stepping:
         """
         if loss_scale is None and metric is None and lr is None and target is ... and params is None:
             self._step(grads)
-        elif target is ...:
-            self._step(grads, *self._for_one_step(metric, loss_scale, lr), params)
-        elif grads is ...:
-            self._step(target, *self._for_one_step(metric, loss_scale, lr), params, True)
-        else:
+            return
+        targets = target is not ...
+        if targets and grads is not ...:
             raise TypeError("a step takes either grads or a target, whose difference to the parameters is the gradient")
+        given = target if targets else grads
+        if loss_scale is None and metric is None and "lr" not in self.rule.read_once:  # there is nothing to check
+            self._step(given, 0.0, None, 0.0, lr, params, targets)
+        else:
+            self._step(given, *self._for_one_step(metric, loss_scale, lr), params, targets)
 
     def rebind(self, params: Any) -> None:
         """Put other arrays into the place of the parameters: they are updated from now on.

@@ -35,6 +35,7 @@ cdef class BoundGroup:
     cdef bint bare               # one array, in no structure
     cdef bint uint16_is_bfloat16
     cdef dict ranges             # of an option, for each of its numbers (low, high): between them no check is needed
+    cdef double lr_low, lr_high  # those of lr
     cdef object check_followed   # what checks the other values that a schedule may give
     cdef list followers
     cdef list keep               # whatever else its pointers point into
@@ -318,6 +319,7 @@ cdef class BoundGroup:
         """ranges: of an option, for each of its numbers (low, high); a number between them needs no further check.
         check_followed(options, name, part, value, t): what a schedule gave otherwise, checked."""
         self.ranges, self.check_followed = ranges, check_followed
+        self.lr_low, self.lr_high = ranges["lr"][0]
 
     def commit_if(self, long long version, dict changes, tuple bounds=None):
         """Take over options that were checked against those of this version; False if there are other ones by now.
@@ -438,11 +440,8 @@ cdef class BoundGroup:
 
     cdef double checked_lr(self, lr, long long t) except? -1:
         """A number in place of the group's lr, in the step after t applied ones: checked as that is."""
-        cdef double low, high
-        if PyFloat_Check(lr) and "lr" in self.ranges:
-            low, high = self.ranges["lr"][0]
-            if low < PyFloat_AS_DOUBLE(lr) < high:
-                return PyFloat_AS_DOUBLE(lr)
+        if PyFloat_Check(lr) and self.lr_low < PyFloat_AS_DOUBLE(lr) < self.lr_high:
+            return PyFloat_AS_DOUBLE(lr)
         return self.check_followed(self.options, "lr", 0, lr, t)
 
     cdef replace(self, dict old, dict new):
