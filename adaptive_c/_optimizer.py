@@ -144,6 +144,7 @@ class Optimizer(Habits, Stepping, Saving):
     """
 
     rule: ClassVar[Rule]
+    _part: ClassVar[tuple[int, int]] = (0, 1)  # which of how many processes, that share the state, this is
 
     max_grad_norm = Setting()
     norm_over = Setting()
@@ -200,7 +201,7 @@ class Optimizer(Habits, Stepping, Saving):
             and (not hasattr(params["params"], "__array_interface__") or any(name in defaults for name in params))
         ):
             raise ValueError("params looks like one group dict; groups come in a list: [{'params': ...}]")
-        run = Run(self.rule._replace(label=type(self).__name__), defaults, uint16_as)
+        run = Run(self.rule._replace(label=type(self).__name__), defaults, uint16_as, part=self._part)
         run.plan.n_threads = checked_threads(n_threads)
         run.start(params, settings, flag("keep_undo", keep_undo))
         self._bind(run)

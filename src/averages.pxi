@@ -14,24 +14,31 @@ cdef void swap(char* a, char* b, Py_ssize_t size) noexcept:
         a, b, size = a + n, b + n, size - n
 
 
+cdef Py_ssize_t held(Plan plan, const Group* group, const Array* a, Py_ssize_t* start) noexcept:
+    """How many elements of an array have their average in this process; start: the first of them."""
+    start[0] = min(max(a.start, plan.low - group.position), a.stop)
+    return max(min(a.stop, plan.high - group.position) - start[0], 0)
+
+
 cdef exchange(Plan plan, bint entering):
     """Exchange parameters and averages.  Narrow parameters are saved apart, since an average is not narrow."""
     cdef Group* group
     cdef Array* a
-    cdef Py_ssize_t i, j, n, size
+    cdef Py_ssize_t i, j, n, size, start, at
     saved = iter(plan.narrow_saved)
     for i in range(plan.space.n_groups):
         group = plan.space.groups[i]
         size = native_itemsize(group)
         for j in range(group.n_arrays if group.ema != NULL else 0):
             a = group.arrays + j
-            n = a.stop - a.start
+            n = held(plan, group, a, &start)
+            at = start - a.start
             if group.format == NATIVE:
-                swap(a.p, group.ema + a.start * size, n * size)
+                swap(a.p + at * size, group.ema + start * size, n * size)
             else:
-                carry(a.p, PyByteArray_AS_STRING(next(saved)), 2 * n, not entering)
+                carry(a.p + 2 * at, PyByteArray_AS_STRING(next(saved)), 2 * n, not entering)
                 if entering:
-                    narrow(group.format, n, a.p, 0, <float*> group.ema + a.start)
+                    narrow(group.format, n, a.p, at, <float*> group.ema + start)
 
 
 cdef class Averages:
@@ -43,7 +50,7 @@ cdef class Averages:
 
     def __enter__(self):
         cdef Group* group
-        cdef Py_ssize_t i, j
+        cdef Py_ssize_t i, j, start
         cdef Guard guard = self.plan.guard
         guard.take(AVERAGED)
         try:
@@ -52,7 +59,7 @@ cdef class Averages:
             for i in range(self.plan.space.n_groups):
                 group = self.plan.space.groups[i]
                 for j in range(group.n_arrays if group.ema != NULL and group.format != NATIVE else 0):
-                    self.plan.narrow_saved.append(bytearray(2 * (group.arrays[j].stop - group.arrays[j].start)))
+                    self.plan.narrow_saved.append(bytearray(2 * held(self.plan, group, group.arrays + j, &start)))
             guard.rest = AVERAGED
             exchange(self.plan, True)
         finally:

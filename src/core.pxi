@@ -37,5 +37,6 @@ include "once.pxi"       # a learning rate for one call
 include "averages.pxi"   # parameters and averages exchanged
 include "arraywise.pxi"  # a step array by array, as gradients arrive
 include "binding.pxi"    # groups linked, and their arrays replaced
+include "shards.pxi"     # a step of several processes, each of which has a part
 include "plan.pxi"       # steps
 include "ceiling.pxi"    # the machine's limit, for benchmarks

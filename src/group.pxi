@@ -224,9 +224,12 @@ cdef class BoundGroup:
     # --- what it holds -------------------------------------------------------------------------------------------
 
     def attach(self, object store, str kind):
-        """Take the arrays of a store, and its counts.  kind: of the state, "native", "bfloat16" or "uint8"."""
+        """Take the arrays of a store, and its counts.  kind: of the state, "native", "bfloat16" or "uint8".
+
+        Where a store begins at a later element than the first, pointers point that far before its arrays.
+        """
         cdef Group* group = &self.group
-        cdef Py_ssize_t i, length
+        cdef Py_ssize_t i, length, start = store.start
         counts = store.counts
         group.t = <long long*> address(counts["step"])
         group.started = <uint8_t*> address(counts["started"])
@@ -242,11 +245,11 @@ cdef class BoundGroup:
             if x is not None and name in store.by_row:
                 group.moments[i], group.by_moments = self.own(x), True
             elif x is not None:
-                group.state[i] = self.own(x)
+                group.state[i] = self.own(x) - start * <Py_ssize_t> x.itemsize
                 group.state_itemsize[i] = x.itemsize
             scales = store.arrays.get(name + "_scale")
             if scales is not None:
-                group.scales[i] = <float*> self.own(scales)
+                group.scales[i] = <float*> self.own(scales) - start // BLOCK
         group.longest = 1
         for i in range(group.n_arrays):
             length = (group.arrays[i].stop - group.arrays[i].start) // max(self.rows[i], 1)
@@ -255,9 +258,9 @@ cdef class BoundGroup:
             group.n_rows += self.rows[i]
             group.longest = max(group.longest, group.arrays[i].row_length)
         if "master" in store.arrays:
-            group.master = <float*> self.own(store.arrays["master"])
+            group.master = <float*> self.own(store.arrays["master"]) - start
         if "ema" in store.arrays:
-            group.ema = self.own(store.arrays["ema"])
+            group.ema = self.own(store.arrays["ema"]) - start * native_itemsize(group)
 
     cdef char* own(self, array) except? NULL:
         self.keep.append(array)
@@ -288,7 +291,8 @@ cdef class BoundGroup:
         self.group.copy_format = FORMATS[kind]
 
     cdef attach_sums(self):
-        self.group.sums = self.own(self.store.add_sums())
+        cdef Py_ssize_t start = self.store.start
+        self.group.sums = self.own(self.store.add_sums()) - start * native_itemsize(&self.group)
 
     cdef list new_spans(self):
         """The spans for the plan's index, once."""

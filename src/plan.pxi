@@ -23,6 +23,8 @@ cdef class Plan:
     cdef readonly dict settings
     cdef readonly long long version  # how often they were assigned
     cdef public int n_threads      # 0: not chosen
+    cdef public Py_ssize_t low, high  # the positions that this process sweeps; others have the rest
+    cdef public object combine     # what completes a reduction by what other processes have found, or None
     cdef readonly bint dynamic     # the loss scale is
     cdef readonly bint keeps_undo
     cdef Space space
@@ -44,6 +46,7 @@ cdef class Plan:
     def __init__(self, Guard guard, check_followed):
         self.guard, self.check_followed, self.groups, self.memory = guard, check_followed, [], Spans()
         self.counts.loss_scale, self.counts.grad_norm = 1, NAN
+        self.low, self.high = 0, PY_SSIZE_T_MAX
 
     def __dealloc__(self):
         free(self.space.groups)
@@ -146,6 +149,10 @@ cdef class Plan:
     def averages(self):
         """For a ``with`` block, inside which the parameters are their averages."""
         return Averages(self)
+
+    def sharing(self, grads, bint stepping, double loss_scale=0.0, observed=None, double metric=0.0, lr=None):
+        """For a ``with`` block in which several processes sum gradients and step, each its part.  See `Sharing`."""
+        return Sharing(self, grads, stepping, loss_scale, observed, metric, lr)
 
     def stepping(self, double loss_scale=0.0, observed=None, double metric=0.0, lr=None):
         """For a ``with`` block that is one step, array by array.  The arguments are those of `step`."""
@@ -360,6 +367,10 @@ cdef class Plan:
     cdef int run(self, Work what, Py_ssize_t work, Py_ssize_t first, Py_ssize_t last) except -1:
         """Sweep over positions first .. last-1, of which `work` are written, without the GIL if they are many."""
         cdef int n_threads
+        if what != ADD:  # other processes' positions are theirs
+            first, last = max(first, self.low), min(last, self.high)
+            if first >= last:
+                return 0
         if work < PARALLEL_FROM:
             sweep(&self.space, what, first, last, 1)
             return 0

@@ -35,7 +35,7 @@ cdef bint inspect(Plan plan, double loss_scale, Py_ssize_t work) except -1:
     cdef bint looked = False   # for the largest values
     plan.space.by_array = by_array
     if plan.max_grad_norm:
-        plan.run(SQUARES, work, 0, plan.space.end)
+        reduce_all(plan, SQUARES, work)
         for i in range(plan.space.n_groups):
             group = plan.space.groups[i]
             for j in range(group.n_arrays if by_array else 0):
@@ -59,6 +59,17 @@ cdef bint inspect(Plan plan, double loss_scale, Py_ssize_t work) except -1:
             raise ValueError("the norm of the gradients overflows; nothing was changed")
     plan.counts.grad_norm = norm
     return usable
+
+
+cdef int reduce_all(Plan plan, Work what, Py_ssize_t work) except -1:
+    """Reduce every chunk; those of other processes come from them."""
+    cdef Py_ssize_t n = plan.space.end // CHUNK + plan.space.n_arrays
+    if plan.combine is not None:
+        memset(plan.space.partial, 0, n * sizeof(double))
+    plan.run(what, work, 0, plan.space.end)
+    if plan.combine is not None:
+        plan.combine(<double[:n]> plan.space.partial)
+    return 0
 
 
 cdef bint judge(Plan plan, Group* group, Array* a, double norm, double loss_scale, Py_ssize_t work, bint* finite,
@@ -89,7 +100,7 @@ cdef bint judge(Plan plan, Group* group, Array* a, double norm, double loss_scal
         # the root of the sum of squares bounds every element; only where it is too large a second look is needed
         if not fits(plan, group, factor, sqrt(squared) * (1 + 1e-6) if plan.max_grad_norm else NAN, loss_scale):
             if not looked[0]:
-                plan.run(LARGEST, work, 0, plan.space.end)
+                reduce_all(plan, LARGEST, work)
                 looked[0] = True
             if not fits(plan, group, factor, reduced(&plan.space, group, a, False), loss_scale):
                 usable = False
@@ -145,16 +156,17 @@ cdef bint fits(Plan plan, const Group* group, double factor, double g, double lo
 
 
 cdef complain(Plan plan, Py_ssize_t index, double loss_scale):
-    """Name the first element of a group that doesn't fit."""
+    """Name the first element of a group that doesn't fit, if this process has it."""
     cdef BoundGroup bound = <BoundGroup> plan.groups[index]
     cdef Group* group = &bound.group
-    cdef Piece piece = pieces_from(group, 0)
+    cdef Py_ssize_t end = min(max(plan.high - group.position, 0), group.size)
+    cdef Piece piece = pieces_from(group, min(max(plan.low - group.position, 0), end))
     cdef Py_ssize_t i
     cdef double wide[2]
     cdef float narrow[2]
     cdef double x
     piece.most = 1
-    while next_stepped(&piece, group.size):
+    while next_stepped(&piece, end):
         if group.wide:
             x = gradient_of(group, &piece, <double*> wide, wide + 1)[0]
         else:

@@ -303,7 +303,8 @@ def test_the_examples_of_the_docstrings(module):
 
 PAGES = [page.relative_to(ROOT) for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))]
 DOORS = ("torch", "scipy", "sklearn", "ml_dtypes", "thinc")  # which an example may import
-CLIENTS = re.compile("import (transformers|lightning)|from (transformers|lightning)")  # test_clients.py runs these
+# test_clients.py and test_mpi.py run these
+CLIENTS = re.compile("import (transformers|lightning)|from (transformers|lightning|mpi4py)")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=str)

@@ -6,7 +6,7 @@ it, the caller gives again: see docs/checkpoints.md.
 """
 
 import math
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 import numpy as np
@@ -30,21 +30,30 @@ _COUNTS = {"step": "int64", "started": "uint8", "mu_product": "float64", "summed
 
 
 def _live(group: ParamGroup, parameters: bool, pending: int) -> dict[str, Entry]:
-    """The arrays of a group by name, as they lie in memory; sums only while some are pending."""
+    """The arrays of a group by name, as far as this process holds them; sums only while some are pending."""
     found = {}
     if parameters:
-        flat = [array.reshape(-1) for array in group.layout.arrays]
+        flat = _held(group)
         dtype = group.bound.dtype
         found["params"] = Entry(dtype, [x.view("uint16") for x in flat] if dtype == "bfloat16" else flat)
     for name, array in group.store.arrays.items():
         if name != "sums" or pending:
             found[name] = Entry(group.store.kind_of(name), [array])
     if pending:
-        end = 0
+        end = -group.store.start
         for size, summed in zip(group.layout.sizes, group.store.counts["summed"], strict=True):
             end += size
             if not summed:  # what lies there is of an earlier step
-                found["sums"].pieces[0][end - size : end] = 0
+                found["sums"].pieces[0][max(end - size, 0) : max(end, 0)] = 0
+    return found
+
+
+def _held(group: ParamGroup) -> list[Array]:
+    """The parameters of a group, flat, as far as their state is in this process."""
+    found, at = [], -group.store.start
+    for array, size in zip(group.layout.arrays, group.layout.sizes, strict=True):
+        found.append(array.reshape(-1)[max(-at, 0) : max(group.store.size - at, 0)])
+        at += size
     return found
 
 
@@ -121,19 +130,23 @@ def held(run: Run) -> dict[str, Any]:
     return found
 
 
+def contents(run: Run, parameters: bool) -> tuple[dict[str, Any], dict[str, Entry]]:
+    """What a file has: a run without its arrays, and the arrays as far as this process holds them."""
+    about, pending = _describe(run), run.plan.pending
+    arrays: dict[str, Entry] = {}
+    counts: dict[str, list[Array]] = {}  # of all groups, one after the other
+    for i, group in enumerate(run.groups):
+        if (names := about["groups"][i]["names"]) is not None:
+            about["groups"][i]["names"] = [encoded(key, f"params of group {i}") for key in names]
+        for name, array in _counts(group, pending).items():
+            counts.setdefault(name, []).append(array)
+        arrays |= {f"{i}.{name}": entry for name, entry in _live(group, parameters, pending).items()}
+    return about, arrays | {name: Entry(_COUNTS[name], pieces) for name, pieces in counts.items()}
+
+
 def save(run: Run, path: Any, parameters: bool) -> None:
     with run.guard:
-        about, pending = _describe(run), run.plan.pending
-        arrays: dict[str, Entry] = {}
-        counts: dict[str, list[Array]] = {}  # of all groups, one after the other
-        for i, group in enumerate(run.groups):
-            if (names := about["groups"][i]["names"]) is not None:
-                about["groups"][i]["names"] = [encoded(key, f"params of group {i}") for key in names]
-            for name, array in _counts(group, pending).items():
-                counts.setdefault(name, []).append(array)
-            arrays |= {f"{i}.{name}": entry for name, entry in _live(group, parameters, pending).items()}
-        arrays |= {name: Entry(_COUNTS[name], pieces) for name, pieces in counts.items()}
-        file.write(path, about, arrays)
+        file.write(path, *contents(run, parameters))
 
 
 # --- restoring -------------------------------------------------------------------------------------------------------
@@ -155,24 +168,28 @@ def load_state_dict(run: Run, d: Any) -> None:
                 raise TypeError(f"state_dict['groups'][{i}]['arrays'][{name!r}] must be a flat NumPy array, as "
                                 f"state_dict() gives it; got {type(array).__name__}")  # fmt: skip
     with run.guard:
-        _restore(run, d, "state_dict", parameters=False)
+        _prepare(run, d, "state_dict", parameters=False)()
 
 
 def load(run: Run, path: Any, parameters: bool) -> None:
     with run.guard, file.reading(path) as (head, arrays):
-        where = str(path)
-        groups = _get(head, "groups", list, where)
-        for group in groups:
-            group["arrays"] = {}
-            if head.get("version") != 1 and isinstance(group.get("names"), list):
-                group["names"] = [decoded(name) for name in group["names"]]
-        for label, array in arrays.items():
-            index, _, name = label.partition(".")
-            if index.isdecimal() and int(index) < len(groups):
-                groups[int(index)]["arrays"][name] = array
-            elif index in _COUNTS:
-                _share_out(index, array, groups, where)
-        _restore(run, head, where, parameters=parameters)
+        prepare(run, head, arrays, str(path), parameters)()
+
+
+def prepare(run: Run, head: Any, arrays: Mapping[str, Any], where: str, parameters: bool) -> Callable[[], None]:
+    """Check what a file has, and allocate what is needed; what is returned reads it, and writes."""
+    groups = _get(head, "groups", list, where)
+    for group in groups:
+        group["arrays"] = {}
+        if head.get("version") != 1 and isinstance(group.get("names"), list):
+            group["names"] = [decoded(name) for name in group["names"]]
+    for label, array in arrays.items():
+        index, _, name = label.partition(".")
+        if index.isdecimal() and int(index) < len(groups):
+            groups[int(index)]["arrays"][name] = array
+        elif index in _COUNTS:
+            _share_out(index, array, groups, where)
+    return _prepare(run, head, where, parameters=parameters)
 
 
 def _share_out(name: str, stored: Any, groups: list[Any], where: str) -> None:
@@ -206,8 +223,8 @@ def _count(d: Any, key: str, where: str) -> int:
     return int(n)
 
 
-def _restore(run: Run, d: Any, where: str, parameters: bool) -> None:
-    """Check everything and allocate what is needed, then write."""
+def _prepare(run: Run, d: Any, where: str, parameters: bool) -> Callable[[], None]:
+    """Check everything and allocate what is needed; what is returned writes."""
     plan = run.plan
     version = _get(d, "version", int, where)
     if _get(d, "format", str, where) != "adaptive_c" or not 1 <= version <= VERSION:
@@ -238,19 +255,23 @@ def _restore(run: Run, d: Any, where: str, parameters: bool) -> None:
     ]
     if pending:
         plan.need_sums(plan.groups)
-    plan.forget()  # from here on nothing is refused
-    plan.configure(settings)
-    for group, about, (changes, bounds, counts) in zip(run.groups, groups, work, strict=True):
-        group.bound.commit(changes, bounds)
-        for name, array in counts.items():
-            group.store.counts[name][:] = array
-        for name, entry in _live(group, parameters, pending).items():
-            at = 0
-            for piece in entry.pieces:
-                _read(about["arrays"][name], at, piece)
-                at += piece.size
-    plan.set_counts(t, skipped, float(grad_norm), pending, scale, tracker)
-    plan.write_copies()
+
+    def write() -> None:  # from here on nothing is refused
+        plan.forget()
+        plan.configure(settings)
+        for group, about, (changes, bounds, counts) in zip(run.groups, groups, work, strict=True):
+            group.bound.commit(changes, bounds)
+            for name, array in counts.items():
+                group.store.counts[name][:] = array
+            for name, entry in _live(group, parameters, pending).items():
+                at = group.store.place(name)[0]
+                for piece in entry.pieces:
+                    _read(about["arrays"][name], at, piece)
+                    at += piece.size
+        plan.set_counts(t, skipped, float(grad_norm), pending, scale, tracker)
+        plan.write_copies()
+
+    return write
 
 
 def _read_scaler(run: Run, scaler: Any, settings: Mapping[str, Any], where: str) -> tuple[float, int]:
@@ -290,7 +311,8 @@ def _check_group(
     _check_cut(sizes, _get(d, "names", (list, tuple, type(None)), where), ours, version, where)
     _check_rows(d.get("row_lengths"), ours["row_lengths"], where)  # files of earlier versions don't have it
     arrays = _get(d, "arrays", _DICT, where)
-    wanted = {name: (array.dtype, array.size) for name, array in group.store.arrays.items() if name != "sums"}
+    store = group.store
+    wanted = {name: (array.dtype, store.place(name)[1]) for name, array in store.arrays.items() if name != "sums"}
     if parameters:
         wanted["params"] = np.dtype("uint16" if ours["dtype"] == "bfloat16" else ours["dtype"]), group.bound.size
     if pending:

@@ -109,12 +109,16 @@ class ParamGroup(MutableMapping[str, Any]):
         options: dict[str, Any],
         bounds: Any,
         allocate: Allocate,
+        held: tuple[int, int],
     ) -> None:
-        """options: checked, all but the bounds.  bound: the core's part, which has the arrays already."""
+        """options: checked, all but the bounds.  bound: the core's part, which has the arrays already.
+
+        held: the elements whose state is in this process.
+        """
         self.layout, self.bound, self.index = layout, bound, index
         self.rule, self._plan = rule, plan
         self.computed = "float64" if bound.dtype == "float64" else "float32"
-        self.store = Store(layout, rule, options, self.computed, allocate)
+        self.store = Store(layout, rule, options, self.computed, allocate, held)
         where = f"param_groups[{index}]: "
         bound.follow_by(RANGES[self.computed], partial(check_followed, dtype=self.computed, where=where))
         bound.attach(self.store, self.store.kind)

@@ -1,7 +1,8 @@
 """A run: groups of parameters bound to a rule, and the plan that steps them."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from .options import (
     picklable,
 )
 from .rule import Rule
-from .store import Allocate, zeros
+from .store import CHUNK, Allocate, zeros
 
 _SMALLEST_SCALE, _LARGEST_SCALE, GROWTH_INTERVAL = core.SCALE_LIMITS
 
@@ -31,21 +32,37 @@ def check_scale(name: str, value: Any) -> float:
     return float(np.float32(Number(_SMALLEST_SCALE, _LARGEST_SCALE, open_high=False)(name, value)))
 
 
+def shares(sizes: Sequence[int], parts: int) -> tuple[list[int], list[int]]:
+    """Groups of these sizes, shared out among processes by whole chunks.
+
+    The positions in the sweep at which the groups begin, and those at which the parts do; each with the end after it.
+    """
+    starts = [0, *accumulate(-(-n // CHUNK) * CHUNK for n in sizes)]
+    chunks = starts[-1] // CHUNK
+    return starts, [chunks * part // parts * CHUNK for part in range(parts + 1)]
+
+
 class Run:
     """What every face works on: made once, and extended by groups.
 
-    defaults: the options of a group that does not have its own.  allocate: makes the arrays of the state.
+    defaults: the options of a group that does not have its own.  allocate: makes the arrays of the state.  part: which
+    of how many processes this is, each of which holds the state of its share and steps that.
     """
 
     groups: tuple[ParamGroup, ...]
 
     def __init__(
-        self, rule: Rule, defaults: Mapping[str, Any], uint16_as: str | None = None, allocate: Allocate = zeros
+        self,
+        rule: Rule,
+        defaults: Mapping[str, Any],
+        uint16_as: str | None = None,
+        allocate: Allocate = zeros,
+        part: tuple[int, int] = (0, 1),
     ) -> None:
         self.rule, self.groups = rule, ()
         self.defaults = {**defaults, "bounds": copied_bounds(defaults["bounds"])}  # for groups that come later, too
         self.plan = core.Plan(core.Guard(), check_followed_setting)
-        self._uint16_as, self._allocate = uint16_as, allocate
+        self._uint16_as, self._allocate, self._part = uint16_as, allocate, part
         self._checked: dict[str, Any] = {}  # the defaults, by the type that the rule computes in
 
     @property
@@ -89,7 +106,11 @@ class Run:
         wheres = [f"params[{i}]" if structured else "" for i in range(len(specs))]
         with self.guard:
             bound = [self._bind(spec, where) for spec, where in zip(specs, wheres, strict=True)]
-            new = [self._complete(i, *parts, where) for i, (parts, where) in enumerate(zip(bound, wheres, strict=True))]
+            held = self._share([sum(layout.sizes) for _, layout, _ in bound])
+            new = [
+                self._complete(i, *parts, where, held[i])
+                for i, (parts, where) in enumerate(zip(bound, wheres, strict=True))
+            ]
             self.plan.configure(self.checked(settings, new))
             self.plan.link([group.bound for group in new], structured, keep_undo, self, tuple(new))
 
@@ -103,7 +124,8 @@ class Run:
                 )
             index = len(self.groups)
             where = f"params[{index}]"
-            group = self._complete(index, *self._bind(spec, where, copy_to=None), where)
+            parts = self._bind(spec, where, copy_to=None)
+            group = self._complete(index, *parts, where, (0, parts[2].size))
             self.checked(self.plan.settings, [group])
             self.plan.link([group.bound], True, self.plan.keeps_undo, self, (*self.groups, group))
 
@@ -147,7 +169,18 @@ class Run:
         layout.sizes, layout.rows, bound.layout = bound.sizes, bound.rows, layout
         return given, layout, bound
 
-    def _complete(self, index: int, given: dict[str, Any], layout: Layout, bound: Any, where: str) -> ParamGroup:
+    def _share(self, sizes: list[int]) -> list[tuple[int, int]]:
+        """The elements of each group that this process holds."""
+        part, parts = self._part
+        if parts == 1:
+            return [(0, n) for n in sizes]
+        starts, cuts = shares(sizes, parts)
+        low, high = self.plan.low, self.plan.high = cuts[part], cuts[part + 1]
+        return [(min(max(low - at, 0), n), min(max(high - at, 0), n)) for at, n in zip(starts[:-1], sizes, strict=True)]
+
+    def _complete(
+        self, index: int, given: dict[str, Any], layout: Layout, bound: Any, where: str, held: tuple[int, int]
+    ) -> ParamGroup:
         """A group with its state, not yet linked."""
         prefix = f"{where}: " if where else ""
         dtype = "float64" if bound.dtype == "float64" else "float32"
@@ -160,7 +193,7 @@ class Run:
         check_formats(self.rule, options, bound.dtype, prefix)
         check_axes(options, layout, prefix)
         bounds = check_bounds(options["bounds"], bound.dtype, prefix, layout.flat)
-        group = ParamGroup(self.rule, self.plan, bound, layout, index, options, bounds, self._allocate)
+        group = ParamGroup(self.rule, self.plan, bound, layout, index, options, bounds, self._allocate, held)
         if options["copy_to"] is not None:
             group.bind_copies(f"{where}['copy_to']" if where else "copy_to")
         return group

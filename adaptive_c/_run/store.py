@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from .run import Run
 
 BLOCK = 256  # elements of 8-bit state that share a scale
+CHUNK = 4096  # elements: the unit of the cut into shares
 
 
 def zeros(n: int, dtype: Any, turn: int = 0) -> Array:
@@ -35,7 +36,8 @@ Allocate = Callable[[int, Any, int], Array]
 class Store:
     """The arrays of a group by name: its state and their scales, master copy, average and, once wanted, sums.
 
-    arrays: one number, or one scale, for each element or block.  counts: one number for each array of the parameters.
+    arrays: one number, or one scale, for each element or block from number `start` of the group's parameter space on;
+    other processes may have the rest.  counts: one number for each array of the parameters.
     """
 
     def __init__(
@@ -44,18 +46,21 @@ class Store:
         rule: Rule,
         options: Mapping[str, Any],
         computed: str,
-        allocate: Allocate = zeros,
+        allocate: Allocate,
+        held: tuple[int, int],
     ) -> None:
-        n, rows = sum(layout.sizes), sum(layout.rows)
+        """held: the range of elements, from the start of a block on."""
+        self.start, n = held[0], held[1] - held[0]
         slots = rule.state
-        self.slots, self.computed, self._size, self._allocate = slots, computed, n, allocate
+        self.slots, self.computed, self.size, self._total = slots, computed, n, sum(layout.sizes)
+        self._allocate, self._rows = allocate, sum(layout.rows)
         self.kind = options["state_dtype"] if options["state_dtype"] in ("bfloat16", "uint8") else "native"
         by_row = options.get("second_moment") == "row"
         self.by_row = {name for name, slot in slots.items() if slot.moment and by_row}  # one number for each row
         self.arrays: dict[str, Array] = {}
         for turn, (name, slot) in enumerate(slots.items(), 1):
             if name in self.by_row and slot.needed(options):
-                self.arrays[name] = allocate(rows, computed, turn)
+                self.arrays[name] = allocate(self._rows, computed, turn)
                 self.arrays[name][:] = options[slot.start] if slot.start else 0.0
             elif slot.needed(options):
                 dtype = {"native": computed, "bfloat16": "uint16", "uint8": "uint8"}[self.kind]
@@ -72,8 +77,12 @@ class Store:
                        "started": np.zeros(m, "uint8"), "summed": np.zeros(m, "uint8")}  # fmt: skip
 
     def add_sums(self) -> Array:
-        """Allocate the sums of gradients, which are wanted from now on."""
-        self.arrays["sums"] = self._allocate(self._size, self.computed, 0)
+        """Allocate the sums of gradients, which are wanted from now on.
+
+        They reach into the next share: where each array is clipped by itself, the last chunk that begins here does.
+        """
+        n = min(self.size + CHUNK, self._total - self.start) if self.size else 0
+        self.arrays["sums"] = self._allocate(n, self.computed, 0)
         return self.arrays["sums"]
 
     @property
@@ -88,6 +97,13 @@ class Store:
                 "int8" if self.slots[name].coding == "sign" else self.computed if self.kind == "native" else self.kind
             )
         return self.computed if name in ("ema", "sums") or name in self.by_row else "float32"
+
+    def place(self, name: str) -> tuple[int, int]:
+        """Which number of all there are of an array comes first here, and how many there are in all processes."""
+        if name in self.by_row:
+            return 0, self._rows
+        per = BLOCK if name.endswith("_scale") else 1
+        return self.start // per, -(-self._total // per)
 
     def decoded(self, name: str, bound: Any) -> Array:
         """A copy of a state array as the rule computes, widened from whatever it is stored in."""
