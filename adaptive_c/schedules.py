@@ -13,10 +13,14 @@ Schedules are computed by plain Python in float64; nothing here needs the compil
 
 import math
 from bisect import bisect_right
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import KW_ONLY, MISSING, dataclass, fields, replace
 from typing import Any
 
+from ._run.described import NAMED, is_ours
+from ._run.described import MissingError as MissingError  # these three are for checkpoints, too
+from ._run.described import plain as plain
+from ._run.described import revived as revived
 from ._run.habits import absent, meant
 from ._run.options import ARGUMENTS, moves
 
@@ -45,7 +49,7 @@ class Schedule:
 
     def __new__(cls, *args: Any, **arguments: Any) -> "Schedule":
         known = [f.name for f in fields(cls)]  # of which its constructor will need no reminder
-        for name in arguments:
+        for name in arguments if is_ours(cls) else ():  # a class of a user's may have any
             if name not in known:
                 raise TypeError(
                     f"{cls.__name__} has no argument {name!r}{meant(name, known)}; it has {', '.join(known)}"
@@ -114,18 +118,6 @@ class Schedule:
         ax.plot(at, [self(t) for t in at], **line)
         ax.set_xlabel("step")
         return ax
-
-
-def plain(value: Any, own: Callable[[Any], None] = lambda own: None) -> Any:
-    """A schedule becomes a dict and a tuple a list; numbers and strings stay as they are.
-
-    For a user's function or schedule class, `own` is called with it and what `own` returns (by default None) is stored.
-    """
-    if isinstance(value, tuple):
-        return [plain(x, own) for x in value]
-    if type(value) in _NAMED.values():
-        return {"schedule": type(value).__name__, **{f.name: plain(getattr(value, f.name), own) for f in fields(value)}}
-    return own(value) if moves(value) else value
 
 
 @dataclass(frozen=True, repr=False)
@@ -465,7 +457,7 @@ class chain(Schedule):
         return replace(self, schedules=(*self.schedules[:i], seen, *self.schedules[i + 1 :]))
 
 
-_NAMED = {cls.__name__: cls for cls in Schedule.__subclasses__()}  # so far there is none of a user's
+NAMED.update({cls.__name__: cls for cls in Schedule.__subclasses__()})  # so far there is none of a user's
 
 
 def _drawn(schedule: Any) -> int:
@@ -501,43 +493,6 @@ def from_dict(d: Mapping[str, Any]) -> Schedule:
         raise TypeError(f"a schedule is described by a dict, got {d!r}")
     schedule: Schedule = revived(d)
     return schedule
-
-
-class MissingError(ValueError):
-    """A function of the user's is needed, but none was given."""
-
-
-def revived(value: Any, own: Any = None, *, schedule: bool = True) -> Any:
-    """The inverse of `plain`.
-
-    own: a schedule built like `value`, from which the user's functions are taken.  schedule: whether None stands for
-    such a function.
-    """
-    if isinstance(value, (list, tuple)):
-        owns = own if isinstance(own, tuple) and len(own) == len(value) else (None,) * len(value)
-        return tuple(revived(x, y, schedule=schedule) for x, y in zip(value, owns, strict=True))
-    if isinstance(value, Mapping):
-        return _built(value, own)
-    if value is not None or not schedule:
-        return value
-    if not moves(own) or type(own) in _NAMED.values():
-        raise MissingError("a function of your own is needed in this place")
-    return own
-
-
-def _built(d: Mapping[str, Any], own: Any) -> Schedule:
-    name = d.get("schedule")
-    if not isinstance(name, str) or name not in _NAMED:
-        raise ValueError(f"the dict names the schedule {name!r}; there is {', '.join(_NAMED)}")
-    cls = _NAMED[name]
-    known = {f.name: f for f in fields(cls)}
-    if unknown := [key for key in d if key not in known and key != "schedule"]:
-        raise ValueError(f"{name} has no {unknown[0]!r}; it has {', '.join(known)}")
-    if missing := [key for key, f in known.items() if key not in d and f.default is MISSING]:
-        raise ValueError(f"{name} needs {missing[0]!r}")
-    owns = {key: getattr(own, key) for key in known} if type(own) is cls else {}
-    of_schedules = {key for key in known if _CHECKS[key] in (_schedule, _schedules)}
-    return cls(**{key: revived(d[key], owns.get(key), schedule=key in of_schedules) for key in known if key in d})
 
 
 def __getattr__(name: str) -> Any:

@@ -303,8 +303,11 @@ cdef void widen(Format kind, Py_ssize_t n, floating* out, const char* x, Py_ssiz
 
 cdef APART convert(Format kind, Py_ssize_t n, floating* out, const char* x, Py_ssize_t at) noexcept nogil:
     """The same, at most CHUNK elements, of formats that only gradients under cast=True have: rounded once, if at all.
+
+    Nothing is flushed to 0 here, or sums of what is converted would differ from sums of what comes converted.
     """
     cdef float narrow[CHUNK]
+    cdef uint64_t mode = enter_mode(False)
     if floating is float:
         to_float32(n, out, <const double*> x + at)
     elif kind == FLOAT32:
@@ -312,6 +315,7 @@ cdef APART convert(Format kind, Py_ssize_t n, floating* out, const char* x, Py_s
     else:
         widen(kind, n, <float*> narrow, x, at)
         to_float64(n, out, narrow)
+    leave_mode(mode, False)
 
 
 cdef void narrow(Format kind, Py_ssize_t n, char* out, Py_ssize_t at, const floating* x) noexcept nogil:

@@ -238,7 +238,7 @@ class Run(Calls):
                              refused, extra)  # fmt: skip
         self.check_gradients(error)
         twin = self.twins[0]
-        if whole and not error:
+        if whole and not error and self.t > self.before_t:
             whole.check(twin)
         if not error and self.t > self.before_t and not self.dynamic and np.isfinite(twin.opt.grad_norm) and not wild:
             squares = sum(

@@ -290,6 +290,18 @@ def test_without_it_the_messages_name_it_and_the_remedy_works():
     assert "cast" not in str(raised.value)
 
 
+@pytest.mark.parametrize(("dtype", "kind"), [("f4", "f8"), ("f8", "f4")])
+def test_sums_keep_denormals_however_they_come(dtype, kind):
+    """flush_denormals takes them for 0 where it computes, and a conversion is to change no bit."""
+    tiny = np.full(5000, 1e-40, "f4").astype(kind)
+    sums = []
+    for g in (tiny, tiny.astype(dtype)):
+        opt = ac.SGD(np.ones(5000, dtype), cast=True, flush_denormals=True)
+        opt.accumulate(g)
+        sums.append(opt.state_dict()["groups"][0]["arrays"]["sums"])
+    assert_same_bits(*sums)
+
+
 def test_it_is_a_setting_that_may_change_and_is_saved():
     opt = ac.SGD(np.ones(2, "f4"), cast=True)
     other = ac.SGD(np.ones(2, "f4"))

@@ -207,6 +207,23 @@ def test_schedules_hold_no_count():
     assert "missing 2 required positional arguments" in told(TypeError, schedules.cosine)
 
 
+def test_a_schedule_of_the_users_takes_its_own_arguments():
+    """Hints are for the arguments of the schedules here."""
+
+    class Halving(schedules.Schedule):
+        def __init__(self, learning_rate, *, T_max=10):
+            vars(self).update(learning_rate=learning_rate, T_max=T_max)
+
+        def __call__(self, step):
+            return self.learning_rate / 2 ** min(step, self.T_max)
+
+    w = np.ones(3)
+    opt = ac.SGD(w, lr=Halving(learning_rate=1.0, T_max=1))
+    opt.step(np.ones(3))
+    opt.step(np.ones(3))
+    assert (w == -0.5).all()
+
+
 MODULE = {
     "CosineAnnealingLR": "cosine", "StepLR": "step", "MultiStepLR": "multistep", "ExponentialLR": "exponential",
     "LinearLR": "linear", "PolynomialLR": "polynomial", "CosineAnnealingWarmRestarts": "cosine_restarts",
