@@ -124,8 +124,5 @@ class Plan:
         lr: Any = None,
         params: Any = None,
         targets: bool = False,
-        group: int = -1,
-        lo: int = 0,
-        hi: int = -1,
-        count: bool = True,
+        part: tuple[int, int, int, bool] | None = None,
     ) -> None: ...

@@ -90,11 +90,13 @@ cdef Py_ssize_t acquire_array(Plan plan, BoundGroup bound, Py_ssize_t i, grad, P
         a.g_format = FORMATS[kind]
         group.formed = True
     group.only_bfloat16 = group.only_bfloat16 and a.g_format == BFLOAT16
-    if by_rows and a.ndim == 1 and group.options.sum_to_one:
-        raise ValueError(f"{bound.name(i, True)} is one of rows, but sum_to_one makes its parameter, of one dimension, "
-                         "a single row; pass an array")
-    if by_rows and a.ndim == 0:
-        raise ValueError(f"{bound.name(i, True)} is one of rows, but its parameter has no dimensions; pass an array")
+    if by_rows and a.ndim < 2:
+        if a.ndim == 0:
+            raise ValueError(f"{bound.name(i, True)} is one of rows, but its parameter has no dimensions; pass an "
+                             "array")
+        if group.options.sum_to_one:
+            raise ValueError(f"{bound.name(i, True)} is one of rows, but sum_to_one makes its parameter, of one "
+                             "dimension, a single row; pass an array")
     if g.ndim != a.ndim or (g.ndim > by_rows and memcmp(  # of rows the first number may be any
             g.shape + by_rows, a.shape + by_rows, (g.ndim - by_rows) * sizeof(Py_ssize_t)) != 0):
         raise ValueError(f"{bound.name(i, True)} has {'values of ' * by_rows}shape {values.shape}, its parameter "
@@ -104,13 +106,14 @@ cdef Py_ssize_t acquire_array(Plan plan, BoundGroup bound, Py_ssize_t i, grad, P
         a.strides = g.strides if g.ndim else a.shape  # without dimensions neither is read
         group.formed = True
     else:
-        bound.check_layout(g, i, True, "" if by_rows or bound.takes_tensors else CAST)
-    if plan.space.zero_grad and g.readonly:
-        raise ValueError(f"{bound.name(i, True)} is read-only and can't be zeroed; pass a writable array, or "
-                         "zero_grad=False")
-    if a.strides != NULL and plan.space.zero_grad and meets_itself(g):
-        raise ValueError(f"{bound.name(i, True)} has elements that share memory, and zero_grad=True would zero one "
-                         "while it zeroes the other; pass a copy")
+        bound.check_layout(g, i, True, not (by_rows or bound.takes_tensors))
+    if plan.space.zero_grad:
+        if g.readonly:
+            raise ValueError(f"{bound.name(i, True)} is read-only and can't be zeroed; pass a writable array, or "
+                             "zero_grad=False")
+        if a.strides != NULL and meets_itself(g):
+            raise ValueError(f"{bound.name(i, True)} has elements that share memory, and zero_grad=True would zero "
+                             "one while it zeroes the other; pass a copy")
     if g.len:
         low, high = <uintptr_t> g.buf, <uintptr_t> g.buf + g.len
         if a.strides != NULL:

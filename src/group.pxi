@@ -156,12 +156,13 @@ cdef class BoundGroup:
             raise TypeError(f"{self.name(i, grad)} has dtype {x.dtype}, which can't be used; convert it: "
                             "x.astype('float32')") from error
 
-    cdef int check_layout(self, const Py_buffer* view, Py_ssize_t i, bint grad, str otherwise="") except -1:
+    cdef int check_layout(self, const Py_buffer* view, Py_ssize_t i, bint grad, bint castable=False) except -1:
         if not PyBuffer_IsContiguous(view, b"C"):
             raise ValueError(f"{self.name(i, grad)} is not C-contiguous; "
-                             f"{copied('np.ascontiguousarray(x)', grad)}{otherwise}")
+                             f"{copied('np.ascontiguousarray(x)', grad)}{CAST if castable else ''}")
         if <uintptr_t> view.buf % <uintptr_t> view.itemsize and view.len:
-            raise ValueError(f"{self.name(i, grad)} is misaligned; {copied('x.copy()', grad)}{otherwise}")
+            raise ValueError(f"{self.name(i, grad)} is misaligned; {copied('x.copy()', grad)}"
+                             f"{CAST if castable else ''}")
         return 0
 
     cdef str name(self, Py_ssize_t i, bint grad=False):

@@ -267,8 +267,8 @@ cdef class Plan:
             self.guard.release()
 
     def step(self, grads=..., double loss_scale=0.0, observed=None, double metric=0.0, lr=None, params=None,
-             bint targets=False, Py_ssize_t group=-1, Py_ssize_t lo=0, Py_ssize_t hi=-1, bint count=True):
-        """Step every group, or elements lo .. hi-1 of one group's parameter space.
+             bint targets=False, tuple part=None):
+        """Step every group, or a part of one.
 
         grads: without any, the mean of what was accumulated.
         loss_scale: the divisor of the gradients in this call; 0 for the optimizer's own.
@@ -276,11 +276,12 @@ cdef class Plan:
         lr: that of this step, instead of the groups' own.
         targets: grads are targets, the gradient is p - target.
         params: arrays that take the place of the parameters first, unless the step is refused.
-        lo and hi are multiples of CHUNK or the end (hi=-1).  The pieces of one step are calls of which all but the last
+        part: (group, lo, hi, count), elements lo .. hi-1 of one group's parameter space (group -1: the only one).  lo
+        and hi are multiples of CHUNK or the end (hi -1).  The pieces of one step are calls of which all but the last
         have count=False: they share a step number, and equal the whole step whatever their order.
         """
         cdef Py_ssize_t first = 0, last, work, i
-        cdef bint usable = False, summed = grads is ...
+        cdef bint usable = False, count = True, summed = grads is ..., summing = False
         cdef Counts before
         cdef list moved = None
         cdef tuple replaced = None  # until nothing can be refused any more
@@ -296,8 +297,9 @@ cdef class Plan:
                 take_lr(self, lr)
             if summed != (self.counts.pending > 0):
                 self.refuse_sums(summed)
-            if group != -1 or lo != 0 or hi != -1:
-                first, last = self.positions(group, lo, hi)
+            if part is not None:
+                first, last = self.positions(part[0], part[1], part[2])
+                count = part[3]
             if self.keeps_undo and (last - first < self.space.end or not count):
                 raise ValueError("a range can't be stepped with keep_undo=True, which undoes whole steps")
             if observed is not None:
@@ -323,12 +325,14 @@ cdef class Plan:
                 if self.space.zero_grad:
                     zero_gradients(self)
             for i in range(self.space.n_groups if usable else 0):
+                summing |= self.space.groups[i].options.sum_to_one != 0
                 if self.space.groups[i].options.exact:
                     prepare_group(self, self.space.groups[i])
             if self.keeps_undo:
                 keep(self, before, usable, work)
             if usable:
                 self.run(STEP, work, first, last)
+            if usable and summing:
                 finish_rows(self, work, first, last)
             if usable and count:
                 zero_rows(self)

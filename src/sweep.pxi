@@ -13,7 +13,7 @@ cdef enum Work:          # of a sweep
     STEP, FINISH, START, COPY, ADD, SQUARES, LARGEST, KEEP, RESTORE, CATCH_UP, DERIVE, BEGIN
 
 
-cdef bint staged(const Space* space, const Group* group) noexcept nogil:
+cdef inline bint staged(const Space* space, const Group* group) noexcept nogil:
     """Does anything but the rule run?  Then the intermediate results must stay in cache, tile by tile."""
     return (group.factor != 1 or space.by_array or space.max_grad_value != 0 or group.bounds != NO_BOUNDS
             or group.ema != NULL or group.copy_format != NATIVE or space.zero_grad or group.formed

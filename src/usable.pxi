@@ -72,8 +72,8 @@ cdef int reduce_all(Plan plan, Work what, Py_ssize_t work) except -1:
     return 0
 
 
-cdef bint judge(Plan plan, Group* group, Array* a, double norm, double loss_scale, Py_ssize_t work, bint* finite,
-                bint* looked) except -1:
+cdef inline bint judge(Plan plan, Group* group, Array* a, double norm, double loss_scale, Py_ssize_t work,
+                       bint* finite, bint* looked) except -1:
     """Set the factor of a group, or of one of its arrays (a); False if its gradients can't be used.
 
     norm: of all gradients.  finite: becomes False where the norm that clips isn't.

@@ -57,7 +57,7 @@ def step_range(opt, grads, group=-1, lo=0, hi=-1, count=True, **more):
     Ranges have no public door yet.  State that stays on disk will be stepped range by range, and so what a range does
     is tested today.  This is the only place in the tests that reaches into an optimizer.
     """
-    opt._run.plan.step(grads, group=group, lo=lo, hi=hi, count=count, **more)
+    opt._run.plan.step(grads, part=(group, lo, hi, count), **more)
 
 
 def set_scaler(opt, **numbers):
