@@ -89,6 +89,9 @@ class Plan:
     growth_tracker: int
     grad_norm: float
     beside_nbytes: int
+    low: int
+    high: int
+    combine: Callable[[Any], None] | None
     def __init__(self, guard: Guard, check_followed: Callable[..., float]) -> None: ...
     def link(
         self, new: list[BoundGroup], structured: bool, keeps_undo: bool, run: Any, groups_shown: tuple[Any, ...]
@@ -108,6 +111,15 @@ class Plan:
     def stepping(
         self, loss_scale: float = 0.0, observed: Callable[..., Any] | None = None, metric: float = 0.0, lr: Any = None
     ) -> Stepping: ...
+    def sharing(
+        self,
+        grads: Any,
+        stepping: bool,
+        loss_scale: float = 0.0,
+        observed: Callable[..., Any] | None = None,
+        metric: float = 0.0,
+        lr: Any = None,
+    ) -> Any: ...
     def rebind(self, params: Any) -> None: ...
     def set_t(self, t: int) -> None: ...
     def catch_up(self, *place_and_indices: Any) -> None: ...
