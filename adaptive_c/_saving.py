@@ -137,6 +137,11 @@ def _bind_at_first_use(self: Any, name: str) -> Any:
     if form is None:
         raise RuntimeError("this optimizer is in use: another call, its first one, has not ended")
     try:
+        if pickled.torn(form):
+            raise RuntimeError("joblib.dump has written this optimizer's arrays apart from its model's, so that steps "
+                               "would change arrays that the model does not read.  Call opt.rebind(arrays) with the "
+                               "model's, for example in its __setstate__, or store the model by pickle or cloudpickle, "
+                               "which keep them together")  # fmt: skip
         self._bind(pickled.run_of(self.rule._replace(label=type(self).__name__), form))
     except BaseException as error:
         held["_form"] = form
@@ -146,6 +151,27 @@ def _bind_at_first_use(self: Any, name: str) -> Any:
         raise
     self.__class__ = type(self).__base__
     return getattr(self, name)
+
+
+def _rebind_unbound(self: Any, params: Any) -> None:
+    """The optimizer's own `rebind`, which also joins what joblib has torn.  If it is refused, all is as before."""
+    cls: Any = type(self)
+    held = vars(self)
+    form = held.get("_form")
+    if form is not None:
+        if pickled.torn(form) and any(group["copy_to"] is not None for group in form["made_of"]["groups"]):
+            raise ValueError("rebind can't join the arrays of copy_to, which joblib.dump has written apart from the "
+                             "model's; store the model by pickle or cloudpickle")  # fmt: skip
+        held["_form"] = {**form, "twice": (None, None)}
+    try:
+        cls.__base__.rebind(self, params)
+    except BaseException:
+        if form is not None:
+            held["_form"] = form
+            for name in _BOUND:
+                held.pop(name, None)
+            self.__class__ = cls
+        raise
 
 
 def _reduce_unbound(self: Any, protocol: Any) -> Any:
@@ -164,4 +190,5 @@ def _unbound(cls: type) -> type:
     is a schedule.  And a model that is loaded for predictions alone may have arrays that can't be written.
     """
     own = {"__slots__": (), "__getattr__": _bind_at_first_use, "__reduce_ex__": _reduce_unbound}
+    own["rebind"] = _rebind_unbound
     return type(cls.__name__, (cls,), {**own, "__module__": cls.__module__, "__doc__": cls.__doc__})

@@ -38,6 +38,14 @@ class OwnSchedule(Model):
         vars(self).update(state)
 
 
+class Rejoined(Model):
+    """Says itself which arrays are its optimizer's, as docs/hosts.md says for joblib."""
+
+    def __setstate__(self, state):
+        vars(self).update(state)
+        self.opt.rebind({"w": self.w, "b": self.b})
+
+
 class Knowing(np.ndarray):
     """An array that knows its optimizer, and says so to pickle."""
 

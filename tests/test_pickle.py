@@ -10,7 +10,7 @@ import hosts
 import numpy as np
 import pytest
 import resume
-from hosts import WAYS, Between, Knowing, Mine, Model, Nested, OwnSchedule, Watching
+from hosts import WAYS, Between, Knowing, Mine, Model, Nested, OwnSchedule, Rejoined, Watching
 from support import assert_same, assert_same_bits, child, everything
 
 import adaptive_c as ac
@@ -367,3 +367,44 @@ def test_a_fitted_network_of_scikit_learn_goes_on_learning():
             assert_same_bits(w, v)
             assert (w != old).any()
         assert_same([w.copy() for w in model.coefs_], before)
+
+
+@pytest.mark.parametrize(("compress", "mmap_mode"), [(0, None), (3, None), (0, "c")])
+def test_what_joblib_has_torn_is_not_used_until_it_is_joined(tmp_path, compress, mmap_mode):
+    """joblib writes an array anew wherever it meets it, so the model has other arrays than its optimizer."""
+    joblib = pytest.importorskip("joblib")
+    model = Model(lr=0.1, ema_decay=0.9, max_grad_norm=ac.schedules.linear(10.0, 9, end=1.0)).fit()
+    joblib.dump(model, tmp_path / "model", compress=compress)
+    again = joblib.load(tmp_path / "model", mmap_mode=mmap_mode)
+    assert_same_bits(again.w, model.w)  # which is what predictions need
+    for one in (again, copy.deepcopy(again), pickle.loads(pickle.dumps(again))):
+        for use in (Model.fit, lambda one: one.opt.t):
+            with pytest.raises(RuntimeError, match=r"Call opt.rebind\(arrays\)"):
+                use(one)
+            with pytest.raises(ValueError, match="must be a dict with the keys 'w', 'b'"):
+                one.opt.rebind({"w": one.w})  # which joins nothing
+    again.opt.rebind({"w": again.w, "b": again.b})
+    assert type(again.opt) is ac.AdamW
+    assert again.opt.param_groups[0]["params"]["w"] is again.w
+    model.fit()
+    assert_same_bits(again.fit().w, model.w)
+    assert_same(everything(again.opt), everything(model.opt))
+
+
+def test_a_model_that_joins_its_optimizer_when_it_is_loaded(tmp_path):
+    joblib = pytest.importorskip("joblib")
+    model = Rejoined(lr=0.1).fit()
+    joblib.dump(model, tmp_path / "model")
+    again = joblib.load(tmp_path / "model")
+    model.fit()
+    for one in (again, *(way(model) for way in WAYS)):
+        assert_same_bits((one.fit() if one is again else one).w, model.w)
+
+
+def test_copies_that_joblib_has_torn_cannot_be_joined(tmp_path):
+    joblib = pytest.importorskip("joblib")
+    w, half = np.ones(3, "float32"), np.ones(3, "float16")
+    joblib.dump({"w": w, "half": half, "opt": ac.SGD(w, lr=0.5, copy_to=half)}, tmp_path / "model")
+    again = joblib.load(tmp_path / "model")
+    with pytest.raises(ValueError, match=r"rebind can't join the arrays of copy_to.*store the model by pickle"):
+        again["opt"].rebind(again["w"])

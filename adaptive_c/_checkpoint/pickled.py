@@ -31,7 +31,17 @@ def form(run: Run) -> dict[str, Any]:
         if any(group.bound.behind for group in run.groups):  # the arrays may have been pickled before the optimizer
             raise ValueError("rows of this optimizer have missed steps, which can't be pickled or copied: call "
                              "opt.catch_up() before it")  # fmt: skip
-        return {"made_of": run.form(), "state": description.held(run)}
+        once = np.empty(0)
+        return {"made_of": run.form(), "state": description.held(run), "twice": (once, once)}
+
+
+def torn(form: Mapping[str, Any]) -> bool:
+    """Was it written by a pickler that, like joblib's, writes an array anew wherever it meets it?
+
+    The arrays of the host's model are others than the optimizer's then.
+    """
+    first, second = form["twice"]
+    return first is not second
 
 
 def run_of(rule: Rule, form: Mapping[str, Any]) -> Run:
