@@ -182,6 +182,9 @@ class Optimizer(Habits, Stepping, Saving):
         rounding: str | None = None,
         uint16_as: str | None = None,
         seed: int = 0,
+        state_path: Any = None,
+        state_memory: int | None = None,
+        state_parameters: bool = False,
         **unknown: Any,
     ) -> None:
         given = locals()
@@ -201,10 +204,45 @@ class Optimizer(Habits, Stepping, Saving):
             and (not hasattr(params["params"], "__array_interface__") or any(name in defaults for name in params))
         ):
             raise ValueError("params looks like one group dict; groups come in a list: [{'params': ...}]")
-        run = Run(self.rule._replace(label=type(self).__name__), defaults, uint16_as, part=self._part)
+        pages = self._pages_of(state_path, state_memory, state_parameters)
+        run = Run(self.rule._replace(label=type(self).__name__), defaults, uint16_as, self._part, pages)
         run.plan.n_threads = checked_threads(n_threads)
         run.start(params, settings, flag("keep_undo", keep_undo))
         self._bind(run)
+
+    def _pages_of(self, path: Any, memory: int | None, parameters: bool) -> Any:
+        """What brings the state from a folder, if there is one."""
+        if memory is not None and (isinstance(memory, bool) or not isinstance(memory, int) or memory < 1):
+            raise ValueError(f"state_memory must be a number of bytes, from 1 on, got {memory!r}")
+        if path is None:
+            if flag("state_parameters", parameters) or memory is not None:
+                raise ValueError("state_memory and state_parameters are for state on disk: give state_path, too, or "
+                                 "drop them")  # fmt: skip
+            return None
+        from ._disk.pages import Pages
+
+        return Pages(path, 1 << 30 if memory is None else memory, flag("state_parameters", parameters))
+
+    @property
+    def bytes_written(self) -> int:
+        pages = self._run.plan.pages
+        return 0 if pages is None else int(pages.bytes_written)
+
+    def close(self) -> None:
+        """Let go of the folder of `state_path`, so that another optimizer can have it.
+
+        Nothing is left to be written: each step has done that.  Every later call that steps, changes, saves or loads
+        raises RuntimeError.  An optimizer that nothing refers to any more lets go of it by itself.
+
+        Raises
+        ------
+        RuntimeError
+            While another call is inside the optimizer.
+        """
+        plan = self._run.plan
+        plan.close("this optimizer is closed; construct a new one")
+        if plan.pages is not None:
+            plan.pages.close()
 
     def _bind(self, run: Run) -> None:
         self._run, self._state_view = run, State(run)
@@ -255,7 +293,8 @@ class Optimizer(Habits, Stepping, Saving):
     def ema(self) -> Any:
         averages = [group.store.arrays.get("ema") for group in self._run.groups]
         found = [
-            None if x is None else group.layout.views(x) for x, group in zip(averages, self._run.groups, strict=True)
+            None if x is None else group.layout.views(group.store.array("ema"))
+            for x, group in zip(averages, self._run.groups, strict=True)
         ]
         return found if self._run.plan.structured else found[0]
 
@@ -322,7 +361,7 @@ class Optimizer(Habits, Stepping, Saving):
     @property
     def nbytes(self) -> int:
         beside: int = self._run.plan.beside_nbytes
-        return beside + sum(x.nbytes for group in self._run.groups for x in group.store.arrays.values())
+        return beside + sum(int(x.nbytes) for group in self._run.groups for x in group.store.arrays.values())
 
     def __repr__(self) -> str:
         groups = self._run.groups

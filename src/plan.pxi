@@ -25,6 +25,10 @@ cdef class Plan:
     cdef public int n_threads      # 0: not chosen
     cdef public Py_ssize_t low, high  # the positions that this process sweeps; others have the rest
     cdef public object combine     # what completes a reduction by what other processes have found, or None
+    cdef public object pages       # what brings state that is not in memory, and takes it away, or None
+    cdef object job                # that such a call waits for
+    cdef bint told                 # somebody, of the progress of this call
+    cdef object late               # an exception that waits for the end of this call
     cdef readonly bint dynamic     # the loss scale is
     cdef readonly bint keeps_undo
     cdef Space space
@@ -37,7 +41,7 @@ cdef class Plan:
     cdef NormOver norm_over
     cdef OnNonfinite on_nonfinite
     cdef bint zero_grad, cast
-    cdef list narrow_saved         # narrow parameters as they were, while their averages are in place
+    cdef list saved                # parameters as they were, while their averages are in place, if these are apart
     cdef Counts before             # the last step, with what else undoes it
     cdef list moved                # the schedules that it changed: (group, old, new)
     cdef bint undoable
@@ -146,6 +150,23 @@ cdef class Plan:
 
     # --- calls of the user's -------------------------------------------------------------------------------------
 
+    def conduct(self, call):
+        """Make a call in a thread of its own, which no signal interrupts: what a handler raises comes at its end."""
+        conduct(self, call, None)
+        raise_late(self)
+
+    def end(self, str why):
+        """Let nothing step or change this run any more.  The caller holds the guard."""
+        self.guard.end(why)
+
+    def close(self, str why):
+        """The same; the caller does not hold the guard."""
+        if self.guard.holder == ENDED:
+            return
+        self.guard.take(STEPPING)
+        self.guard.end(why)
+        self.guard.release()
+
     def averages(self):
         """For a ``with`` block, inside which the parameters are their averages."""
         return Averages(self)
@@ -233,6 +254,7 @@ cdef class Plan:
             restore(self)
         finally:
             self.guard.release()
+        raise_late(self)
 
     def accumulate(self, grads):
         """Add gradients to the sums."""
@@ -261,13 +283,19 @@ cdef class Plan:
         """Put other arrays into the place of the parameters."""
         self.guard.take(STEPPING)
         try:
-            if rebind(self, params) is not None:
-                derive(self)
+            replaced = rebind(self, params)
+            if replaced is not None:
+                try:
+                    derive(self)
+                except BaseException:
+                    put_back(self, <tuple> replaced)
+                    raise
         finally:
             self.guard.release()
+        raise_late(self)
 
     def step(self, grads=..., double loss_scale=0.0, observed=None, double metric=0.0, lr=None, params=None,
-             bint targets=False, tuple part=None):
+             bint targets=False, progress=None, tuple part=None):
         """Step every group, or a part of one.
 
         grads: without any, the mean of what was accumulated.
@@ -276,6 +304,7 @@ cdef class Plan:
         lr: that of this step, instead of the groups' own.
         targets: grads are targets, the gradient is p - target.
         params: arrays that take the place of the parameters first, unless the step is refused.
+        progress(done, total): is told how many parts of the step are done; there is one where all state is in memory.
         part: (group, lo, hi, count), elements lo .. hi-1 of one group's parameter space (group -1: the only one).  lo
         and hi are multiples of CHUNK or the end (hi -1).  The pieces of one step are calls of which all but the last
         have count=False: they share a step number, and equal the whole step whatever their order.
@@ -286,6 +315,7 @@ cdef class Plan:
         cdef list moved = None
         cdef tuple replaced = None  # until nothing can be refused any more
         self.guard.take(STEPPING)
+        self.told = False
         try:
             if params is not None:
                 replaced = rebind(self, params)
@@ -309,6 +339,8 @@ cdef class Plan:
                 bring_up(self)  # the difference is taken to parameters that are up to date
             if self.space.zero_grad:
                 check_apart(self)
+            if self.pages is not None:
+                refuse_cut_rows(self)
             work = min(work, last - first)
             before = self.counts
             before.pending = 0
@@ -320,25 +352,30 @@ cdef class Plan:
             if replaced is not None:
                 derive(self)
                 replaced = None
-            if work >= 0 and not usable:
-                self.counts.skipped_steps += count
-                if self.space.zero_grad:
-                    zero_gradients(self)
+            if work >= 0 and not usable and self.space.zero_grad:
+                zero_gradients(self)
             for i in range(self.space.n_groups if usable else 0):
                 summing |= self.space.groups[i].options.sum_to_one != 0
                 if self.space.groups[i].options.exact:
                     prepare_group(self, self.space.groups[i])
             if self.keeps_undo:
                 keep(self, before, usable, work)
-            if usable:
-                self.run(STEP, work, first, last)
-            if usable and summing:
-                finish_rows(self, work, first, last)
+            if self.pages is not None:
+                if work >= 0:
+                    step_paged(self, Visit(self, STEP, work, summing, usable, moved), progress)
+            else:
+                if usable:
+                    self.run(STEP, work, first, last)
+                if usable and summing:
+                    finish_rows(self, work, first, last)
+                if usable and count:
+                    self.count(moved)
+                elif work >= 0:
+                    self.counts.skipped_steps += count
+                if self.dynamic and count and work >= 0:
+                    rescale(&self.counts, usable)
             if usable and count:
                 zero_rows(self)
-                self.count(moved)
-            if self.dynamic and count and work >= 0:
-                rescale(&self.counts, usable)
             if summed and count:
                 self.drop_sums()
         finally:
@@ -346,6 +383,9 @@ cdef class Plan:
                 put_back(self, replaced)
             self.space.zero_grad = self.zero_grad
             self.release()
+        if progress is not None and not self.told:
+            progress(1, 1)
+        raise_late(self)
 
     # --- the parts of a call -------------------------------------------------------------------------------------
 
@@ -369,12 +409,18 @@ cdef class Plan:
         return 0
 
     cdef int run(self, Work what, Py_ssize_t work, Py_ssize_t first, Py_ssize_t last) except -1:
-        """Sweep over positions first .. last-1, of which `work` are written, without the GIL if they are many."""
-        cdef int n_threads
+        """Sweep over positions first .. last-1, of which `work` are written."""
         if what != ADD:  # other processes' positions are theirs
             first, last = max(first, self.low), min(last, self.high)
             if first >= last:
                 return 0
+        if self.pages is not None:
+            return run_paged(self, what, work, first, last)
+        return self.sweep_range(what, work, first, last)
+
+    cdef int sweep_range(self, Work what, Py_ssize_t work, Py_ssize_t first, Py_ssize_t last) except -1:
+        """The same, with all in memory that it needs; without the GIL if elements are many."""
+        cdef int n_threads
         if work < PARALLEL_FROM:
             sweep(&self.space, what, first, last, 1)
             return 0
