@@ -189,12 +189,12 @@ cdef class Visit:
         return self.plan.keeps_undo and not self.plan.pages.parameters
 
 
-cdef int step_paged(Plan plan, Visit visit, progress) except -1:
+cdef int step_paged(Plan plan, Visit visit, double norm_before, progress) except -1:
     """The writes of a step, and its counts."""
     try:
         conduct(plan, visit.step, progress)
     except BaseException:
-        plan.undoable = False
+        plan.undoable, plan.counts.grad_norm = False, norm_before
         raise
     return 0
 
@@ -283,9 +283,9 @@ cdef int conduct(Plan plan, call, progress) except -1:
     """
     cdef Job job = Job.__new__(Job)
     cdef object late = None
+    cdef bint stopped = False
     job.call, job.tokens = call, SimpleQueue()
     plan.job = job
-    plan.pages.stopped = False
     try:
         start_new_thread(job, ())
     except RuntimeError:  # while Python ends there are no new ones
@@ -301,12 +301,12 @@ cdef int conduct(Plan plan, call, progress) except -1:
                 progress(done, total)
         except BaseException as error:
             if late is not None:
-                plan.pages.stopped = True
+                plan.pages.stopped = stopped = True
             late, progress = error, None
-    plan.job = None
+    plan.job, plan.pages.stopped = None, False
     if job.error is not None:
         error, job.error = job.error, None
-        if plan.pages.stopped and late is not None:
+        if stopped:
             raise late from error
         raise error
     if late is not None:

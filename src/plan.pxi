@@ -362,7 +362,7 @@ cdef class Plan:
                 keep(self, before, usable, work)
             if self.pages is not None:
                 if work >= 0:
-                    step_paged(self, Visit(self, STEP, work, summing, usable, moved), progress)
+                    step_paged(self, Visit(self, STEP, work, summing, usable, moved), before.grad_norm, progress)
             else:
                 if usable:
                     self.run(STEP, work, first, last)

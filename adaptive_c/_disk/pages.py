@@ -274,11 +274,10 @@ class Pages:
             if visit.keeps():
                 visit.undo()
             elif self.parameters:
-                stopped, self.stopped = self.stopped, False
+                self.stopped = False
                 for bucket, buffer in self._pass(self._touched, True, False, whole=True):
                     self._put(bucket, buffer)
                     visit.copy(_places(bucket, buffer), bucket.first, bucket.last)
-                self.stopped = stopped
             else:
                 plan.end(self._ended("a step failed when a part of the parameters was stepped"))
                 error.add_note(f"{len(self._touched)} of {len(self._buckets)} buckets of the parameters are stepped, "
@@ -328,9 +327,10 @@ class Pages:
 
         def finish() -> None:
             nonlocal done
-            bucket, buffer, transfer = behind.popleft()
+            bucket, buffer, transfer = behind[0]
             if transfer is not None:
                 transfer.wait()
+            behind.popleft()
             self._keep(bucket, buffer)
             done += 1
             if report is not None:

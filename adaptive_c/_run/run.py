@@ -1,7 +1,8 @@
 """A run: groups of parameters bound to a rule, and the plan that steps them."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import accumulate
 from typing import Any
 
@@ -104,7 +105,7 @@ class Run:
         structured = isinstance(params, tuple) and any(isinstance(item, dict) for item in params)
         specs = params if structured else ({"params": params},)
         wheres = [f"params[{i}]" if structured else "" for i in range(len(specs))]
-        with self.guard:
+        with self.guard, self._place():
             bound = [self._bind(spec, where) for spec, where in zip(specs, wheres, strict=True)]
             held = self._share([sum(layout.sizes) for _, layout, _ in bound])
             new = [
@@ -118,6 +119,16 @@ class Run:
             self.plan.link([group.bound for group in new], structured, keep_undo, self, tuple(new))
             if self._pages is not None:
                 self._pages.begin(self)
+
+    @contextmanager
+    def _place(self) -> Iterator[None]:
+        """Give the place of the state back, if a run can't be made."""
+        try:
+            yield
+        except BaseException:
+            if self._pages is not None:
+                self._pages.close()
+            raise
 
     def add(self, spec: Any) -> None:
         """Add a group; from now on the groups are a list."""
