@@ -103,6 +103,17 @@ class Optimizer(Habits, Stepping, Saving):
     seed : int in [0, 2**64)
         The seed of stochastic rounding, which is a function of seed, step, group and place, and the same for every
         number of threads.  Give optimizers that are averaged or compared different seeds.
+    state_path : str or path-like, optional
+        A folder in which the state lies: moments, scales, master copies and averages.  It is streamed through memory
+        while a step runs.  Each step is durable when it returns, and after a kill or a power cut the folder holds the
+        state of one whole step.  A folder that has a state is gone on from: counts, options and schedules become those
+        that are in it, as with `load`.  See docs/state_on_disk.md for what is refused with it.
+    state_memory : int, optional
+        Bytes of memory for buckets of that state, 1 GiB by default.  What fits stays in memory, and is written all the
+        same.
+    state_parameters : bool
+        Keep the parameters in the folder too.  They are written into `params` when the folder is gone on from, and put
+        back after a step that fails on the disk.
 
     Attributes
     ----------
@@ -131,12 +142,16 @@ class Optimizer(Habits, Stepping, Saving):
         The number of calls of `accumulate` since the last step.
     nbytes : int
         Bytes of state, including averages, scales, master copies, sums of gradients and what keep_undo and sum_to_one
-        keep.
+        keep; also of state that is on disk.
+    bytes_written : int
+        Bytes that this optimizer has written to the folder of state_path; 0 without one.
 
     Raises
     ------
     TypeError, ValueError
         If something can't be done in place or is out of range, before the first write.
+    OSError
+        With state_path, from any method that reads or writes it.
     RuntimeError
         From any method that steps, changes, saves or loads: while another call is inside the optimizer (of another
         thread, or from a schedule or a signal handler); inside `averaged_parameters`, from all but `accumulate`,
