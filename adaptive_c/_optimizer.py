@@ -255,7 +255,9 @@ class Optimizer(Habits, Stepping, Saving):
             While another call is inside the optimizer.
         """
         plan = self._run.plan
-        plan.close("this optimizer is closed; construct a new one")
+        if not plan.guard.ended:
+            with plan.guard:
+                plan.end("this optimizer is closed; construct a new one")
         if plan.pages is not None:
             plan.pages.close()
 

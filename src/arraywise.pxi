@@ -38,7 +38,7 @@ cdef class Stepping:
             if self.lr is not None:
                 take_lr(plan, self.lr)
             if plan.counts.pending:
-                plan.refuse_sums(False)
+                refuse_sums(plan, False)
             self.moved = observe(plan, self.observed, self.metric) if self.observed is not None else None
             before = plan.counts
             plan.form_keys()

@@ -212,6 +212,10 @@ cdef class BoundGroup:
         """Have rows missed steps?"""
         return lags(&self.group)
 
+    cdef int refuse_count(self, Py_ssize_t j) except -1:
+        raise ValueError(f"the count of steps of {self.name(j)}, in state['step'], is {self.group.t[j]}; it must be "
+                         "in [0, 2**62)")
+
     cdef int refuse_cuts(self, Py_ssize_t lo, Py_ssize_t hi) except -1:
         """Of a range: its ends must not cut a row that has one second moment, which is taken of the whole row."""
         cdef Piece piece

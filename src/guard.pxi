@@ -51,6 +51,10 @@ cdef class Guard:
         """Once it is released, nobody gets it any more."""
         self.rest, self.why = ENDED, why
 
+    @property
+    def ended(self):
+        return self.holder == ENDED
+
     def __enter__(self):
         self.take(HELD)
 

@@ -159,14 +159,6 @@ cdef class Plan:
         """Let nothing step or change this run any more.  The caller holds the guard."""
         self.guard.end(why)
 
-    def close(self, str why):
-        """The same; the caller does not hold the guard."""
-        if self.guard.holder == ENDED:
-            return
-        self.guard.take(STEPPING)
-        self.guard.end(why)
-        self.guard.release()
-
     def averages(self):
         """For a ``with`` block, inside which the parameters are their averages."""
         return Averages(self)
@@ -326,9 +318,9 @@ cdef class Plan:
             if lr is not None:
                 take_lr(self, lr)
             if summed != (self.counts.pending > 0):
-                self.refuse_sums(summed)
+                refuse_sums(self, summed)
             if part is not None:
-                first, last = self.positions(part[0], part[1], part[2])
+                first, last = positions(self, part[0], part[1], part[2])
                 count = part[3]
             if self.keeps_undo and (last - first < self.space.end or not count):
                 raise ValueError("a range can't be stepped with keep_undo=True, which undoes whole steps")
@@ -432,32 +424,6 @@ cdef class Plan:
     cdef int sweep_all(self, Work what) except -1:
         return self.run(what, self.space.end, 0, self.space.end)
 
-    cdef (Py_ssize_t, Py_ssize_t) positions(self, Py_ssize_t group, Py_ssize_t lo, Py_ssize_t hi) except *:
-        if self.space.zero_grad and (self.max_grad_norm or self.on_nonfinite != IGNORE):
-            raise ValueError("a range can't be stepped with zero_grad and a norm or check, which need all of them")
-        if group == -1 and self.space.n_groups == 1:
-            group = 0
-        if not 0 <= group < self.space.n_groups:
-            raise ValueError(f"a range needs a group, 0 .. {self.space.n_groups - 1}, got {group}")
-        cdef Py_ssize_t size = self.space.groups[group].size, first = self.space.groups[group].position
-        if hi == -1:
-            hi = size
-        if not (0 <= lo <= hi <= size and (lo % CHUNK == 0 or lo == size) and (hi % CHUNK == 0 or hi == size)):
-            raise ValueError(f"lo and hi must be multiples of {CHUNK} or the end, {size}, with lo <= hi; "
-                             f"got {lo} and {hi}")
-        for at in (lo, hi):
-            if cuts_row(self.space.groups[group], at):
-                raise ValueError(f"a range can't end within a row that is to sum to one, as element {at} is")
-        (<BoundGroup> self.groups[group]).refuse_cuts(lo, hi)
-        return first + lo, first + chunks_to(hi) * CHUNK
-
-    cdef int refuse_sums(self, bint summed) except -1:
-        if summed:
-            raise ValueError("step() without gradients takes the mean of accumulated ones, and there are none; pass "
-                             "grads, or call accumulate(grads) before it")
-        raise ValueError(f"{self.counts.pending} accumulated gradients are pending, which step(grads) would leave "
-                         "unused; step() takes their mean, discard() drops them")
-
     cdef int form_steps(self) except -1:
         """The constants of this step: formed once for neighbouring arrays that have taken the same steps."""
         cdef Group* group
@@ -480,7 +446,7 @@ cdef class Plan:
     cdef int form_step(self, Group* group, Py_ssize_t j, Py_ssize_t n) except -1:
         """The constants of this step of one array, as number n of space.steps."""
         if not 0 <= group.t[j] < 1LL << 62:
-            self.refuse_count(group.index, j)
+            (<BoundGroup> self.groups[group.index]).refuse_count(j)
         form_step(group.rule, &group.options, group.t[j] + 1, not group.started[j] or group.t[j] == 0,
                   group.product[j] if group.product != NULL else 1, self.space.steps + n)
         self.space.steps[n].by_row = group.arrays[j].row_length != 0
@@ -497,11 +463,6 @@ cdef class Plan:
                 for j in range(1 + SLOTS):
                     group.keys[j] = noise_key(self.space.seed, self.space.t, i, j)
         return 0
-
-    cdef int refuse_count(self, Py_ssize_t i, Py_ssize_t j) except -1:
-        cdef BoundGroup group = <BoundGroup> self.groups[i]
-        raise ValueError(f"the count of steps of {group.name(j)}, in state['step'], is {group.group.t[j]}; it must be "
-                         "in [0, 2**62)")
 
     cdef int count(self, list moved) except -1:
         """Count a step of the arrays that have a gradient.  moved: the schedules that it changes."""
