@@ -6,7 +6,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from .. import optimizers, schedules
-from .picture import BLACK, BLUE, ORANGE, WIDTH, Picture, contours, minimum, styled
+from .palette import BLACK, BLUE, ORANGE
+from .picture import WIDTH, Picture, contours, minimum, styled
 from .problems import ROSENBROCK, Array, trace
 
 STATES: dict[str, tuple[str | None, str, Any]] = {
