@@ -55,8 +55,8 @@ class Optimizer(Habits, Stepping, Saving):
         gradients of all groups, unless norm_over says otherwise.  This reads the gradients once more, and does not
         write them.
     norm_over : "all", "group" or "array"
-        Over what max_grad_norm clips: all gradients together, as torch's clip_grad_norm_ does; each group by itself; or
-        each array by itself, as thinc and Keras' clipnorm do.  A step is skipped or refused as a whole.
+        Over what max_grad_norm clips: all gradients together, as torch's ``clip_grad_norm_`` does; each group by
+        itself; or each array by itself, as thinc and Keras' clipnorm do.  A step is skipped or refused as a whole.
     max_grad_value : float, optional
         Clamp every element of the gradient to [-max_grad_value, max_grad_value], after unscaling and clipping.
     loss_scale : float or "dynamic"

@@ -84,7 +84,7 @@ class Optimizer(torch.optim.Optimizer):
     rounding : "stochastic", optional; per group
         For float16 and bfloat16 without a copy: rounded up or down so that the mean is exact.
     max_grad_norm : float, optional
-        Clip the gradients of all groups to this 2-norm, as clip_grad_norm_ would, without writing them.
+        Clip the gradients of all groups to this 2-norm, as ``clip_grad_norm_`` would, without writing them.
     norm_over : "all", "group" or "array"
         Over what max_grad_norm clips: all gradients together; those of one dtype in each group; or each tensor's.
     max_grad_value : float, optional
