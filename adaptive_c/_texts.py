@@ -13,7 +13,8 @@ params : array, list or tuple of arrays, dict of arrays, or list of group dicts
 options : dict
     The options that the rule has for itself, and their values.
 lr
-    The learning rate.
+    The learning rate.  A schedule, here and below, is an object of `adaptive_c.schedules`, or any function of the
+    number of applied steps: step k uses ``schedule(k - 1)``, and a skipped step does not advance it.
 Rprop.lr, SuperSAB.lr
     The rate of every element at an array's first step.  It is not read again, and can't follow a schedule.
 momentum
@@ -85,8 +86,8 @@ max_grad_norm
     gradients of all groups, unless norm_over says otherwise.  This reads the gradients once more, and does not write
     them.
 norm_over
-    Over what max_grad_norm clips: "all" gradients together, as torch's clip_grad_norm_ does; each "group" by itself; or
-    each "array" by itself, as thinc and Keras' clipnorm do.  A step is skipped or refused as a whole.
+    Over what max_grad_norm clips: "all" gradients together, as torch's ``clip_grad_norm_`` does; each "group" by
+    itself; or each "array" by itself, as thinc and Keras' clipnorm do.  A step is skipped or refused as a whole.
 max_grad_value
     Clamp every element of the gradient to [-max_grad_value, max_grad_value], after unscaling and clipping.
 on_nonfinite
@@ -249,7 +250,7 @@ master
 rounding
     For float16 and bfloat16 without a copy: rounded up or down so that the mean is exact.
 max_grad_norm
-    Clip the gradients of all groups to this 2-norm, as clip_grad_norm_ would, without writing them.
+    Clip the gradients of all groups to this 2-norm, as ``clip_grad_norm_`` would, without writing them.
 norm_over
     Over what max_grad_norm clips: "all" gradients together; those of one dtype in each "group"; or each tensor's,
     "array".

@@ -214,8 +214,12 @@ def in_golden(name):
 
 
 def in_docs(name):
-    section = text("docs/update_rules.md").partition(f"\n## {name}\n")[2].partition("\n## ")[0]
-    return {f"{part} in the section {name!r}": part in section for part in ("**Paper:**", "**Differs from:**")}
+    """A page of its own, and its row in the table of rules."""
+    path = ROOT / "docs" / "optimizers" / f"{name}.md"
+    page = path.read_text() if path.is_file() else ""
+    parts = ("```math", "## Arguments", "## Properties", "## Paper", "## Differs from")
+    return {f"the row of {name}": f"| [{name}](optimizers/{name}.md) | " in text("docs/update_rules.md"),
+            **{f"{part!r} on the page optimizers/{name}.md": part in page for part in parts}}  # fmt: skip
 
 
 def in_record(name):
@@ -291,7 +295,11 @@ def test_the_chunk_of_the_tests_is_the_cores():
         step_range(opt, np.zeros(CHUNK + 1), lo=CHUNK // 2)
 
 
-PAGES = [page.relative_to(ROOT) for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))]
+PAGES = [
+    page.relative_to(ROOT)
+    for page in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
+    if "generated" not in page.parts
+]  # those are the site's copies of others
 DOORS = ("torch", "scipy", "sklearn", "ml_dtypes", "thinc")  # which an example may import
 # test_clients.py and test_mpi.py run these
 CLIENTS = re.compile("import (transformers|lightning)|from (transformers|lightning|mpi4py)")

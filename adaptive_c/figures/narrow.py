@@ -7,7 +7,8 @@ from matplotlib.figure import Figure
 
 from .. import optimizers, schedules
 from ..typing import StateDtype
-from .picture import BLACK, BLUE, ORANGE, WIDTH, Picture, contours, minimum, styled
+from .palette import BLACK, BLUE, ORANGE
+from .picture import WIDTH, Picture, contours, minimum, styled
 from .problems import ROSENBROCK, Array, trace
 
 STATES: dict[str, tuple[StateDtype | None, str, Any]] = {
