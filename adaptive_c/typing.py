@@ -1,7 +1,18 @@
 """The types of what optimizers are given, for annotations of your own and for type checkers.
 
-`Array`, `Arrays`, `Params`, `Real`, `Schedulable`, `Pair` and `Bounds` are aliases; `Group` and `Shared` are dicts, as
-described there.  Nothing here is used at run time: what an option may be, the table of options says.
+======================  ===============================================================================================
+Array                   a NumPy array
+Arrays                  the arrays of one group: one array, a list or tuple of arrays, or a dict of arrays
+Params                  the parameters of an optimizer: the arrays of one group, or a list of `Group`
+Real                    a number of Python's or NumPy's
+Schedulable             a number, an object of `adaptive_c.schedules`, or another function of the step
+Pair                    two of these
+Bounds                  (lo, hi), each of them a number, None, or arrays in the structure of the parameters
+Group, Shared           typed dictionaries of options, for ``list[Group]`` and ``**options: Unpack[Shared]``
+======================  ===============================================================================================
+
+A group in a list that is written where it is used needs no annotation.  One that is stored in a variable before does:
+``groups: list[Group] = [...]``.  Nothing here is used at run time: what an option may be, the table of options says.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -242,7 +242,8 @@ def in_torch(name):
     found = ast.parse(text("adaptive_c/torch/__init__.py"))
     classes = [node.name for node in ast.walk(found) if isinstance(node, ast.ClassDef)]
     names = [node.value for node in ast.walk(found) if isinstance(node, ast.Constant)]
-    return {f"class {name}": name in classes, f"{name!r} in __all__": name in names}
+    typed = re.search(rf"^class {name}\(", text("adaptive_c/torch/__init__.pyi"), re.M)
+    return {f"class {name}": name in classes, f"{name!r} in __all__": name in names, f"{name} in __init__.pyi": typed}
 
 
 PLACES = {  # in the order of CONTRIBUTING.md

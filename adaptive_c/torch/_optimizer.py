@@ -3,7 +3,7 @@
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar, overload
 
 import torch
 
@@ -12,15 +12,17 @@ from .._checkpoint import torch as format_of_torch
 from .._docstrings import DocOfSetting, document
 from .._native import checked_threads
 from .._run.options import SETTINGS
+from ..typing import NormOver, OnNonfinite
 from ._bound import FORMATS, FRESH, REFUSED, Bound, Form, Place
 from ._signature import GROUP, SWITCHES, WHOLE, constructor, example, own_options
 from ._state import BESIDE, decoded
 from ._tensors import Tensor
 
+Value = TypeVar("Value")
 _KEY = "adaptive_c"  # in a state_dict, beside torch's "state" and "param_groups"
 
 
-class _Setting:
+class _Setting(Generic[Value]):
     # An option of the optimizer as a whole: checked when it is assigned.
 
     __doc__ = DocOfSetting()
@@ -28,10 +30,16 @@ class _Setting:
     def __set_name__(self, owner: type, name: str) -> None:
         self._name = name
 
+    @overload
+    def __get__(self, optimizer: None, owner: type) -> Self: ...
+
+    @overload
+    def __get__(self, optimizer: object, owner: type) -> Value: ...
+
     def __get__(self, optimizer: Any, owner: type) -> Any:
         return self if optimizer is None else optimizer._settings[self._name]
 
-    def __set__(self, optimizer: "Optimizer", value: Any) -> None:
+    def __set__(self, optimizer: "Optimizer", value: Value) -> None:
         optimizer._set(self._name, value)
 
 
@@ -92,13 +100,13 @@ class Optimizer(torch.optim.Optimizer):
 
         def __init__(self, params: Any, *args: Any, **options: Any) -> None: ...
 
-    max_grad_norm = _Setting()
-    norm_over = _Setting()
-    max_grad_value = _Setting()
-    on_nonfinite = _Setting()
-    flush_denormals = _Setting()
-    seed = _Setting()
-    n_threads = _Setting()
+    max_grad_norm = _Setting[float | None]()
+    norm_over = _Setting[NormOver]()
+    max_grad_value = _Setting[float | None]()
+    on_nonfinite = _Setting[OnNonfinite | None]()
+    flush_denormals = _Setting[bool]()
+    seed = _Setting[int]()
+    n_threads = _Setting[int | None]()
 
     def __init_subclass__(cls, rule: type[Plain] | None = None, **more: Any) -> None:
         super().__init_subclass__(**more)
