@@ -33,6 +33,13 @@ def scipy_method(optimizer: Callable[..., Optimizer] = Adam, **settings: Any) ->
         SciPy's own first-order methods, hess, hessp and constraints are left alone with a RuntimeWarning.  fun sees
         copies of x.
 
+    Raises
+    ------
+    TypeError
+        If optimizer is no class of this library, or a setting is an option neither of it nor of `minimize`.
+    ValueError
+        From the method, where there is no gradient.
+
     Examples
     --------
     >>> from scipy.optimize import minimize, rosen, rosen_der

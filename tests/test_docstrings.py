@@ -3,19 +3,23 @@
 What is public is walked, so that a new name is looked at by itself.
 """
 
+import ast
 import doctest
 import importlib
 import inspect
 import json
 import pydoc
+import re
 import subprocess
 import sys
+import textwrap
 
 import pytest
 from numpydoc.docscrape import NumpyDocString
 from numpydoc.validate import ERROR_MSGS, validate
 
 import adaptive_c as ac
+from adaptive_c import typing as typed
 
 # All of numpydoc's checks but these: a summary need not be followed by more text (ES01), begin with an infinitive (SS05)
 # or name other functions (SA01).
@@ -93,6 +97,27 @@ def test_every_default_is_documented(name):
             shown = json.dumps(x.default) if isinstance(x.default, str) else getattr(x.default, "__name__", x.default)
             ending = ", optional" if x.default in (None, ...) else f", default {shown}"
             assert types[x.name].removesuffix("; per group").endswith(ending), f"{x.name} : {types[x.name]}"
+
+
+@pytest.mark.parametrize("name", [name for name, x in THINGS.items() if hasattr(x, "rule") or hasattr(x, "_rule")])
+def test_every_option_has_its_range_or_its_words(name):
+    """But for structures of arrays, and one number that may be any."""
+    listed = NumpyDocString(inspect.cleandoc(THINGS[name].__doc__))["Parameters"]
+    open_ended = {"params", "bounds", "copy_to", "dampening"}
+    bare = [x.name for x in listed if not re.search(r'[<>"{]|in [\[(]|bool', x.type) and x.name not in open_ended]
+    assert len(listed) > 20
+    assert not bare
+
+
+@pytest.mark.parametrize("name", [name for name in CALLED if inspect.isfunction(THINGS[name])])
+def test_what_raises_says_so(name):
+    tree = ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(THINGS[name]))))
+    raises = [node for node in ast.walk(tree) if isinstance(node, ast.Raise) and node.exc is not None]
+    assert not raises or "Raises\n" in inspect.getdoc(THINGS[name])
+
+
+def test_every_alias_of_a_type_is_described():
+    assert [name for name in typed.__all__ if name not in typed.__doc__] == []
 
 
 EXAMPLES = [name for name, thing in THINGS.items() if ">>> " in (thing.__doc__ or "")]
