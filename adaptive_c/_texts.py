@@ -56,7 +56,9 @@ second_moment
 lr_decay
     How the learning rate falls: step t has lr/(1 + (t - 1) lr_decay).
 initial_accumulator_value
-    What the sum of squares starts at; for Yogi, what both moments start at.  It is read at an array's first step only.
+    What the sum of squares starts at.  It is read at an array's first step only.
+Yogi.initial_accumulator_value
+    What both moments start at.  It is read at an array's first step only.
 alpha
     The decay of the running mean of the squared gradient.
 rho
@@ -157,7 +159,13 @@ ARGUMENTS = """
 *args, **arguments
     The fields of the class.
 base
-    The value that the formula begins with.
+    The value at the first step.
+constant.base, step.base, multistep.base
+    The value, before anything has changed it.
+inverse_sqrt.base, one_cycle.base
+    The largest value, to which the first steps lead up.
+plateau.base
+    The value before it has fallen.
 end
     The value at the end, which it keeps from then on.
 steps : int >= 1
@@ -278,6 +286,8 @@ s : dict
     step; the new state is put into it.
 t : int >= 1
     The number of the step.
+lr
+    The learning rate.
 **options
     The other options of `adam`.
 """
