@@ -1,18 +1,35 @@
 """The face of a run: documentation, and every method a door of a few lines."""
 
 from contextlib import AbstractContextManager
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ._native import checked_threads
 from ._run.group import ParamGroup
 from ._run.habits import Habits, meant, place_of
-from ._run.options import SETTINGS, SHARED, Schedulable, flag, moves
+from ._run.options import SETTINGS, SHARED, flag, moves
 from ._run.rule import Rule
 from ._run.run import Run
 from ._run.store import State
 from ._saving import Saving
-from ._settings import LossScale, Setting, ZeroGrad
+from ._settings import CurrentScale, Setting, ZeroGrad
 from ._stepping import Stepping
+from .typing import (
+    Arrays,
+    Bounds,
+    Group,
+    LossScale,
+    Master,
+    NormOver,
+    OnNonfinite,
+    Params,
+    Real,
+    Rounding,
+    RowsMode,
+    Schedulable,
+    StateDtype,
+    SumToOne,
+    Uint16As,
+)
 
 _TORCH_ONLY = {"foreach", "fused", "capturable", "differentiable"}
 
@@ -146,41 +163,41 @@ class Optimizer(Habits, Stepping, Saving):
     rule: ClassVar[Rule]
     _part: ClassVar[tuple[int, int]] = (0, 1)  # which of how many processes, that share the state, this is
 
-    max_grad_norm = Setting()
-    norm_over = Setting()
-    max_grad_value = Setting()
-    on_nonfinite = Setting()
-    loss_scale = LossScale()
+    max_grad_norm = Setting[float | None, Schedulable | None]()
+    norm_over = Setting[NormOver, NormOver]()
+    max_grad_value = Setting[float | None, Real | None]()
+    on_nonfinite = Setting[OnNonfinite, OnNonfinite | None]()
+    loss_scale = CurrentScale()
     zero_grad = ZeroGrad()
-    cast = Setting()
-    flush_denormals = Setting()
-    seed = Setting()
+    cast = Setting[bool, bool]()
+    flush_denormals = Setting[bool, bool]()
+    seed = Setting[int, int]()
 
     def __init__(
         self,
-        params: Any,
+        params: Params,
         options: dict[str, Any],
         /,
         *,
         n_threads: int | None = None,
         max_grad_norm: Schedulable | None = None,
-        norm_over: str = "all",
-        max_grad_value: float | None = None,
-        on_nonfinite: str | None = None,
-        loss_scale: float | str = 1.0,
+        norm_over: NormOver = "all",
+        max_grad_value: Real | None = None,
+        on_nonfinite: OnNonfinite | None = None,
+        loss_scale: LossScale = 1.0,
         zero_grad: bool = False,
         cast: bool = False,
         keep_undo: bool = False,
         flush_denormals: bool = False,
         ema_decay: Schedulable | None = None,
-        bounds: Any = None,
-        sum_to_one: bool | str = False,
-        rows: str = "lazy",
-        copy_to: Any = None,
-        state_dtype: str | None = None,
-        master: str | None = None,
-        rounding: str | None = None,
-        uint16_as: str | None = None,
+        bounds: Bounds | None = None,
+        sum_to_one: SumToOne = False,
+        rows: RowsMode = "lazy",
+        copy_to: Arrays | None = None,
+        state_dtype: StateDtype | None = None,
+        master: Master | None = None,
+        rounding: Rounding | None = None,
+        uint16_as: Uint16As | None = None,
         seed: int = 0,
         **unknown: Any,
     ) -> None:
@@ -210,7 +227,7 @@ class Optimizer(Habits, Stepping, Saving):
         self._run, self._state_view = run, State(run)
         self._step = run.plan.step  # bound once: a small step is mostly looking things up
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
+    def add_param_group(self, param_group: Group) -> None:
         """Add a group, as in torch.
 
         Its arrays start like those of a new optimizer, each with its own count of steps, from 0.  `t` goes on, and with
@@ -287,12 +304,14 @@ class Optimizer(Habits, Stepping, Saving):
     def param_groups(self) -> tuple[ParamGroup, ...]:
         return self._run.groups
 
-    def __setattr__(self, name: str, value: Any) -> None:  # (a __getattr__ would slow down every step)
-        if name not in SETTINGS and not name.startswith("_") and not hasattr(type(self), name):
-            place = place_of(name, self._run.defaults, SETTINGS)
-            hint = f"; did you mean {place} = {value!r}?" if place else ""
-            raise AttributeError(f"{type(self).__name__} has no attribute {name!r} to assign{hint}")
-        object.__setattr__(self, name, value)  # without super(), which takes a tenth of an assignment
+    if not TYPE_CHECKING:  # or checkers would take any attribute to be assignable
+
+        def __setattr__(self, name, value):  # (a __getattr__ would slow down every step)
+            if name not in SETTINGS and not name.startswith("_") and not hasattr(type(self), name):
+                place = place_of(name, self._run.defaults, SETTINGS)
+                hint = f"; did you mean {place} = {value!r}?" if place else ""
+                raise AttributeError(f"{type(self).__name__} has no attribute {name!r} to assign{hint}")
+            object.__setattr__(self, name, value)  # without super(), which takes a tenth of an assignment
 
     @property
     def state(self) -> State:

@@ -4,12 +4,12 @@ The formulas are in the symbols of reference.py, which is the specification: p p
 What all of them share, `params` and `n_threads` among it, is described in `Optimizer`.
 """
 
-from typing import Any
+from typing import Any, Unpack
 
 from ._optimizer import Optimizer
-from ._run.options import Schedulable as Number
-from ._run.options import SchedulablePair as Pair
 from ._run.rule import Rule, Slot
+from .typing import EpsMode, Pair, Params, Real, SecondMoment, Shared, Variant
+from .typing import Schedulable as Number
 
 __all__ = [  # noqa: RUF022  in order of increasing complexity, as everywhere
     "SGD", "Momentum", "Adagrad", "RMSprop", "Adadelta", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "Yogi",
@@ -48,8 +48,9 @@ class SGD(Optimizer):
 
     rule = Rule("sgd", {"momentum_buffer": Slot("signed", when="momentum")})
 
-    def __init__(self, params: Any, lr: Number = 1e-3, momentum: Number = 0.0, dampening: Number = 0.0,
-                 weight_decay: Number = 0.0, nesterov: bool = False, *, maximize: bool = False, **shared: Any) -> None:
+    def __init__(self, params: Params, lr: Number = 1e-3, momentum: Number = 0.0, dampening: Number = 0.0,
+                 weight_decay: Number = 0.0, nesterov: bool = False, *, maximize: bool = False,
+                 **shared: Unpack[Shared]) -> None:
         super().__init__(params, _options(locals()), **shared)
 
 
@@ -74,8 +75,8 @@ class Momentum(Optimizer):
 
     rule = Rule("momentum", {"momentum_buffer": _SIGNED})
 
-    def __init__(self, params: Any, lr: Number = 1e-3, momentum: Number = 0.9, nesterov: bool = False,
-                 weight_decay: Number = 0.0, maximize: bool = False, **shared: Any) -> None:
+    def __init__(self, params: Params, lr: Number = 1e-3, momentum: Number = 0.9, nesterov: bool = False,
+                 weight_decay: Number = 0.0, maximize: bool = False, **shared: Unpack[Shared]) -> None:
         super().__init__(params, _options(locals()), **shared)
 
 
@@ -101,9 +102,10 @@ class Adagrad(Optimizer):
 
     rule = Rule("adagrad", {"sum": Slot("unsigned", start="initial_accumulator_value", moment=True)}, squares=True)
 
-    def __init__(self, params: Any, lr: Number = 1e-2, lr_decay: Number = 0.0, weight_decay: Number = 0.0,
-                 initial_accumulator_value: float = 0.0, eps: Number = 1e-10, *, maximize: bool = False,
-                 eps_mode: str = "outside", second_moment: str = "element", **shared: Any) -> None:
+    def __init__(self, params: Params, lr: Number = 1e-2, lr_decay: Number = 0.0, weight_decay: Number = 0.0,
+                 initial_accumulator_value: Real = 0.0, eps: Number = 1e-10, *, maximize: bool = False,
+                 eps_mode: EpsMode = "outside", second_moment: SecondMoment = "element",
+                 **shared: Unpack[Shared]) -> None:
         super().__init__(params, _options(locals()), **shared)
 
 
@@ -132,9 +134,10 @@ class RMSprop(Optimizer):
     rule = Rule("rmsprop", {"square_avg": _MOMENT, "momentum_buffer": Slot("signed", when="momentum"),
                        "grad_avg": Slot("signed", when="centered")}, squares=True)
 
-    def __init__(self, params: Any, lr: Number = 1e-2, alpha: Number = 0.99, eps: Number = 1e-8,
+    def __init__(self, params: Params, lr: Number = 1e-2, alpha: Number = 0.99, eps: Number = 1e-8,
                  weight_decay: Number = 0.0, momentum: Number = 0.0, centered: bool = False, *, maximize: bool = False,
-                 eps_mode: str = "outside", second_moment: str = "element", **shared: Any) -> None:
+                 eps_mode: EpsMode = "outside", second_moment: SecondMoment = "element",
+                 **shared: Unpack[Shared]) -> None:
         super().__init__(params, _options(locals()), **shared)
 
 
@@ -159,8 +162,8 @@ class Adadelta(Optimizer):
 
     rule = Rule("adadelta", {"square_avg": _UNSIGNED, "acc_delta": _UNSIGNED}, squares=True)
 
-    def __init__(self, params: Any, lr: Number = 1.0, rho: Number = 0.9, eps: Number = 1e-6,
-                 weight_decay: Number = 0.0, *, maximize: bool = False, **shared: Any) -> None:
+    def __init__(self, params: Params, lr: Number = 1.0, rho: Number = 0.9, eps: Number = 1e-6,
+                 weight_decay: Number = 0.0, *, maximize: bool = False, **shared: Unpack[Shared]) -> None:
         super().__init__(params, _options(locals()), **shared)
 
 
@@ -189,10 +192,10 @@ class Adam(Optimizer):
     rule = Rule("adam", {"exp_avg": _SIGNED, "exp_avg_sq": _MOMENT,
                        "max_exp_avg_sq": Slot("maximum", when="amsgrad", moment=True)}, squares=True)
 
-    def __init__(self, params: Any, lr: Number = 1e-3, betas: Pair = (0.9, 0.999), eps: Number = 1e-8,
+    def __init__(self, params: Params, lr: Number = 1e-3, betas: Pair = (0.9, 0.999), eps: Number = 1e-8,
                  weight_decay: Number = 0.0, amsgrad: bool = False, *, maximize: bool = False,
-                 decoupled_weight_decay: bool = False, eps_mode: str = "outside", second_moment: str = "element",
-                 **shared: Any) -> None:
+                 decoupled_weight_decay: bool = False, eps_mode: EpsMode = "outside",
+                 second_moment: SecondMoment = "element", **shared: Unpack[Shared]) -> None:
         super().__init__(params, _options(locals()), **shared)
 
 
@@ -214,9 +217,10 @@ class AdamW(Adam):
 
     rule = Adam.rule._replace(fixed={"decoupled_weight_decay": True})
 
-    def __init__(self, params: Any, lr: Number = 1e-3, betas: Pair = (0.9, 0.999), eps: Number = 1e-8,
+    def __init__(self, params: Params, lr: Number = 1e-3, betas: Pair = (0.9, 0.999), eps: Number = 1e-8,
                  weight_decay: Number = 1e-2, amsgrad: bool = False, *, maximize: bool = False,
-                 eps_mode: str = "outside", second_moment: str = "element", **shared: Any) -> None:
+                 eps_mode: EpsMode = "outside", second_moment: SecondMoment = "element",
+                 **shared: Unpack[Shared]) -> None:
         Optimizer.__init__(self, params, _options(locals()), **shared)
 
 
@@ -240,8 +244,8 @@ class Adamax(Optimizer):
 
     rule = Rule("adamax", {"exp_avg": _SIGNED, "exp_inf": _UNSIGNED})
 
-    def __init__(self, params: Any, lr: Number = 2e-3, betas: Pair = (0.9, 0.999), eps: Number = 1e-8,
-                 weight_decay: Number = 0.0, *, maximize: bool = False, **shared: Any) -> None:
+    def __init__(self, params: Params, lr: Number = 2e-3, betas: Pair = (0.9, 0.999), eps: Number = 1e-8,
+                 weight_decay: Number = 0.0, *, maximize: bool = False, **shared: Unpack[Shared]) -> None:
         super().__init__(params, _options(locals()), **shared)
 
 
@@ -267,9 +271,9 @@ class NAdam(Optimizer):
 
     rule = Rule("nadam", {"exp_avg": _SIGNED, "exp_avg_sq": _UNSIGNED}, per_array={"mu_product": 1.0}, squares=True)
 
-    def __init__(self, params: Any, lr: Number = 2e-3, betas: Pair = (0.9, 0.999), eps: Number = 1e-8,
+    def __init__(self, params: Params, lr: Number = 2e-3, betas: Pair = (0.9, 0.999), eps: Number = 1e-8,
                  weight_decay: Number = 0.0, momentum_decay: Number = 4e-3, decoupled_weight_decay: bool = False, *,
-                 maximize: bool = False, eps_mode: str = "outside", **shared: Any) -> None:
+                 maximize: bool = False, eps_mode: EpsMode = "outside", **shared: Unpack[Shared]) -> None:
         super().__init__(params, _options(locals()), **shared)
 
 
@@ -296,9 +300,9 @@ class RAdam(Optimizer):
 
     rule = Rule("radam", {"exp_avg": _SIGNED, "exp_avg_sq": _UNSIGNED}, squares=True)
 
-    def __init__(self, params: Any, lr: Number = 1e-3, betas: Pair = (0.9, 0.999), eps: Number = 1e-8,
+    def __init__(self, params: Params, lr: Number = 1e-3, betas: Pair = (0.9, 0.999), eps: Number = 1e-8,
                  weight_decay: Number = 0.0, decoupled_weight_decay: bool = False, *, maximize: bool = False,
-                 eps_mode: str = "hat", **shared: Any) -> None:
+                 eps_mode: EpsMode = "hat", **shared: Unpack[Shared]) -> None:
         super().__init__(params, _options(locals()), **shared)
 
 
@@ -323,9 +327,9 @@ class Yogi(Optimizer):
     rule = Rule("yogi", {"exp_avg": Slot("signed", start="initial_accumulator_value"),
                        "exp_avg_sq": Slot("unsigned", start="initial_accumulator_value")}, squares=True)
 
-    def __init__(self, params: Any, lr: Number = 1e-2, betas: Pair = (0.9, 0.999), eps: Number = 1e-3,
-                 weight_decay: Number = 0.0, initial_accumulator_value: float = 1e-6, *, maximize: bool = False,
-                 decoupled_weight_decay: bool = False, eps_mode: str = "outside", **shared: Any) -> None:
+    def __init__(self, params: Params, lr: Number = 1e-2, betas: Pair = (0.9, 0.999), eps: Number = 1e-3,
+                 weight_decay: Number = 0.0, initial_accumulator_value: Real = 1e-6, *, maximize: bool = False,
+                 decoupled_weight_decay: bool = False, eps_mode: EpsMode = "outside", **shared: Unpack[Shared]) -> None:
         super().__init__(params, _options(locals()), **shared)
 
 
@@ -352,9 +356,9 @@ class AdaBelief(Optimizer):
 
     rule = Rule("adabelief", {"exp_avg": _SIGNED, "exp_avg_sq": _UNSIGNED}, squares=True)
 
-    def __init__(self, params: Any, lr: Number = 1e-3, betas: Pair = (0.9, 0.999), eps: Number = 1e-16,
+    def __init__(self, params: Params, lr: Number = 1e-3, betas: Pair = (0.9, 0.999), eps: Number = 1e-16,
                  weight_decay: Number = 0.0, *, maximize: bool = False, decoupled_weight_decay: bool = False,
-                 **shared: Any) -> None:
+                 **shared: Unpack[Shared]) -> None:
         super().__init__(params, _options(locals()), **shared)
 
 
@@ -377,8 +381,8 @@ class Lion(Optimizer):
 
     rule = Rule("lion", {"exp_avg": _SIGNED}, fixed={"decoupled_weight_decay": True})
 
-    def __init__(self, params: Any, lr: Number = 1e-4, betas: Pair = (0.9, 0.99),
-                 weight_decay: Number = 0.0, maximize: bool = False, **shared: Any) -> None:
+    def __init__(self, params: Params, lr: Number = 1e-4, betas: Pair = (0.9, 0.99),
+                 weight_decay: Number = 0.0, maximize: bool = False, **shared: Unpack[Shared]) -> None:
         super().__init__(params, _options(locals()), **shared)
 
 
@@ -408,9 +412,9 @@ class Rprop(Optimizer):
 
     rule = Rule("rprop", {"step_size": _UNSIGNED, "prev": _SIGN}, read_once=("lr",), narrow_refused=_RATES)
 
-    def __init__(self, params: Any, lr: Number = 1e-2, etas: Pair = (0.5, 1.2),
-                 step_sizes: Pair = (1e-6, 50.0), *, maximize: bool = False, variant: str = "irprop-",
-                 **shared: Any) -> None:
+    def __init__(self, params: Params, lr: Number = 1e-2, etas: Pair = (0.5, 1.2),
+                 step_sizes: Pair = (1e-6, 50.0), *, maximize: bool = False, variant: Variant = "irprop-",
+                 **shared: Unpack[Shared]) -> None:
         super().__init__(params, _options(locals()), **shared)
 
 
@@ -437,6 +441,7 @@ class SuperSAB(Optimizer):
     rule = Rule("supersab", {"step_size": _UNSIGNED, "prev": _SIGN, "momentum_buffer": _SIGNED}, read_once=("lr",),
                 narrow_refused=_RATES)
 
-    def __init__(self, params: Any, lr: Number = 0.1, eta_plus: Number = 1.05, eta_minus: Number = 0.5,
-                 max_rate: Number = 30.0, momentum: Number = 0.9, maximize: bool = False, **shared: Any) -> None:
+    def __init__(self, params: Params, lr: Number = 0.1, eta_plus: Number = 1.05, eta_minus: Number = 0.5,
+                 max_rate: Number = 30.0, momentum: Number = 0.9, maximize: bool = False,
+                 **shared: Unpack[Shared]) -> None:
         super().__init__(params, _options(locals()), **shared)

@@ -15,8 +15,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 Check = Callable[[str, Any], Any]
-Schedulable = float | Callable[[int], float]
-SchedulablePair = tuple[Schedulable, Schedulable]
 
 
 def real(name: str, value: Any) -> float:
