@@ -23,8 +23,8 @@ DOCS = Path(__file__).resolve().parents[1]
 ROOT = DOCS.parent
 GENERATED = DOCS / "generated"
 API, GALLERY, SCRIPTS = GENERATED / "api", GENERATED / "gallery", GENERATED / "scripts"
-MODULES = ("adaptive_c", "adaptive_c.schedules", "adaptive_c.torch", "adaptive_c.mpi", "adaptive_c.reference",
-           "adaptive_c.figures.problems")  # fmt: skip
+MODULES = ("adaptive_c", "adaptive_c.schedules", "adaptive_c.torch", "adaptive_c.mpi", "adaptive_c.typing",
+           "adaptive_c.reference", "adaptive_c.figures.problems")  # fmt: skip
 METHODS = (FunctionType, classmethod, staticmethod, property)
 
 COPIES = {  # pages that stand elsewhere in the repository
@@ -54,7 +54,7 @@ def public(module: ModuleType) -> list[str]:
         name for name, thing in vars(module).items()
         if not name.startswith("_") and getattr(thing, "__module__", None) == module.__name__ and callable(thing)
     ]  # fmt: skip
-    return [name for name in names if not inspect.ismodule(getattr(module, name))]
+    return [name for name in names if inspect.isclass(x := getattr(module, name)) or inspect.isroutine(x)]
 
 
 def members(cls: type) -> list[str]:
