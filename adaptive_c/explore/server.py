@@ -1,6 +1,7 @@
 """The server of the page: on 127.0.0.1 only, for its own pages only, until Ctrl-C."""
 
 import asyncio
+import logging
 import signal
 import webbrowser
 from socket import create_server
@@ -66,6 +67,7 @@ def serve(port: int, browser: bool) -> None:
     http = HTTPServer(tornado)
     http.add_socket(socket)
     server = BaseServer(loop, tornado, http)
+    logging.getLogger("bokeh").setLevel(logging.ERROR)  # it warns whenever a browser closes a page
     server.start()
     for name in (signal.SIGINT, signal.SIGTERM):  # not as an exception, which would come in the middle of something
         asyncio.get_event_loop().add_signal_handler(name, loop.stop)
