@@ -20,7 +20,7 @@ extensions = [
     "sphinx.ext.autodoc", "sphinx.ext.autosummary", "numpydoc", "myst_parser", "sphinx_gallery.gen_gallery",
     "pages", "generate", "mathml", "attributes",
 ]  # fmt: skip
-exclude_patterns = ["_ext", "gallery", "generated/figures/*.py"]
+exclude_patterns = ["_ext", "gallery", "generated/scripts"]
 nitpicky = True
 nitpick_ignore_regex = [("py:obj", ".*")]  # `words` of docstrings that are not names
 suppress_warnings = ["config.cache"]  # functions in sphinx_gallery_conf
@@ -36,7 +36,7 @@ autodoc_member_order = "bysource"
 numpydoc_show_class_members = False
 default_role = "autolink"
 
-sphinx_gallery_conf = generate.GALLERY
+sphinx_gallery_conf = generate.GALLERY_CONFIG
 
 html_theme = "pydata_sphinx_theme"
 html_title = "adaptive_c"

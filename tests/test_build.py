@@ -217,7 +217,7 @@ def in_docs(name):
     """A page of its own, and its row in the table of rules."""
     path = ROOT / "docs" / "optimizers" / f"{name}.md"
     page = path.read_text() if path.is_file() else ""
-    parts = ("```math", "## Arguments", "## Properties", "## Paper", "## Differs from")
+    parts = ("```math", "## At work", "## Arguments", "## Properties", "## Paper", "## Differs from")
     return {f"the row of {name}": f"| [{name}](optimizers/{name}.md) | " in text("docs/update_rules.md"),
             **{f"{part!r} on the page optimizers/{name}.md": part in page for part in parts}}  # fmt: skip
 

@@ -107,7 +107,8 @@ class Trace:
     @property
     def update(self) -> Array:
         """What each step subtracts from the weights, learning rate included: (steps, d)."""
-        return -np.diff(self.w, axis=0)
+        with np.errstate(all="ignore"):  # of what has diverged
+            return -np.diff(self.w, axis=0)
 
 
 def trace(rule: str, problem: Problem, steps: int, start: tuple[float, ...] | None = None, *,
