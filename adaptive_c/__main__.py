@@ -1,6 +1,7 @@
 """The command line, ``adaptive-c demo`` and so on (``python -m adaptive_c`` is the same program)."""
 
 import argparse
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -84,7 +85,7 @@ def _explore(parser: argparse.ArgumentParser, options: argparse.Namespace) -> in
     except KeyboardInterrupt:  # before the server is there, which ends by itself
         return 130
     except OSError as error:
-        parser.exit(1, f"adaptive-c explore: can't listen on port {options.port}: {error.strerror}; "
+        parser.exit(1, f"adaptive-c explore: can't listen on port {options.port}: {os.strerror(error.errno or 0)}; "
                        "choose another with --port, or any free one with --port 0\n")  # fmt: skip
     return 0
 

@@ -2,6 +2,7 @@
 
 from typing import Any, Generic, Self, TypeVar, overload
 
+from ._docstrings import DocOfSetting
 from ._run.options import Switch, moves, setting_at
 from ._run.run import check_scale
 from .typing import Real
@@ -11,7 +12,9 @@ Given = TypeVar("Given")  # what may be assigned
 
 
 class Setting(Generic[Got, Given]):
-    """An option of the optimizer as a whole: checked when it is assigned; of a schedule the number of the next step."""
+    # An option of the optimizer as a whole: checked when it is assigned; of a schedule the number of the next step.
+
+    __doc__ = DocOfSetting()
 
     def __set_name__(self, owner: type, name: str) -> None:
         self._name = name
@@ -35,14 +38,18 @@ class Setting(Generic[Got, Given]):
 
 
 class ZeroGrad(Setting[Switch, bool]):
-    """True or False; torch's users call it."""
+    # True or False; torch's users call it.
+
+    __doc__ = DocOfSetting()
 
     def _read(self, optimizer: Any) -> Switch:
         return Switch(super()._read(optimizer))
 
 
 class CurrentScale(Setting[float, Real]):
-    """A number, or of a dynamic scale the current one."""
+    # A number, or of a dynamic scale the current one.
+
+    __doc__ = DocOfSetting()
 
     def _read(self, optimizer: Any) -> Any:
         return optimizer._run.plan.loss_scale

@@ -1,12 +1,18 @@
 """The types of what optimizers are given, for annotations of your own and for type checkers.
 
->>> from typing import Unpack
->>> from adaptive_c import AdamW
->>> from adaptive_c.typing import Params, Shared
->>> def sharp(params: Params, **options: Unpack[Shared]) -> AdamW:
-...     return AdamW(params, betas=(0.9, 0.99), **options)
+======================  ===============================================================================================
+Array                   a NumPy array
+Arrays                  the arrays of one group: one array, a list or tuple of arrays, or a dict of arrays
+Params                  the parameters of an optimizer: the arrays of one group, or a list of `Group`
+Real                    a number of Python's or NumPy's
+Schedulable             a number, an object of `adaptive_c.schedules`, or another function of the step
+Pair                    two of these
+Bounds                  (lo, hi), each of them a number, None, or arrays in the structure of the parameters
+Group, Shared           typed dictionaries of options, for ``list[Group]`` and ``**options: Unpack[Shared]``
+======================  ===============================================================================================
 
-Nothing here is used at run time: what an option may be, `adaptive_c._run.options` says, and tests hold both together.
+A group in a list that is written where it is used needs no annotation.  One that is stored in a variable before does:
+``groups: list[Group] = [...]``.  Nothing here is used at run time: what an option may be, the table of options says.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -52,7 +58,19 @@ class OfGroups(TypedDict, total=False):
 
 
 class Shared(OfGroups, total=False):
-    """The options that every optimizer has, for ``**options: Unpack[Shared]``."""
+    """The options that every optimizer has, for ``**options: Unpack[Shared]``.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from typing import Unpack
+    >>> from adaptive_c import AdamW
+    >>> from adaptive_c.typing import Params, Shared
+    >>> def fast(params: Params, **options: Unpack[Shared]) -> AdamW:
+    ...     return AdamW(params, lr=0.1, **options)
+    >>> fast(np.ones(3), max_grad_norm=1.0).max_grad_norm
+    1.0
+    """
 
     n_threads: int | None
     max_grad_norm: Schedulable | None
@@ -69,7 +87,19 @@ class Shared(OfGroups, total=False):
 
 
 class Group(OfGroups, total=False):
-    """One group of parameters: ``params``, and the options in which it differs from the optimizer's."""
+    """One group of parameters: ``params``, and the options in which it differs from the optimizer's.
+
+    It has the options of every rule; a rule refuses those that it has not.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from adaptive_c import AdamW
+    >>> from adaptive_c.typing import Group
+    >>> groups: list[Group] = [{"params": np.ones(3)}, {"params": np.zeros(3), "weight_decay": 0.0}]
+    >>> [group["weight_decay"] for group in AdamW(groups).param_groups]
+    [0.01, 0.0]
+    """
 
     params: Required[Arrays]
     lr: Schedulable

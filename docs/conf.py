@@ -18,7 +18,7 @@ author = "the authors of adaptive_c"
 release = version = adaptive_c.__version__
 extensions = [
     "sphinx.ext.autodoc", "sphinx.ext.autosummary", "numpydoc", "myst_parser", "sphinx_gallery.gen_gallery",
-    "pages", "generate", "mathml",
+    "pages", "generate", "mathml", "attributes",
 ]  # fmt: skip
 exclude_patterns = ["_ext", "gallery", "generated/scripts"]
 nitpicky = True

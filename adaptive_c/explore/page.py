@@ -16,6 +16,7 @@ from bokeh.models import (
     Div,
     NumericInput,
     PreText,
+    Range1d,
     Select,
     Slider,
     TabPanel,
@@ -102,8 +103,10 @@ class Page:
         self.beta = Slider(title="beta", start=0, end=1, value=0.9, step=0.01, name="beta", width=400)
 
         self.courses = [Course(i) for i in range(len(LANES))]
-        self.surface, self.errors = Surface(self.courses), Errors(self.courses)
-        self.state, self.first = State(self.courses), FirstUpdates(self.courses)
+        self.iterations = Range1d(0, 1)
+        self.surface = Surface(self.courses)
+        self.errors = Errors(self.courses, self.iterations, self.surface)
+        self.state, self.first = State(self.courses, self.iterations), FirstUpdates(self.courses)
         self.amplification = Amplification()
         self.root = row(self._controls(), self._views())
         self._put(settings)
@@ -122,10 +125,12 @@ class Page:
         code.js_on_click(CustomJS(args={"code": self.code}, code=
             f"const label = 'copy the code'; navigator.clipboard.writeText(code.text){copied}"))  # fmt: skip
         self.query.js_on_change("value", CustomJS(code="history.replaceState(null, '', '?' + cb_obj.value)"))
-        panels = zip(LANES, self.lanes, strict=True)
-        lanes = Tabs(tabs=[TabPanel(child=lane.layout, title=name) for name, lane in panels], name="lanes")
+        self.panels = [TabPanel(child=lane.layout, title=name) for name, lane in zip(LANES, self.lanes, strict=True)]
+        lanes = Tabs(tabs=self.panels, name="lanes")
+        hint = Div(text="A click on the surface moves the start. A click in a legend hides or shows. "
+                        "Hover over a point for its numbers.", width=320)  # fmt: skip
         return column(self.ready, self.formula, self.trouble, row(*self.start), self.steps, lanes, self.notes,
-                      row(link, code), self.query, width=340)  # fmt: skip
+                      row(link, code), hint, self.query, width=340)  # fmt: skip
 
     def _views(self) -> Any:
         panels = {
@@ -237,8 +242,12 @@ class Page:
             self.span = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
         self.surface.show(settings, error)
         self.errors.show(settings, *self.span)
-        self.state.show(settings)
+        self.state.show()
+        if everything or settings.steps != old.steps:
+            self.iterations.start, self.iterations.end = 0, settings.steps
         self.first.show(self.traces)
+        for panel, lane, course in zip(self.panels, settings.lanes, self.courses, strict=True):
+            panel.title = course.name if lane is None else f"{course.name}: {lane.rule}"
         self.query.value, self.code.text = settings.query(), settings.code()
         self.quiet = True
         self.ready.value = next((name for name, p in PLANE.items() if p.formula == settings.formula), OWN)

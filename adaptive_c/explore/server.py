@@ -1,8 +1,10 @@
 """The server of the page: on 127.0.0.1 only, for its own pages only, until Ctrl-C."""
 
 import asyncio
+import logging
 import signal
 import webbrowser
+from socket import create_server
 from typing import Any
 
 from bokeh.application import Application
@@ -10,7 +12,6 @@ from bokeh.application.handlers.function import FunctionHandler
 from bokeh.document import Document
 from bokeh.server.server import BaseServer
 from bokeh.server.tornado import BokehTornado
-from bokeh.server.util import bind_sockets
 from tornado.httpserver import HTTPServer
 from tornado.httputil import HTTPServerRequest
 from tornado.ioloop import IOLoop
@@ -58,12 +59,15 @@ def _application() -> Application:
 
 def serve(port: int, browser: bool) -> None:
     """Serve the page until Ctrl-C or SIGTERM.  Raises OSError if the port can't be used."""
-    sockets, port = bind_sockets(ADDRESS, port)
+    socket = create_server((ADDRESS, port))
+    socket.setblocking(False)
+    port = socket.getsockname()[1]
     loop = IOLoop.current()
     tornado = LocalTornado({"/": _application()}, port)
     http = HTTPServer(tornado)
-    http.add_sockets(sockets)
+    http.add_socket(socket)
     server = BaseServer(loop, tornado, http)
+    logging.getLogger("bokeh").setLevel(logging.ERROR)  # it warns whenever a browser closes a page
     server.start()
     for name in (signal.SIGINT, signal.SIGTERM):  # not as an exception, which would come in the middle of something
         asyncio.get_event_loop().add_signal_handler(name, loop.stop)

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 from bokeh.core.properties import value
-from bokeh.models import ColumnDataSource, HoverTool, Legend, LegendItem, LinearColorMapper, Range1d
+from bokeh.models import ColumnDataSource, HoverTool, Legend, LegendItem, LinearColorMapper, Range1d, SaveTool
 from bokeh.plotting import figure
 from bokeh.plotting.contour import contour_data, from_contour
 
@@ -13,7 +13,7 @@ from ..figures.palette import BLUE, COURSE, GREEN, GROUND, RED, Colour, shades
 from ..figures.problems import Array, Trace
 from .settings import LANES, Lane, Settings
 
-WIDTH = 640
+WIDTH = 700
 SLOTS = 3  # of state arrays that a rule has
 GRID = 100  # points along each side of the surface
 LEVELS = 16
@@ -21,8 +21,8 @@ LEVELS = 16
 # Each lane's colour, its shades from the first iteration to the last, its mark and the dashes of its lines.
 LOOKS: list[tuple[str, tuple[Colour, Colour], str, str]] = [
     (BLUE, (COURSE[0], COURSE[-1]), "circle", "solid"),
-    (RED, ((0.30, 0.10, 0.00), (1.00, 0.58, 0.20)), "triangle", "dashed"),
-    (GREEN, ((0.00, 0.20, 0.12), (0.25, 0.85, 0.60)), "square", "dotdash"),
+    (RED, ((0.42, 0.15, 0.00), (1.00, 0.60, 0.20)), "triangle", "dashed"),
+    (GREEN, ((0.00, 0.25, 0.15), (0.25, 0.85, 0.60)), "square", "dotdash"),
 ]
 # What the arrays of the optimizers' state are called in formulas.
 SYMBOLS = {"square_avg": "s", "exp_avg_sq": "s", "sum": "s", "exp_avg": "m", "momentum_buffer": "b",
@@ -61,13 +61,15 @@ class Course:
         w = np.where(np.abs(x.w) < 1e9, x.w, np.nan)  # beyond it, browsers draw lines that are not there
         update = np.vstack([np.full(2, np.nan), x.update])
         data = {
-            "t": np.arange(len(x.error)), "w1": w[:, 0], "w2": w[:, 1], "error": _kept(x.error, np.isfinite(x.error)),
-            "positive": _kept(x.error, np.isfinite(x.error) & (x.error > 0)), "g1": x.gradient[:, 0],
+            "t": np.arange(len(x.error)), "w1": w[:, 0], "w2": w[:, 1],
+            "error": _kept(x.error, np.abs(x.error) < 1e300),
+            "positive": _kept(x.error, (x.error > 0) & (x.error < 1e300)), "g1": x.gradient[:, 0],
             "g2": x.gradient[:, 1], "v1": update[:, 0], "v2": update[:, 1],
         }  # fmt: skip
         states = list(x.state.values())
         for slot, name in enumerate(self._slots()):
-            data[name] = states[slot // 2][:, slot % 2] if slot // 2 < len(states) else np.full(len(x.error), np.nan)
+            column = states[slot // 2][:, slot % 2] if slot // 2 < len(states) else np.full(len(x.error), np.nan)
+            data[name] = _kept(column, np.abs(column) < 1e300)
         self.shades.high = max(len(x.error) - 1, 1)
         self.source.data = data
 
@@ -89,7 +91,14 @@ def _kept(x: Array, which: Array) -> Array:
 
 def _legend(items: list[LegendItem], **more: Any) -> Legend:
     return Legend(items=items, click_policy="hide", orientation="horizontal", label_text_font_size="9pt", padding=2,
-                  border_line_color=None, glyph_width=26, **more)  # fmt: skip
+                  spacing=14, border_line_color=None, glyph_width=26, **more)  # fmt: skip
+
+
+def framed(name: str, **more: Any) -> Any:
+    """A figure with its name, which is that of the file too when its picture is saved."""
+    f = figure(name=name, tools="pan,wheel_zoom,reset", **more)
+    f.add_tools(SaveTool(filename=f"adaptive-c {name}".replace(" ", "-")))
+    return f
 
 
 class Surface:
@@ -98,8 +107,8 @@ class Surface:
     def __init__(self, courses: list[Course]) -> None:
         self.courses = courses
         self.x, self.y = Range1d(-1, 1), Range1d(-1, 1)
-        self.figure = figure(width=WIDTH, height=430, x_range=self.x, y_range=self.y, tools="pan,wheel_zoom,reset,save",
-                             x_axis_label="w1", y_axis_label="w2", name="surface")  # fmt: skip
+        self.figure = framed("surface", width=WIDTH, height=430, x_range=self.x, y_range=self.y, x_axis_label="w1",
+                             y_axis_label="w2")  # fmt: skip
         self.figure.background_fill_color = "#F6DED3"  # where the function has no value
         self.figure.grid.visible = False
         side = np.linspace(-1, 1, 3)
@@ -142,35 +151,37 @@ def grid(settings: Settings) -> Array:
 
 def heights(error: Array) -> Any:
     """The error from 0 to 1, its lower parts stretched; masked where it is infinite or NaN."""
-    some = np.ma.masked_invalid(error)
-    low, high = (float(some.min()), float(some.max())) if some.count() else (0.0, 1.0)
-    spread = high / 2 - low / 2  # halves, because their difference does not overflow
-    if spread == 0:
-        return np.ma.masked_array(np.full(error.shape, 0.5), some.mask)
-    return np.clip((some / 2 - low / 2) / spread, 0, 1) ** (1 / 3)
+    known = np.isfinite(error)
+    low, high = (float(error[known].min()), float(error[known].max())) if known.any() else (0.0, 1.0)
+    with np.errstate(all="ignore"):  # quarters, because differences of large numbers would overflow
+        height = (error / 4 - low / 4) / (high / 4 - low / 4) if low < high else np.full(error.shape, 0.5)
+        return np.ma.masked_array(np.clip(height, 0, 1) ** (1 / 3), ~known)
 
 
 class Errors:
     """The error over the iterations.  Its axis is logarithmic where no error of the surface is negative."""
 
-    def __init__(self, courses: list[Course]) -> None:
+    def __init__(self, courses: list[Course], iterations: Range1d, surface: Surface) -> None:
         self.courses = courses
         self.figures = {}
         for kind, column in (("log", "positive"), ("linear", "error")):
-            f = figure(width=WIDTH, height=170, y_axis_type=kind, y_range=Range1d(0.1, 1), x_range=Range1d(0, 1),
-                       y_axis_label="error", tools="pan,wheel_zoom,reset,save", name=f"{kind} error",
-                       visible=kind == "log")  # fmt: skip
-            for course in courses:
-                f.line("t", column, source=course.source, color=course.colour, line_width=1, line_dash=course.dashes)
-                f.scatter("t", column, source=course.source, size=3, marker=course.mark, line_color=None,
-                          fill_color={"field": "t", "transform": course.shades})  # fmt: skip
+            f = framed(f"{kind} error", width=WIDTH, height=170, y_axis_type=kind, y_range=Range1d(0.1, 1),
+                       x_range=iterations, y_axis_label="error", visible=kind == "log")  # fmt: skip
+            f.yaxis.minor_tick_line_color = None
+            f.yaxis.ticker.desired_num_ticks = 5
+            for course, item in zip(courses, surface.items, strict=True):
+                line = f.line("t", column, source=course.source, color=course.colour, line_dash=course.dashes)
+                marks = f.scatter("t", column, source=course.source, size=3, marker=course.mark, line_color=None,
+                                  fill_color={"field": "t", "transform": course.shades})  # fmt: skip
+                for here in (line, marks):  # the legend of the surface hides the error, too
+                    item.renderers[0].js_link("visible", here, "visible")
             self.figures[kind] = f
 
     def show(self, settings: Settings, bottom: float, top: float) -> None:
         """Fit the axes; bottom and top are those of the error over the window."""
         errors = np.concatenate([course.source.data["error"] for course in self.courses])
         errors = errors[np.isfinite(errors)]
-        first = [course.source.data["error"][0] for course in self.courses if course.label]
+        first = [float(course.source.data["error"][0]) for course in self.courses if course.label]
         limit = max([top, *[abs(x) for x in first if np.isfinite(x)]]) * 10  # what has diverged is not shown whole
         some = errors[errors <= limit]
         kind = "log" if bottom >= 0 and (not some.size or some.min() >= 0) else "linear"
@@ -185,25 +196,25 @@ class Errors:
         shown = self.figures[kind]
         shown.y_range.start, shown.y_range.end = low, high
         for f in self.figures.values():
-            f.x_range.start, f.x_range.end = 0, settings.steps
             f.visible = f is shown
 
 
 class State:
     """The optimizers' state over the iterations, of which the legend switches each part on and off."""
 
-    def __init__(self, courses: list[Course]) -> None:
+    def __init__(self, courses: list[Course], iterations: Range1d) -> None:
         self.courses = courses
-        self.figure = figure(width=WIDTH, height=210, y_axis_label="state", x_axis_label="iteration",
-                             x_range=Range1d(0, 1), tools="pan,wheel_zoom,reset,save", name="state")  # fmt: skip
+        self.figure = framed("state", width=WIDTH, height=210, y_axis_label="state", x_axis_label="iteration",
+                             x_range=iterations)  # fmt: skip
         self.figure.y_range.only_visible = True
         self.items: list[list[LegendItem]] = []
         for course in courses:
             items = []
             for slot in range(SLOTS):
-                lines = [self.figure.line("t", f"state{slot}_{k}", source=course.source, color=course.colour,
-                                          line_dash="solid" if k == 1 else "dotted", line_width=1.4 + 0.6 * slot,
-                                          visible=False) for k in (1, 2)]  # fmt: skip
+                colour = (course.colour, *course.shades.palette[-1:], *course.shades.palette[:1])[slot]
+                lines = [self.figure.line("t", f"state{slot}_{k}", source=course.source, color=colour, line_width=1.6,
+                                          line_dash="solid" if k == 1 else "dotted", visible=False)
+                         for k in (1, 2)]  # fmt: skip
                 items.append(LegendItem(label=value(""), renderers=lines, visible=False))
             self.items.append(items)
         for line in self.items[0][0].renderers:  # one to begin with
@@ -211,8 +222,7 @@ class State:
         flat = [item for items in self.items for item in items]
         self.figure.add_layout(_legend(flat, name="states", ncols=5), "above")
 
-    def show(self, settings: Settings) -> None:
-        self.figure.x_range.start, self.figure.x_range.end = 0, settings.steps
+    def show(self) -> None:
         for course, items in zip(self.courses, self.items, strict=True):
             for slot, item in enumerate(items):
                 used = slot < len(course.symbols)

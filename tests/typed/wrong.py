@@ -1,4 +1,4 @@
-"""Calls that a type checker must refuse, one on each line that ends with an E and on no other: see test_typing.py."""
+"""Calls that a type checker must refuse, one on each line that ends with E and on no other: see test_typing.py."""
 
 import numpy as np
 
