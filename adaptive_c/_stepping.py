@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from ._run.habits import meant
 from ._run.options import loss_scale as checked_scale
 from ._run.options import observed, real
 from ._run.rule import Rule
@@ -135,6 +136,7 @@ class Stepping:
         *,
         loss_scale: float | None = None,
         lr: float | Sequence[float | None] | None = None,
+        **unknown: Any,
     ) -> AbstractContextManager[Callable[..., None]]:
         """A ``with`` block that is one step, array by array, as gradients arrive.
 
@@ -176,6 +178,9 @@ class Stepping:
         RuntimeError
             From `now` outside of the block.
         """
+        for name in unknown:  # (`step` has no such hint: two asterisks would cost it 300 instructions each call)
+            hint = meant(name, ("metric", "loss_scale", "lr"))
+            raise TypeError(f"stepping has no argument {name!r}{hint}; it has metric, loss_scale, lr")
         block: AbstractContextManager[Callable[..., None]]
         block = self._run.plan.stepping(*self._for_one_step(metric, loss_scale, lr))
         return block

@@ -189,7 +189,7 @@ OPTIONS: dict[str, Option] = {
     "ema_decay": Option(_closed, movable=True, shared=True, optional=True),
     "bounds": Option(anything, shared=True),
     "sum_to_one": Option(_sum_to_one, shared=True),
-    "rows": Option(choice("lazy", "exact"), fixed=True, shared=True),
+    "rows": Option(choice("lazy", "exact"), shared=True),
     "copy_to": Option(anything, fixed=True, shared=True),
     "state_dtype": Option(number_format("float32", "bfloat16", "uint8"), fixed=True, shared=True, optional=True),
     "master": Option(number_format("float32"), fixed=True, shared=True, optional=True),
@@ -394,6 +394,11 @@ def check_together(options: Mapping[str, Any], where: str) -> None:
         raise ValueError(
             f"{where}centered=True is refused with second_moment='row': the mean square of a row less the square of "
             "one element's mean is no variance; drop one of them"
+        )
+    if options["rows"] == "exact" and options["state_dtype"] == "uint8":
+        raise ValueError(
+            f"{where}rows='exact' is refused with state_dtype='uint8', whose blocks of 256 elements are encoded as a "
+            "whole, so that no row can catch up alone; use 'bfloat16', or rows='lazy'"
         )
     if options.get("second_moment") == "row" and options["rows"] == "exact" and options["sum_to_one"]:
         raise ValueError(
