@@ -101,11 +101,14 @@ def test_keys_of_groups(cls, theirs, ours):
 
 def test_arguments_of_calls():
     opt = ac.SGD(np.ones(3))
-    message = told(TypeError, lambda: opt.stepping(learning_rate=0.1))
-    assert message == "stepping has no argument 'learning_rate' (did you mean lr?); it has metric, loss_scale, lr"
     with pytest.raises(TypeError, match=r"has no argument .learning_rate. .did you mean lr"):
         ac.minimize(np.sum, np.ones(3), jac=np.ones_like, learning_rate=1)
-    for call in (opt.step, opt.accumulate, opt.rebind):  # Python's own, because a hint would slow down each call
+    for call in (
+        opt.step,
+        opt.accumulate,
+        opt.rebind,
+        opt.stepping,
+    ):  # Python's own, because a hint would slow down each call
         assert "unexpected keyword argument 'learning_rate'" in told(
             TypeError, lambda call=call: call(1, learning_rate=1)
         )

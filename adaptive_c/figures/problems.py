@@ -107,7 +107,8 @@ class Trace:
     @property
     def update(self) -> Array:
         """What each step subtracts from the weights, learning rate included: (steps, d)."""
-        return -np.diff(self.w, axis=0)
+        with np.errstate(all="ignore"):  # of what has diverged
+            return -np.diff(self.w, axis=0)
 
 
 def trace(rule: str, problem: Problem, steps: int, start: tuple[float, ...] | None = None, *,
@@ -133,3 +134,13 @@ def trace(rule: str, problem: Problem, steps: int, start: tuple[float, ...] | No
                     state[name][t + 1] = opt.state[name]
         error = problem.value(path.T)
     return Trace(path, error, slope, state)
+
+
+def amplified(beta: float, first: Array, second: Array) -> Array:
+    """``|v(2)| - |g2|``: how much longer RMSprop's second update is than that gradient, with lr 1, eps 1e-8 inside."""
+    w = np.zeros(first.shape)
+    opt = optimizers.RMSprop(w, lr=1.0, alpha=beta, eps=1e-8, eps_mode="inside")
+    opt.step(first)
+    before = w.copy()
+    opt.step(second)
+    return np.abs(before - w) - np.abs(second)
