@@ -116,13 +116,13 @@ class Amplification:
         f = framed("amplification", width=560, height=500, x_range=(-4, 4), y_range=(-4, 4),
                    x_axis_label="g1, the first gradient", y_axis_label="g2, the second gradient")  # fmt: skip
         colours = LinearColorMapper(palette=interp_palette(RdBu11, 128), low=-4, high=4)
-        self.source = ColumnDataSource({"c": [self.gradients[0]]}, name="amplified")
+        self.source = ColumnDataSource({"c": [np.zeros((2, 2))]}, name="amplified")  # until it is looked at
         image = f.image("c", x=-4, y=-4, dw=8, dh=8, source=self.source, color_mapper=colours)
         f.add_tools(HoverTool(renderers=[image], tooltips=[("(g1, g2)", "($x, $y)"), ("C", "@c")], visible=False))
         f.add_layout(ColorBar(color_mapper=colours, title="C", width=12), "right")
         text = Div(width=700, text="How much longer (red) or shorter (blue) than the second gradient RMSprop's second "
                    "update is: C = |v(2)| - |g2|, with lr 1. Along the black line they are equally long.")  # fmt: skip
-        self.zero = from_contour(self.side, self.side, self.gradients[0], [0.0], line_color=BLACK, line_width=1.5)
+        self.zero = from_contour([-4, 4], [-4, 4], np.zeros((2, 2)), [0.0], line_color=BLACK, line_width=1.5)
         f.renderers.append(self.zero)
         self.layout = column(text, f)
 
