@@ -115,13 +115,15 @@ cdef tuple rebind(Plan plan, params):
     Returns what `put_back` needs; None if they are bound already.  Nothing is written: `derive` is to follow.
     """
     cdef BoundGroup bound
-    cdef Py_ssize_t i
+    cdef Py_ssize_t i, j, n = plan.space.n_groups
+    cdef tuple arrays
     cdef list found = [], old = []
     cdef Spans memory, before = plan.memory
     cdef bint same = True
     parts = parts_of(plan, params, "params") if plan.structured else (params,)
-    for bound, part in zip(plan.groups, parts):
-        arrays = (part,) if bound.bare else items_of(bound, part, False)
+    for j in range(n):  # zip would take a third of the time of one array
+        bound = plan.groups[j]
+        arrays = (parts[j],) if bound.bare else items_of(bound, parts[j], False)
         for i in range(bound.group.n_arrays):
             same = same and arrays[i] is bound.arrays[i]
             if bound.group.arrays[i].behind != NULL and bound.group.arrays[i].behind.n > 0:
@@ -132,11 +134,12 @@ cdef tuple rebind(Plan plan, params):
     if same:
         return None
     try:
-        for bound, arrays in zip(plan.groups, found):
-            look_at(bound, arrays)
+        for j in range(n):
+            look_at(plan.groups[j], found[j])
         memory = moved_spans(plan)
-        for bound, arrays in zip(plan.groups, found):
-            show(bound, arrays)
+        for j in range(n):
+            bound = plan.groups[j]
+            show(bound, found[j])
             for i in range(bound.n_grads):
                 bound.group.arrays[i].replaced = bound.group.arrays[i].p
                 bound.group.arrays[i].p = <char*> bound.grads[i].buf

@@ -252,11 +252,11 @@ cdef class BoundGroup:
             if scales is not None:
                 group.scales[i] = <float*> self.own(scales) - start // BLOCK
         group.longest = 1
-        for i in range(group.n_arrays):
-            length = (group.arrays[i].stop - group.arrays[i].start) // max(self.rows[i], 1)
+        for i, rows in enumerate(self.rows):
+            length = (group.arrays[i].stop - group.arrays[i].start) // max(rows, 1)
             group.arrays[i].first_row = group.n_rows
             group.arrays[i].row_length = length if group.by_moments and length > 1 else 0
-            group.n_rows += self.rows[i]
+            group.n_rows += rows
             group.longest = max(group.longest, group.arrays[i].row_length)
         if "master" in store.arrays:
             group.master = <float*> self.own(store.arrays["master"]) - start

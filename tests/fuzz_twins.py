@@ -109,7 +109,7 @@ def nearest(x, dtype):
 
 
 def draw_options(rng, rule):
-    names = [name for name in inspect.signature(getattr(ac, rule)).parameters if name in VALUES]
+    names = [name for name in inspect.signature(getattr(ac, rule).__init__).parameters if name in VALUES]
     assert "lr" in names
     options = {name: pick(rng, VALUES[name]) for name in names if rng.random() < 0.4 and name != "ema_decay"}
     if options.get("nesterov"):

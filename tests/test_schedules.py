@@ -372,7 +372,9 @@ def test_plot_without_matplotlib(monkeypatch):
 def movable(name):
     """The numbers of a rule that can follow a schedule, with their defaults: all but those that are read once."""
     once = {"initial_accumulator_value", *(["lr"] if name in ("Rprop", "SuperSAB") else [])}
-    defaults = {key: parameter.default for key, parameter in inspect.signature(getattr(ac, name)).parameters.items()}
+    defaults = {
+        key: parameter.default for key, parameter in inspect.signature(getattr(ac, name).__init__).parameters.items()
+    }
     return {key: x for key, x in defaults.items() if isinstance(x, (tuple, float)) and key not in once}
 
 

@@ -163,6 +163,8 @@ def flatten(arrays: Mapping[Any, Any] | Sequence[Any], like: Array | None = None
 
     Examples
     --------
+    >>> import numpy as np
+    >>> from adaptive_c import flatten
     >>> flat, p = flatten({"w": np.ones((2, 3)), "b": np.zeros(3)})
     >>> grad, g = flatten(p, like=flat)
     >>> g["b"][:] = 1.0

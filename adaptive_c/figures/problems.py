@@ -137,7 +137,7 @@ def trace(rule: str, problem: Problem, steps: int, start: tuple[float, ...] | No
 
 
 def amplified(beta: float, first: Array, second: Array) -> Array:
-    """|v(2)| - |g2|: how much longer RMSprop's second update is than that gradient, with lr 1 and eps 1e-8 inside."""
+    """``|v(2)| - |g2|``: how much longer RMSprop's second update is than that gradient, with lr 1, eps 1e-8 inside."""
     w = np.zeros(first.shape)
     opt = optimizers.RMSprop(w, lr=1.0, alpha=beta, eps=1e-8, eps_mode="inside")
     opt.step(first)
