@@ -133,6 +133,7 @@ rows
     What a gradient of `Rows` means for the other rows.  "lazy": nothing; they and their state stay as they are.
     "exact": a gradient of 0.  They are brought up to date, to the bits of dense steps, when they are stepped next
     or by `catch_up`, and all at once after each 4,096 steps, by a step that takes longer.  Refused for 8-bit state.
+    It may be assigned; all rows catch up then.
 copy_to : array, or arrays in the structure of the group's parameters
     Arrays of float32, bfloat16 or float16 that receive the updated parameters, rounded to nearest even; they are
     written at construction too.  Only float32 for float64 parameters.
