@@ -24,7 +24,13 @@ from adaptive_c import typing as typed
 # All of numpydoc's checks but these: a summary need not be followed by more text (ES01), begin with an infinitive (SS05)
 # or name other functions (SA01).
 CHECKS = ERROR_MSGS.keys() - {"ES01", "SS05", "SA01"}
-MODULES = ["adaptive_c", "adaptive_c.schedules", "adaptive_c.typing", "adaptive_c.reference"]
+MODULES = [
+    "adaptive_c",
+    "adaptive_c.schedules",
+    "adaptive_c.typing",
+    "adaptive_c.reference",
+    "adaptive_c.figures.problems",
+]
 for extra in ("torch", "mpi"):
     try:
         if extra == "mpi":
@@ -60,8 +66,8 @@ def walk():
         yield module, home
         for name in names(home):
             thing = getattr(home, name)
-            if not getattr(thing, "__module__", "").startswith("adaptive_c"):
-                continue  # a module, which is in the list; an alias of types, which can't have a docstring
+            if not (inspect.isclass(thing) or inspect.isroutine(thing)):
+                continue  # a module, which is in the list; an alias of types or another object, which has no docstring
             yield f"{module}.{name}", thing
             if inspect.isclass(thing):
                 yield from ((f"{module}.{name}.{member}", x) for member, x in members(thing))
