@@ -1,8 +1,10 @@
 """The command line, ``adaptive-c demo`` and so on (``python -m adaptive_c`` is the same program)."""
 
 import argparse
+import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from . import __version__
 from .figures import FIGURES, draw
@@ -28,6 +30,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--rounds", type=int, metavar="N", help="how often each contender has its turn, 5 or more (21; quick: 7)"
     )
     bench.add_argument("--config", metavar="FILE", help="a TOML file of settings, such as benchmarks/recorded.toml")
+    explore = commands.add_parser("explore", help="a local page: courses of the optimizers on surfaces that you choose")
+    explore.add_argument(
+        "--port", type=_port, default=5006, metavar="P", help="where it listens (5006); 0: any free port"
+    )
+    explore.add_argument("--no-browser", action="store_true", help="only print the address, open no browser")
     for command in (demo, drawn, bench):
         command.add_argument("--out", default=".", metavar="FOLDER", help="where the files go (default: here)")
     commands.add_parser("config", help="print instruction set, OpenMP runtime and threads, and why")
@@ -39,6 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     if options.command == "figures" and (unknown := [name for name in options.names if name not in FIGURES]):
         parser.error(f"there is no figure {unknown[0]!r}; there are {', '.join(FIGURES)}")
+    if options.command == "explore":
+        return _explore(parser, options)
     try:
         Path(options.out).mkdir(parents=True, exist_ok=True)  # before the work, so that it isn't lost
     except OSError as error:
@@ -48,12 +57,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _figures(options) if options.command == "figures" else _demo(options)
     except ImportError as error:
-        if (error.name or "").partition(".")[0] not in ("matplotlib", "PIL", "rich", "sklearn"):
-            raise
-        what, extra = error.name, options.command  # the command's name is that of its extra
-        parser.exit(
-            1, f"adaptive-c {extra} needs {what}: pip install 'adaptive_c[{extra}]' (from a clone: '.[{extra}]')\n"
-        )
+        _needs(parser, options.command, error)
+
+
+def _needs(parser: argparse.ArgumentParser, extra: str, error: ImportError) -> NoReturn:
+    """End with the name of the extra that is missing, which is the command's, unless the error is another one."""
+    what = (error.name or "").partition(".")[0]
+    if what not in ("matplotlib", "PIL", "rich", "sklearn", "bokeh", "tornado"):
+        raise error
+    parser.exit(1, f"adaptive-c {extra} needs {what}: pip install 'adaptive_c[{extra}]' (from a clone: '.[{extra}]')\n")
+
+
+def _port(text: str) -> int:
+    port = int(text)
+    if not 0 <= port <= 65535:
+        raise ValueError
+    return port
+
+
+def _explore(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
+    try:
+        from .explore.server import serve
+
+        serve(options.port, not options.no_browser)
+    except ImportError as error:
+        _needs(parser, "explore", error)
+    except KeyboardInterrupt:  # before the server is there, which ends by itself
+        return 130
+    except OSError as error:
+        parser.exit(1, f"adaptive-c explore: can't listen on port {options.port}: {os.strerror(error.errno or 0)}; "
+                       "choose another with --port, or any free one with --port 0\n")  # fmt: skip
+    return 0
 
 
 def _demo(options: argparse.Namespace) -> int:

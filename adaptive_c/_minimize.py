@@ -10,7 +10,7 @@ from contextlib import nullcontext
 from difflib import get_close_matches
 from inspect import signature
 from itertools import repeat
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from ._optimizer import Optimizer
 from ._problem import Array, Limits
 from ._run.options import real
 from .optimizers import Adam
+from .typing import Schedulable
 
 SUCCESS, MAXITER, NOT_FINITE, EXHAUSTED, BEHIND, CALLBACK = 0, 1, 3, 4, 5, 99  # SciPy's numbers; 4 and 5 are ours
 _MESSAGES = {  # SciPy's sentences
@@ -157,13 +158,13 @@ def minimize(
     args: Any = (),
     *,
     optimizer: Callable[..., Optimizer] = Adam,
-    jac: Any = None,
+    jac: Callable[..., Any] | Literal["out"] | bool | None = None,
     bounds: Any = None,
     callback: Callable[..., Any] | None = None,
     tol: float | None = None,
     maxiter: int = 1000,
     batches: Iterable[Any] | None = None,
-    average: Any = None,
+    average: Literal["best", "last"] | Schedulable | None = None,
     patience: int | None = None,
     progress: bool = False,
     **options: Any,
@@ -182,14 +183,15 @@ def minimize(
     x0 : array_like, float
         Where to start: any shape, also a number.  It is not written.  Everything is float32 if it is float32, else
         float64.  What is outside of the bounds is moved to them.
-    args : tuple
+    args : tuple, default ()
         Further arguments of fun and jac.  Anything else than a tuple is the only one.
-    optimizer : class
+    optimizer : class, default Adam
         A class of this library; ``**options`` are the arguments of its constructor.
-    jac : True, callable or "out"
+    jac : True, callable or "out", optional
         True: fun returns (f, g).  A function: it returns g, and fun f.  "out": ``fun(x, *args, out=g)`` fills the array
         g, which is the same in every call, and returns f; then an iteration allocates no array.  g has the shape of x.
-    bounds : None, scipy.optimize.Bounds, sequence of pairs, or (lo, hi); optional
+        The default, None, is refused: the gradient is needed.
+    bounds : None, scipy.optimize.Bounds, sequence of pairs, or (lo, hi), optional
         As in SciPy, one pair (lo, hi) for each element with None for no bound.  Or two sides, each None, a number or an
         array in the shape of x0.  For two elements, two pairs are read as SciPy reads them, one for each element; they
         are refused if they can only be meant as sides: two arrays, or two lists that leave no room as pairs.  Every
@@ -200,12 +202,12 @@ def minimize(
     tol : float >= 0, optional
         For an exact function: stop when no element of the projected gradient is larger.  The default is 1e-5.  The
         projected gradient is g, but 0 where the bounds keep x from following -g.  Refused for a noisy function.
-    maxiter : int >= 0
+    maxiter : int >= 0, default 1000
         The largest number of iterations, which are steps.
     batches : iterable, optional
         The items are passed to fun, one in each iteration.  What can be gone through again, such as a list, is; an
         iterator ends the minimization when it is used up.  It makes the function noisy.
-    average : "best", "last", True, float in [0, 1) or schedule; optional
+    average : "best", "last", True, float in [0, 1) or schedule, optional
         Which x is returned: the one with the lowest f seen; the last one; or an average of them.  A number or a
         schedule is the average's decay, the optimizer's ``ema_decay``, which may be given by that name too.  True is
         t/(t + 9), an average over about the last ninth of all iterations.  The default is "best" for an exact function
@@ -213,19 +215,19 @@ def minimize(
     patience : int >= 1, optional
         Stop when the mean of f over this number of iterations is no lower than the lowest of the means before.  It says
         that the function is noisy.
-    progress : bool
+    progress : bool, default False
         Show a bar with f, the norm that tol is about, and the time that is left.  Needs tqdm:
         ``pip install 'adaptive_c[progress]'``.
     **options
-        lr, schedules, max_grad_norm, n_threads and so on, for the optimizer.  A plateau schedule is shown f.
+        Options of the optimizer: lr, schedules, max_grad_norm, n_threads and so on.  A plateau schedule is shown f.
         ``on_nonfinite="skip"`` goes on after a gradient or f that is not finite, "raise" raises for such a gradient.
 
     Returns
     -------
-    result : scipy.optimize.OptimizeResult, or a dict with the same attributes where SciPy is not installed
-        x; fun and jac, its value and gradient at x (for a noisy function, the recent mean of f, which "best" takes over
-        the best patience iterations, and the last gradient); nit, the number of steps; nfev and njev; success, status
-        and message:
+    scipy.optimize.OptimizeResult
+        Or a dict with the same attributes where SciPy is not installed.  They are x; fun and jac, its value and
+        gradient at x (for a noisy function, the recent mean of f, which "best" takes over the best patience iterations,
+        and the last gradient); nit, the number of steps; nfev and njev; success, status and message.  status is
 
         0, success: tol or patience is reached.  1: maxiter is.  3: f or g is not finite; x is the best seen before, and
         always finite.  4: the batches are used up.  5: tol is reached by the last x, but not by the average of an
@@ -247,6 +249,7 @@ def minimize(
 
     Examples
     --------
+    >>> import numpy as np
     >>> from adaptive_c import minimize
     >>> def f(x):
     ...     return ((x - 3) ** 2).sum(), 2 * (x - 3)

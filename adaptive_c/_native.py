@@ -5,6 +5,7 @@ optimizer is used.  ``ADAPTIVE_C_ISA=baseline|v3|v4`` forces one.
 """
 
 import contextlib
+import copyreg
 import ctypes
 import importlib
 import json
@@ -128,6 +129,14 @@ with _every_processor():
 Rows = core.Rows
 
 
+def _rows(indices: Any, values: Any, offsets: Any, weights: Any) -> Any:
+    """What pickle calls: of this module, because a pickle may be read where another build of the core is loaded."""
+    return Rows(indices, values, offsets, weights)
+
+
+copyreg.pickle(Rows, lambda rows: (_rows, (rows.indices, rows.values, rows.offsets, rows.weights)))
+
+
 # --- threads ---------------------------------------------------------------------------------------------------------
 
 
@@ -200,11 +209,30 @@ def checked_threads(n: int | None) -> int:
 def set_num_threads(n: int | None) -> None:
     """Set how many threads a large step takes, in every optimizer without an ``n_threads`` of its own.
 
-    None goes back to the default: OMP_NUM_THREADS if set, else the smaller of CPU affinity and cgroup quota as they are
-    now, and never more than OpenMP itself allows at each step, so that threadpoolctl's limits hold.  Where OMP_PLACES,
-    OMP_PROC_BIND or GOMP_CPU_AFFINITY binds the threads, the processors they are bound to count as the affinity.  A
-    number is used as given.  In a forked child steps are serial until a number is set: libgomp hangs there if it was
-    used before the fork.
+    Parameters
+    ----------
+    n : int in [1, 4096] or None
+        The number, used as given.  None goes back to the default: OMP_NUM_THREADS if set, else the smaller of CPU
+        affinity and cgroup quota as they are now, and never more than OpenMP itself allows at each step, so that
+        threadpoolctl's limits hold.  Where OMP_PLACES, OMP_PROC_BIND or GOMP_CPU_AFFINITY binds the threads, the
+        processors they are bound to count as the affinity.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If n is no integer, or out of its range.
+
+    Notes
+    -----
+    In a forked child steps are serial until a number is set: libgomp hangs there if it was used before the fork.
+
+    Examples
+    --------
+    >>> import adaptive_c
+    >>> adaptive_c.set_num_threads(2)
+    >>> adaptive_c.get_num_threads()
+    2
+    >>> adaptive_c.set_num_threads(None)
     """
     global _machine, _why
     default = checked_threads(n)
@@ -214,13 +242,34 @@ def set_num_threads(n: int | None) -> None:
 
 
 def get_num_threads() -> int:
-    """How many threads a large step takes now."""
+    """Tell how many threads a large step takes now.
+
+    Returns
+    -------
+    int
+        The number for optimizers without an ``n_threads`` of their own; 1 in a build without OpenMP.
+
+    Examples
+    --------
+    >>> import adaptive_c
+    >>> adaptive_c.get_num_threads() >= 1
+    True
+    """
     n: int = core.get_threads()
     return n
 
 
 def show_config() -> None:
-    """Print version, instruction set, missing builds and why, the OpenMP runtime, and the threads and why that many."""
+    """Print version, instruction set, missing builds and why, the OpenMP runtime, and the threads and why that many.
+
+    Examples
+    --------
+    >>> import adaptive_c
+    >>> adaptive_c.show_config()  # doctest: +ELLIPSIS
+    adaptive_c ...
+      instruction set  ...
+      a large step     ...
+    """
     info = build_info()
     print(f"adaptive_c {__version__}")
     forced = " (forced by ADAPTIVE_C_ISA)" if "ADAPTIVE_C_ISA" in os.environ else ""

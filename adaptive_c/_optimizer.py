@@ -1,150 +1,43 @@
 """The face of a run: documentation, and every method a door of a few lines."""
 
 from contextlib import AbstractContextManager
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
+from ._docstrings import FullSignature, document
 from ._native import checked_threads
 from ._run.group import ParamGroup
 from ._run.habits import Habits, meant, place_of
-from ._run.options import SETTINGS, SHARED, Schedulable, flag, moves
+from ._run.options import SETTINGS, SHARED, flag, moves
 from ._run.rule import Rule
 from ._run.run import Run
 from ._run.store import State
 from ._saving import Saving
-from ._settings import LossScale, Setting, ZeroGrad
+from ._settings import CurrentScale, Setting, ZeroGrad
 from ._stepping import Stepping
+from .typing import (
+    Arrays,
+    Bounds,
+    Group,
+    LossScale,
+    Master,
+    NormOver,
+    OnNonfinite,
+    Params,
+    Path,
+    Real,
+    Rounding,
+    RowsMode,
+    Schedulable,
+    StateDtype,
+    SumToOne,
+    Uint16As,
+)
 
 _TORCH_ONLY = {"foreach", "fused", "capturable", "differentiable"}
 
 
 class Optimizer(Habits, Stepping, Saving):
     """Base of all optimizers: binds parameters, holds their state and steps them in place.
-
-    Parameters
-    ----------
-    params : array, list or tuple of arrays, dict of arrays, or list of group dicts
-        float32, float64, float16 or bfloat16 NumPy arrays of any shape, C-contiguous and writable; memory maps are
-        fine.  They are updated where they are.  A group dict has ``params`` and any options that differ from the
-        defaults; all arrays of a group have one dtype.  float16 and bfloat16 need `master` or `rounding`.
-    the numbers of a rule, and the elements of its pairs
-        Each is a number or a schedule: an object of ``adaptive_c.schedules``, or any function of the number of applied
-        steps.  Step k uses ``schedule(k - 1)``; a skipped step does not advance it.  Options that are read only once
-        can't follow a schedule: the lr of Rprop and SuperSAB, and initial_accumulator_value.
-    n_threads : int, optional
-        The number of threads of a large step, used as given.  None means the number given to ``set_num_threads``, else
-        OMP_NUM_THREADS, else the smaller of CPU affinity and cgroup quota.
-    max_grad_norm : float or schedule, optional
-        Clip: gradients are multiplied by min(1, max_grad_norm/(norm + 1e-6)).  norm is the 2-norm over the unscaled
-        gradients of all groups, unless norm_over says otherwise.  This reads the gradients once more, and does not
-        write them.
-    norm_over : "all", "group" or "array"
-        Over what max_grad_norm clips: all gradients together, as torch's clip_grad_norm_ does; each group by itself; or
-        each array by itself, as thinc and Keras' clipnorm do.  A step is skipped or refused as a whole.
-    max_grad_value : float, optional
-        Clamp every element of the gradient to [-max_grad_value, max_grad_value], after unscaling and clipping.
-    loss_scale : float or "dynamic"
-        Gradients are divided by it as they are read.  ``step(grads, loss_scale=s)`` sets it for a single step.
-        "dynamic" follows torch.amp.GradScaler: it starts at 65536, is halved after a step that was skipped, and doubled
-        after 2000 steps in a row that were not.  Multiply the loss by ``opt.loss_scale``, which reads the current one;
-        assigning a number continues from there.  It stays within [2**-126, 2**126]; torch's goes to 2**127 and 0.
-    on_nonfinite : "ignore", "skip" or "raise"
-        What to do with a step whose gradients hold a NaN or an infinity or, if the rule squares them, a number whose
-        square overflows the dtype (it would make the second moment infinite forever; a sum of many squares, as
-        Adagrad's, still may).  "skip" counts the step in skipped_steps, "raise" names the first such element.  Both
-        leave parameters, state, average, copies and counts as they were.  A skipped step still zeroes the gradients if
-        zero_grad asks for it.  The default is "ignore"; with a dynamic loss_scale it is "skip", the only one allowed.
-    zero_grad : bool
-        Zero the gradients after they are used, instead of a call like torch's zero_grad().  They must be writable and
-        must not share memory.
-    cast : bool
-        Take gradients (and targets) as they come: any of float16, bfloat16, float32 and float64 for any parameters,
-        C-contiguous or not, aligned or not, and a NumPy or Python float for an array of one element.  They are
-        converted as they are read, 4,096 elements at a time in each thread, with the bits of
-        ``np.ascontiguousarray(g.astype(dtype))``, dtype being float64 for float64 parameters and float32 for all
-        others.  Integers, complex numbers and other byte orders are refused, as ever.  Values of `Rows` may have any
-        of the formats, but must be contiguous.
-    keep_undo : bool
-        Before each step, keep what it overwrites, for `rollback`.  This takes as much memory again as parameters,
-        state, averages and copies, and one more pass that copies them.
-    flush_denormals : bool
-        Treat denormal numbers as 0 in a step (FTZ and DAZ).  This changes bits.  The caller's floating-point mode never
-        does: every thread computes in the default mode, or in this one, and the caller's mode is restored.
-    ema_decay : float in [0, 1], optional; per group
-        Keep an average e of the parameters in `ema`.  It starts at the parameters; after each step of an array,
-        e <- e + (1 - ema_decay) (p - e).
-    bounds : (lo, hi), optional; per group
-        Box constraint: parameters are clamped to it after each step.  Each side is a number, None, or arrays in the
-        structure of the group's parameters.  Bounds are copied, and rounded inward to the parameters' dtype.
-    sum_to_one : bool, "divide" or "project"; per group
-        For arrays whose last axis is a distribution: behind the bounds, "divide" (or True) divides each row of the last
-        axis by its sum; a row whose sum is not positive and finite stays as it is.  "project" replaces each row by the
-        nearest one of numbers >= 0 whose sum is 1 (Duchi et al. 2008), unless its sum is not finite.
-    rows : "lazy" or "exact"; per group
-        What a gradient of `Rows` means for the other rows.  "lazy": nothing; they and their state stay as they are.
-        "exact": a gradient of 0.  They are brought up to date, to the bits of dense steps, when they are stepped next
-        or by `catch_up`, and all at once after each 4,096 steps, by a step that takes longer.  Refused for 8-bit state.
-    copy_to : array or structure of arrays, optional; per group
-        float32, bfloat16 or float16 arrays, in the structure of the group's parameters, that receive the updated
-        parameters, rounded to nearest even; they are written at construction too.  Only float32 for float64 parameters.
-    state_dtype : "float32", "bfloat16" or "uint8", optional; per group
-        The format of the moments.  "uint8" is a code of 8 bits with a scale for each block of 256 elements.  bfloat16
-        and uint8 are rounded stochastically.  They are refused for float64 parameters, Rprop, SuperSAB and
-        centered=True.  A block may contain elements of two arrays; then the larger second moments may lift the others,
-        if those are 40,000 times smaller.
-    master : "float32", optional; per group
-        For float16 and bfloat16 parameters: the rule works on a float32 copy, ``state["master"]``, and the parameters
-        are that copy, rounded to nearest even, after each step.  If you write to the parameters yourself, write to the
-        copy too, because the next step starts from it.
-    rounding : "stochastic", optional; per group
-        For float16 and bfloat16 parameters without a copy: rounded up or down, with probabilities given by the
-        distances, so that the mean is exact.
-    uint16_as : "bfloat16", optional
-        What uint16 arrays hold: parameters, gradients and copy_to.  ml_dtypes.bfloat16 arrays do not need it.
-    seed : int in [0, 2**64)
-        The seed of stochastic rounding, which is a function of seed, step, group and place, and the same for every
-        number of threads.  Give optimizers that are averaged or compared different seeds.
-    state_path : str or path-like, optional
-        A folder in which the state lies: moments, scales, master copies and averages.  It is streamed through memory
-        while a step runs.  Each step is durable when it returns, and after a kill or a power cut the folder holds the
-        state of one whole step.  A folder that has a state is gone on from: counts, options and schedules become those
-        that are in it, as with `load`.  See docs/state_on_disk.md for what is refused with it.
-    state_memory : int, optional
-        Bytes of memory for buckets of that state, 1 GiB by default.  What fits stays in memory, and is written all the
-        same.
-    state_parameters : bool
-        Keep the parameters in the folder too.  They are written into `params` when the folder is gone on from, and put
-        back after a step that fails on the disk.
-
-    Attributes
-    ----------
-    param_groups : list of dict-like
-        The options of each group.  Assign a number or a schedule to change one: ``opt.param_groups[0]["lr"] = 1e-4``.
-        An option that follows a schedule reads as its number for the next step; ``param_groups[0].schedules`` has the
-        schedules by name.
-    schedules : dict
-        The schedules of the optimizer as a whole by name: that of max_grad_norm, if it follows one.  Then
-        ``opt.max_grad_norm`` reads as its number for the next step.
-    state : mapping
-        The live state arrays by name, in the structure of params; the scales of 8-bit state are flat.
-    t : int
-        The number of applied steps; a step in which every gradient was None is not counted.  Each array also has its
-        own count, for its bias correction (``state["step"]``).  Assigning t sets them all, and t > 0 says that the
-        state is to be used.  Schedules follow t.
-    ema : structure of arrays
-        The averages; None for a group without.  float32 for narrower parameters.  Inside `averaged_parameters` it holds
-        the weights that were exchanged for them, for float32 and float64 parameters.
-    grad_norm : float
-        The norm of all gradients of the last step, unscaled and unclipped, whatever norm_over is; NaN before the first
-        step and without max_grad_norm.
-    skipped_steps : int
-        The number of steps that on_nonfinite="skip" left out.
-    pending : int
-        The number of calls of `accumulate` since the last step.
-    nbytes : int
-        Bytes of state, including averages, scales, master copies, sums of gradients and what keep_undo and sum_to_one
-        keep; also of state that is on disk.
-    bytes_written : int
-        Bytes that this optimizer has written to the folder of state_path; 0 without one.
 
     Raises
     ------
@@ -156,48 +49,65 @@ class Optimizer(Habits, Stepping, Saving):
         From any method that steps, changes, saves or loads: while another call is inside the optimizer (of another
         thread, or from a schedule or a signal handler); inside `averaged_parameters`, from all but `accumulate`,
         `discard`, `catch_up` and assignments; and inside `stepping`, from all of them.
+
+    Notes
+    -----
+    Each class in `adaptive_c.optimizers` is a rule, and has its options beside those that are listed here.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from adaptive_c import AdamW, Optimizer
+    >>> isinstance(AdamW(np.ones(3)), Optimizer)
+    True
     """
 
+    __signature__ = FullSignature()
     rule: ClassVar[Rule]
     _part: ClassVar[tuple[int, int]] = (0, 1)  # which of how many processes, that share the state, this is
 
-    max_grad_norm = Setting()
-    norm_over = Setting()
-    max_grad_value = Setting()
-    on_nonfinite = Setting()
-    loss_scale = LossScale()
+    max_grad_norm = Setting[float | None, Schedulable | None]()
+    norm_over = Setting[NormOver, NormOver]()
+    max_grad_value = Setting[float | None, Real | None]()
+    on_nonfinite = Setting[OnNonfinite, OnNonfinite | None]()
+    loss_scale = CurrentScale()
     zero_grad = ZeroGrad()
-    cast = Setting()
-    flush_denormals = Setting()
-    seed = Setting()
+    cast = Setting[bool, bool]()
+    flush_denormals = Setting[bool, bool]()
+    seed = Setting[int, int]()
+
+    def __init_subclass__(cls, **more: Any) -> None:
+        super().__init_subclass__(**more)
+        if "rule" in vars(cls):
+            document(cls)
 
     def __init__(
         self,
-        params: Any,
+        params: Params,
         options: dict[str, Any],
         /,
         *,
         n_threads: int | None = None,
         max_grad_norm: Schedulable | None = None,
-        norm_over: str = "all",
-        max_grad_value: float | None = None,
-        on_nonfinite: str | None = None,
-        loss_scale: float | str = 1.0,
+        norm_over: NormOver = "all",
+        max_grad_value: Real | None = None,
+        on_nonfinite: OnNonfinite | None = None,
+        loss_scale: LossScale = 1.0,
         zero_grad: bool = False,
         cast: bool = False,
         keep_undo: bool = False,
         flush_denormals: bool = False,
         ema_decay: Schedulable | None = None,
-        bounds: Any = None,
-        sum_to_one: bool | str = False,
-        rows: str = "lazy",
-        copy_to: Any = None,
-        state_dtype: str | None = None,
-        master: str | None = None,
-        rounding: str | None = None,
-        uint16_as: str | None = None,
+        bounds: Bounds | None = None,
+        sum_to_one: SumToOne = False,
+        rows: RowsMode = "lazy",
+        copy_to: Arrays | None = None,
+        state_dtype: StateDtype | None = None,
+        master: Master | None = None,
+        rounding: Rounding | None = None,
+        uint16_as: Uint16As | None = None,
         seed: int = 0,
-        state_path: Any = None,
+        state_path: Path | None = None,
         state_memory: int | None = None,
         state_parameters: bool = False,
         **unknown: Any,
@@ -212,17 +122,18 @@ class Optimizer(Habits, Stepping, Saving):
             raise TypeError(f"{type(self).__name__} has no argument {name!r}{meant(name, (*defaults, *settings))}"
                             + ("; drop it: there is one implementation, always fused" if name in _TORCH_ONLY else
                                f"; it has params, {', '.join(defaults)}, n_threads, uint16_as, keep_undo, "
-                                 f"{', '.join(SETTINGS)}"))  # fmt: skip
+                                 f"state_path, state_memory, state_parameters, {', '.join(SETTINGS)}"))  # fmt: skip
         if (
             isinstance(params, dict)
             and "params" in params
             and (not hasattr(params["params"], "__array_interface__") or any(name in defaults for name in params))
         ):
             raise ValueError("params looks like one group dict; groups come in a list: [{'params': ...}]")
+        keeps, threads = flag("keep_undo", keep_undo), checked_threads(n_threads)
         pages = self._pages_of(state_path, state_memory, state_parameters)
         run = Run(self.rule._replace(label=type(self).__name__), defaults, uint16_as, self._part, pages)
-        run.plan.n_threads = checked_threads(n_threads)
-        run.start(params, settings, flag("keep_undo", keep_undo))
+        run.plan.n_threads = threads
+        run.start(params, settings, keeps)
         self._bind(run)
 
     def _pages_of(self, path: Any, memory: int | None, parameters: bool) -> Any:
@@ -240,6 +151,7 @@ class Optimizer(Habits, Stepping, Saving):
 
     @property
     def bytes_written(self) -> int:
+        """Bytes that this optimizer has written to the folder of `state_path`; 0 without one."""
         pages = self._run.plan.pages
         return 0 if pages is None else int(pages.bytes_written)
 
@@ -253,6 +165,15 @@ class Optimizer(Habits, Stepping, Saving):
         ------
         RuntimeError
             While another call is inside the optimizer.
+
+        Examples
+        --------
+        >>> import tempfile
+        >>> import numpy as np
+        >>> from adaptive_c import AdamW
+        >>> folder = tempfile.mkdtemp()
+        >>> AdamW(np.ones(3), state_path=folder).close()
+        >>> AdamW(np.ones(3), state_path=folder).close()
         """
         plan = self._run.plan
         if not plan.guard.ended:
@@ -265,7 +186,7 @@ class Optimizer(Habits, Stepping, Saving):
         self._run, self._state_view = run, State(run)
         self._step = run.plan.step  # bound once: a small step is mostly looking things up
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
+    def add_param_group(self, param_group: Group) -> None:
         """Add a group, as in torch.
 
         Its arrays start like those of a new optimizer, each with its own count of steps, from 0.  `t` goes on, and with
@@ -283,16 +204,45 @@ class Optimizer(Habits, Stepping, Saving):
         TypeError, ValueError
             As at construction; also if arrays share memory with others of this optimizer, and while accumulated
             gradients are pending.  Nothing has changed then.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from adaptive_c import AdamW
+        >>> opt = AdamW(np.ones(3), lr=0.1)
+        >>> opt.add_param_group({"params": np.ones(2), "lr": 0.01})
+        >>> opt.step([np.ones(3), None])
+        >>> [group["lr"] for group in opt.param_groups]
+        [0.1, 0.01]
         """
         self._run.add(param_group)
 
     def decoded_state(self, name: str) -> Any:
-        """Decoded copies of a state array, in the type that the rule computes in and in the structure of params.
+        """Decode copies of a state array, in the type that the rule computes in and in the structure of params.
+
+        Parameters
+        ----------
+        name : str
+            The name of an array in `state`.
+
+        Returns
+        -------
+        structure of arrays
+            Of float32; of float64 for float64 parameters.
 
         Raises
         ------
         KeyError
             If ``state`` does not have the name, or it is not such an array but a scale or a count.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from adaptive_c import AdamW
+        >>> opt = AdamW(np.ones(3, "float32"), betas=(0.75, 0.999), state_dtype="uint8")
+        >>> opt.step(np.ones(3, "float32"))
+        >>> opt.state["exp_avg"].dtype, opt.decoded_state("exp_avg")
+        (dtype('uint8'), array([0.25, 0.25, 0.25], dtype=float32))
         """
         run = self._run
         names = [name for name in self.rule.state if any(name in group.store.arrays for group in run.groups)]
@@ -303,11 +253,17 @@ class Optimizer(Habits, Stepping, Saving):
 
     @property
     def pending(self) -> int:
+        """The number of calls of `accumulate` since the last step."""
         n: int = self._run.plan.pending
         return n
 
     @property
     def ema(self) -> Any:
+        """The averages of the parameters, in their structure; None for a group without `ema_decay`.
+
+        They are float32 for narrower parameters.  Inside `averaged_parameters` this holds the weights that were
+        exchanged for them, for float32 and float64 parameters.
+        """
         averages = [group.store.arrays.get("ema") for group in self._run.groups]
         found = [
             None if x is None else group.layout.views(group.store.array("ema"))
@@ -319,6 +275,29 @@ class Optimizer(Habits, Stepping, Saving):
         """A ``with`` block inside which the parameters are their averages; a step in it is refused.
 
         The parameters are put back at its end, whatever happens.
+
+        Returns
+        -------
+        context manager
+            Its value is None.
+
+        Raises
+        ------
+        ValueError
+            Without `ema_decay`.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from adaptive_c import SGD
+        >>> w = np.ones(3)
+        >>> opt = SGD(w, lr=0.5, ema_decay=0.75)
+        >>> opt.step(w.copy())
+        >>> with opt.averaged_parameters():
+        ...     print(w)
+        [0.875 0.875 0.875]
+        >>> w
+        array([0.5, 0.5, 0.5])
         """
         if not any("ema" in group.store.arrays for group in self._run.groups):
             raise ValueError("there is no average: construct the optimizer with ema_decay")
@@ -327,35 +306,58 @@ class Optimizer(Habits, Stepping, Saving):
 
     @property
     def grad_norm(self) -> float:
+        """The norm of all gradients of the last step, unscaled and unclipped, whatever norm_over is.
+
+        NaN before the first step and without max_grad_norm.
+        """
         norm: float = self._run.plan.grad_norm
         return norm
 
     @property
     def skipped_steps(self) -> int:
+        """The number of steps that ``on_nonfinite="skip"`` left out."""
         n: int = self._run.plan.skipped_steps
         return n
 
     @property
     def schedules(self) -> dict[str, Any]:
+        """The schedules of the optimizer as a whole by name: that of max_grad_norm, if it follows one.
+
+        Then ``opt.max_grad_norm`` reads as its number for the next step.
+        """
         return {name: value for name, value in self._run.plan.settings.items() if moves(value)}
 
     @property
     def param_groups(self) -> tuple[ParamGroup, ...]:
+        """The options of each group, in an object like a dict.
+
+        Assign a number or a schedule to change one: ``opt.param_groups[0]["lr"] = 1e-4``.  An option that follows a
+        schedule reads as its number for the next step; ``param_groups[0].schedules`` has the schedules by name.
+        """
         return self._run.groups
 
-    def __setattr__(self, name: str, value: Any) -> None:  # (a __getattr__ would slow down every step)
-        if name not in SETTINGS and not name.startswith("_") and not hasattr(type(self), name):
-            place = place_of(name, self._run.defaults, SETTINGS)
-            hint = f"; did you mean {place} = {value!r}?" if place else ""
-            raise AttributeError(f"{type(self).__name__} has no attribute {name!r} to assign{hint}")
-        object.__setattr__(self, name, value)  # without super(), which takes a tenth of an assignment
+    if not TYPE_CHECKING:  # or checkers would take any attribute to be assignable
+
+        def __setattr__(self, name, value):  # (a __getattr__ would slow down every step)
+            if name not in SETTINGS and not name.startswith("_") and not hasattr(type(self), name):
+                place = place_of(name, self._run.defaults, SETTINGS)
+                hint = f"; did you mean {place} = {value!r}?" if place else ""
+                raise AttributeError(f"{type(self).__name__} has no attribute {name!r} to assign{hint}")
+            object.__setattr__(self, name, value)  # without super(), which takes a tenth of an assignment
 
     @property
     def state(self) -> State:
+        """The live state arrays by name, in the structure of params; the scales of 8-bit state are flat."""
         return self._state_view
 
     @property
     def t(self) -> int:
+        """The number of applied steps.
+
+        A step in which every gradient was None is not counted.  Each array also has its own count, for its bias
+        correction (``state["step"]``).  Assigning t sets them all, and t > 0 says that the state is to be used.
+        Schedules follow t.
+        """
         t: int = self._run.plan.t
         return t
 
@@ -369,6 +371,7 @@ class Optimizer(Habits, Stepping, Saving):
 
     @property
     def n_threads(self) -> int | None:
+        """The number of threads of a large step; None leaves it to `set_num_threads`."""
         return self._run.plan.n_threads or None
 
     @n_threads.setter
@@ -377,6 +380,11 @@ class Optimizer(Habits, Stepping, Saving):
 
     @property
     def nbytes(self) -> int:
+        """The bytes of state.
+
+        They include averages, scales, master copies, sums of gradients and what keep_undo and sum_to_one keep, and
+        state on disk.
+        """
         beside: int = self._run.plan.beside_nbytes
         return beside + sum(int(x.nbytes) for group in self._run.groups for x in group.store.arrays.values())
 
@@ -389,3 +397,6 @@ class Optimizer(Habits, Stepping, Saving):
         dtypes = " and ".join(dict.fromkeys(group.bound.dtype for group in groups))
         more = f", {len(groups)} groups" if len(groups) > 1 else ""
         return f"{type(self).__name__}({listed}, t={self.t}, {size} {dtypes} elements{more})"
+
+
+document(Optimizer)

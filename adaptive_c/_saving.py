@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from functools import cache
-from typing import Any, ClassVar, Never
+from typing import Any, ClassVar, Literal, Never
 
 from ._checkpoint import description, pickled, torch
 from ._run.rule import Rule
@@ -20,8 +20,8 @@ class Saving:
     def _bind(self, run: Run) -> None:
         raise NotImplementedError
 
-    def state_dict(self, *, format: str | None = None) -> dict[str, Any]:  # noqa: A002
-        """Everything a run depends on, except the parameters, as a dict of arrays, numbers and strings.
+    def state_dict(self, *, format: Literal["torch"] | None = None) -> dict[str, Any]:  # noqa: A002
+        """Describe all that a run depends on, except the parameters, by a dict of arrays, numbers and strings.
 
         The arrays are flat views, one for each group and state, and the next step changes them.  ``copy.deepcopy``
         keeps them, `save` writes them.
@@ -32,10 +32,25 @@ class Saving:
             Make the dict that ``load_state_dict`` of the PyTorch optimizer of this name takes.  Its tensors are copies,
             with narrow state decoded.
 
+        Returns
+        -------
+        dict
+            What `load_state_dict` takes.
+
         Raises
         ------
         ValueError
             For another format, or if PyTorch has no such rule, or not with these options.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from adaptive_c import SGD
+        >>> opt = SGD(np.ones(2), lr=0.5, momentum=0.9)
+        >>> opt.step(np.ones(2))
+        >>> saved = opt.state_dict()
+        >>> saved["t"], saved["groups"][0]["options"]["lr"]
+        (1, 0.5)
         """
         if format not in (None, "torch"):
             raise ValueError(f"format must be 'torch' or None, got {format!r}")
@@ -50,12 +65,27 @@ class Saving:
         PyTorch's dict.  Put the parameters into place first, because copy_to is written anew.  After a load there is
         nothing to `rollback`.
 
+        Parameters
+        ----------
+        state_dict : dict
+            It is not changed, and nothing of it is kept.
+
         Raises
         ------
         TypeError, ValueError
             If something doesn't fit: class, formats, sizes, names of a dict, a cut that joins arrays with different
             counts; if a schedule's number is out of its range; if options followed a function of your own and this
             optimizer has none in its place.  Nothing has changed then.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from adaptive_c import SGD
+        >>> opt, again = SGD(np.ones(2), lr=0.5), SGD(np.ones(2))
+        >>> opt.step(np.ones(2))
+        >>> again.load_state_dict(opt.state_dict())
+        >>> again.t, again.param_groups[0]["lr"]
+        (1, 0.5)
         """
         if isinstance(state_dict, Mapping) and "param_groups" in state_dict:
             torch.load_state_dict(self._run, state_dict)
@@ -72,7 +102,7 @@ class Saving:
         ----------
         path : str or path-like
             The file's name, used as it is.
-        parameters : bool
+        parameters : bool, default True
             Save them too.
 
         Raises
@@ -83,6 +113,18 @@ class Saving:
         ValueError
             If the path is a folder or a device, or ends in .npz; if the parameters are in a dict with keys that another
             process can't recognise.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from adaptive_c import SGD
+        >>> opt = SGD(np.ones(2), lr=0.5)
+        >>> opt.step(np.ones(2))
+        >>> opt.save("run.safetensors")
+        >>> w = np.empty(2)
+        >>> SGD(w).load("run.safetensors")
+        >>> w
+        array([0.5, 0.5])
         """
         description.save(self._run, path, parameters)
 
@@ -98,7 +140,7 @@ class Saving:
         ----------
         path : str or path-like
             A file that `save` wrote, or an .npz file of version 0.1.
-        parameters : bool
+        parameters : bool, default True
             Load them too.
 
         Raises
@@ -108,6 +150,16 @@ class Saving:
         TypeError, ValueError
             If the file is damaged or foreign, or something doesn't fit, as in `load_state_dict`.  Nothing has changed
             then.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from adaptive_c import SGD
+        >>> SGD(np.ones(2), lr=0.5).save("run.safetensors")
+        >>> opt = SGD([np.empty(1), np.empty(1)])  # cut in another way
+        >>> opt.load("run.safetensors")
+        >>> opt.param_groups[0]["params"]
+        (array([1.]), array([1.]))
         """
         description.load(self._run, path, parameters)
 

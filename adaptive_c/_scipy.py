@@ -19,7 +19,7 @@ def scipy_method(optimizer: Callable[..., Optimizer] = Adam, **settings: Any) ->
 
     Parameters
     ----------
-    optimizer : class
+    optimizer : class, default Adam
         A class of this library.  Each call of the method makes a new one, so that its schedules begin anew.
     **settings
         Options of the optimizer (lr ...) and of `minimize` (tol, maxiter, average, patience, progress ...).  What SciPy
@@ -27,10 +27,18 @@ def scipy_method(optimizer: Callable[..., Optimizer] = Adam, **settings: Any) ->
 
     Returns
     -------
-    method : callable
-        It takes what SciPy hands to a custom method: bounds of every form, callbacks of both, tol, and ``disp``, which
-        prints the outcome.  ``jac=True`` and a function are the ways to give the gradient.  As with SciPy's own
-        first-order methods, hess, hessp and constraints are left alone with a RuntimeWarning.  fun sees copies of x.
+    callable
+        The method.  It takes what SciPy hands to a custom method: bounds of every form, callbacks of both, tol, and
+        ``disp``, which prints the outcome.  ``jac=True`` and a function are the ways to give the gradient.  As with
+        SciPy's own first-order methods, hess, hessp and constraints are left alone with a RuntimeWarning.  fun sees
+        copies of x.
+
+    Raises
+    ------
+    TypeError
+        If optimizer is no class of this library, or a setting is an option neither of it nor of `minimize`.
+    ValueError
+        From the method, where there is no gradient.
 
     Examples
     --------

@@ -23,7 +23,8 @@ import adaptive_c as ac
 
 from . import optimizers
 from ._native import core, counted, isa
-from .figures.picture import BLUE, RED, look, png
+from .figures.palette import BLUE, RED
+from .figures.picture import look, png
 
 Array = np.ndarray[Any, Any]
 Data = tuple[Array, Array, Array, Array]

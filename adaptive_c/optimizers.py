@@ -1,15 +1,16 @@
 """The optimizers.  Each names its rule and state, and lists its options with PyTorch's names and defaults.
 
 The formulas are in the symbols of reference.py, which is the specification: p parameter, g gradient, t step number.
-What all of them share, `params` and `n_threads` among it, is described in `Optimizer`.
+A docstring here is what is particular to the rule; `_docstrings` adds every option, with its range and default, and all
+that the optimizers have in common.
 """
 
-from typing import Any
+from typing import Any, Unpack
 
 from ._optimizer import Optimizer
-from ._run.options import Schedulable as Number
-from ._run.options import SchedulablePair as Pair
 from ._run.rule import Rule, Slot
+from .typing import EpsMode, Pair, Params, Real, SecondMoment, Shared, Variant
+from .typing import Schedulable as Number
 
 __all__ = [  # noqa: RUF022  in order of increasing complexity, as everywhere
     "SGD", "Momentum", "Adagrad", "RMSprop", "Adadelta", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "Yogi",
@@ -35,10 +36,13 @@ class SGD(Optimizer):
         b <- momentum b + (1 - dampening) g                   b <- g at an array's first step
         p <- p - lr b                                         nesterov: p <- p - lr (g + momentum b)
 
-    lr >= 0; momentum >= 0; dampening any number; weight_decay >= 0, coupled: g <- g + weight_decay p; nesterov needs
-    momentum > 0 and dampening 0; maximize ascends.  State: momentum_buffer, if momentum > 0.
+    State: momentum_buffer, if momentum > 0.
 
-    >>> opt = SGD(np.ones(3), lr=0.1, momentum=0.9)
+    >>> w = np.ones(3)
+    >>> opt = SGD(w, lr=0.1, momentum=0.9)
+    >>> opt.step(2 * w)
+    >>> w
+    array([0.8, 0.8, 0.8])
 
     Paper: Polyak 1964; Sutskever, Martens, Dahl & Hinton 2013.
 
@@ -48,8 +52,9 @@ class SGD(Optimizer):
 
     rule = Rule("sgd", {"momentum_buffer": Slot("signed", when="momentum")})
 
-    def __init__(self, params: Any, lr: Number = 1e-3, momentum: Number = 0.0, dampening: Number = 0.0,
-                 weight_decay: Number = 0.0, nesterov: bool = False, *, maximize: bool = False, **shared: Any) -> None:
+    def __init__(self, params: Params, lr: Number = 1e-3, momentum: Number = 0.0, dampening: Number = 0.0,
+                 weight_decay: Number = 0.0, nesterov: bool = False, *, maximize: bool = False,
+                 **shared: Unpack[Shared]) -> None:
         super().__init__(params, _options(locals()), **shared)
 
 
@@ -61,10 +66,13 @@ class Momentum(Optimizer):
         v <- momentum v + lr g
         p <- p - v                                            nesterov: p <- p - (momentum v + lr g)
 
-    lr >= 0; momentum >= 0; nesterov needs momentum > 0; weight_decay >= 0, coupled; maximize ascends.  State:
-    momentum_buffer, the velocity v.
+    State: momentum_buffer, the velocity v.
 
-    >>> opt = Momentum(np.ones(3), lr=0.1)
+    >>> w = np.ones(3)
+    >>> opt = Momentum(w, lr=0.1, nesterov=True)
+    >>> opt.step(2 * w)
+    >>> w
+    array([0.62, 0.62, 0.62])
 
     Paper: Polyak 1964; Sutskever, Martens, Dahl & Hinton 2013.
 
@@ -74,8 +82,8 @@ class Momentum(Optimizer):
 
     rule = Rule("momentum", {"momentum_buffer": _SIGNED})
 
-    def __init__(self, params: Any, lr: Number = 1e-3, momentum: Number = 0.9, nesterov: bool = False,
-                 weight_decay: Number = 0.0, maximize: bool = False, **shared: Any) -> None:
+    def __init__(self, params: Params, lr: Number = 1e-3, momentum: Number = 0.9, nesterov: bool = False,
+                 weight_decay: Number = 0.0, maximize: bool = False, **shared: Unpack[Shared]) -> None:
         super().__init__(params, _options(locals()), **shared)
 
 
@@ -87,11 +95,13 @@ class Adagrad(Optimizer):
         v <- v + g^2                                          v starts at initial_accumulator_value
         p <- p - lr/(1 + (t - 1) lr_decay) g / (sqrt(v) + eps)
 
-    lr, lr_decay, initial_accumulator_value, eps >= 0; weight_decay >= 0, coupled; eps_mode "outside", or "inside" the
-    root: sqrt(v + eps) ("hat" is "outside" here); maximize ascends; second_moment "element", or "row": one v for each
-    row p[i], with the mean of the row's g^2 in place of g^2, in an array of shape (rows, 1, ...).  State: sum.
+    State: sum (v).
 
-    >>> opt = Adagrad(np.ones(3), lr=0.1, eps=1e-8, eps_mode="inside")
+    >>> w = np.ones(3)
+    >>> opt = Adagrad(w, lr=0.1, eps_mode="inside")
+    >>> opt.step(2 * w)
+    >>> w
+    array([0.9, 0.9, 0.9])
 
     Paper: Duchi, Hazan & Singer 2011 (eps outside).
 
@@ -101,9 +111,10 @@ class Adagrad(Optimizer):
 
     rule = Rule("adagrad", {"sum": Slot("unsigned", start="initial_accumulator_value", moment=True)}, squares=True)
 
-    def __init__(self, params: Any, lr: Number = 1e-2, lr_decay: Number = 0.0, weight_decay: Number = 0.0,
-                 initial_accumulator_value: float = 0.0, eps: Number = 1e-10, *, maximize: bool = False,
-                 eps_mode: str = "outside", second_moment: str = "element", **shared: Any) -> None:
+    def __init__(self, params: Params, lr: Number = 1e-2, lr_decay: Number = 0.0, weight_decay: Number = 0.0,
+                 initial_accumulator_value: Real = 0.0, eps: Number = 1e-10, *, maximize: bool = False,
+                 eps_mode: EpsMode = "outside", second_moment: SecondMoment = "element",
+                 **shared: Unpack[Shared]) -> None:
         super().__init__(params, _options(locals()), **shared)
 
 
@@ -117,11 +128,13 @@ class RMSprop(Optimizer):
         p <- p - lr g / (sqrt(v) + eps)
         b <- momentum b + g / (sqrt(v) + eps),  p <- p - lr b                    with momentum
 
-    lr, eps, momentum >= 0; alpha in [0, 1]; weight_decay >= 0, coupled; eps_mode "outside", or "inside" the root:
-    sqrt(v + eps) ("hat" is "outside" here); maximize ascends; second_moment "element", or "row" as in Adagrad, which
-    centered excludes.  State: square_avg, and momentum_buffer, grad_avg where used.
+    State: square_avg (v), and momentum_buffer (b), grad_avg (a) where used.  centered excludes second_moment="row".
 
-    >>> opt = RMSprop(np.ones(3), lr=0.1, alpha=0.9, eps_mode="inside")
+    >>> w = np.ones(3)
+    >>> opt = RMSprop(w, lr=0.1, alpha=0.75)
+    >>> opt.step(2 * w)
+    >>> w.round(6)
+    array([0.8, 0.8, 0.8])
 
     Paper: Tieleman & Hinton 2012, lecture 6.5; centered: Graves 2013, equations 38 to 45.
 
@@ -132,9 +145,10 @@ class RMSprop(Optimizer):
     rule = Rule("rmsprop", {"square_avg": _MOMENT, "momentum_buffer": Slot("signed", when="momentum"),
                        "grad_avg": Slot("signed", when="centered")}, squares=True)
 
-    def __init__(self, params: Any, lr: Number = 1e-2, alpha: Number = 0.99, eps: Number = 1e-8,
+    def __init__(self, params: Params, lr: Number = 1e-2, alpha: Number = 0.99, eps: Number = 1e-8,
                  weight_decay: Number = 0.0, momentum: Number = 0.0, centered: bool = False, *, maximize: bool = False,
-                 eps_mode: str = "outside", second_moment: str = "element", **shared: Any) -> None:
+                 eps_mode: EpsMode = "outside", second_moment: SecondMoment = "element",
+                 **shared: Unpack[Shared]) -> None:
         super().__init__(params, _options(locals()), **shared)
 
 
@@ -148,9 +162,13 @@ class Adadelta(Optimizer):
         u <- rho u + (1 - rho) d^2
         p <- p - lr d
 
-    lr, eps >= 0; rho in [0, 1]; weight_decay >= 0, coupled; maximize ascends.  State: square_avg (v), acc_delta (u).
+    State: square_avg (v), acc_delta (u).
 
-    >>> opt = Adadelta(np.ones(3))
+    >>> w = np.ones(3)
+    >>> opt = Adadelta(w, rho=0.75)
+    >>> opt.step(2 * w)
+    >>> w.round(6)
+    array([0.998, 0.998, 0.998])
 
     Paper: Zeiler 2012, Algorithm 1 (rho 0.95, no lr).
 
@@ -159,8 +177,8 @@ class Adadelta(Optimizer):
 
     rule = Rule("adadelta", {"square_avg": _UNSIGNED, "acc_delta": _UNSIGNED}, squares=True)
 
-    def __init__(self, params: Any, lr: Number = 1.0, rho: Number = 0.9, eps: Number = 1e-6,
-                 weight_decay: Number = 0.0, *, maximize: bool = False, **shared: Any) -> None:
+    def __init__(self, params: Params, lr: Number = 1.0, rho: Number = 0.9, eps: Number = 1e-6,
+                 weight_decay: Number = 0.0, *, maximize: bool = False, **shared: Unpack[Shared]) -> None:
         super().__init__(params, _options(locals()), **shared)
 
 
@@ -173,12 +191,13 @@ class Adam(Optimizer):
         p <- p - lr/(1 - beta1^t) m / (sqrt(v/(1 - beta2^t)) + eps)
         amsgrad: v^ <- max(v^, v) takes the place of v in the last line
 
-    lr, eps >= 0; betas in [0, 1); weight_decay >= 0, coupled (g <- g + weight_decay p) or, with
-    decoupled_weight_decay, p <- p (1 - lr weight_decay) first; eps_mode "outside" as above, "inside":
-    sqrt(v/(1 - beta2^t) + eps), "hat": (sqrt(v) + eps)/sqrt(1 - beta2^t); maximize ascends; second_moment "element", or
-    "row" as in Adagrad, for v and v^.  State: exp_avg (m), exp_avg_sq (v), max_exp_avg_sq with amsgrad.
+    State: exp_avg (m), exp_avg_sq (v), max_exp_avg_sq (v^) with amsgrad.
 
-    >>> opt = Adam([np.ones((2, 3)), np.zeros(3)], lr=1e-2)
+    >>> w, b = np.ones((2, 3)), np.zeros(3)
+    >>> opt = Adam([w, b], lr=0.1)
+    >>> opt.step([2 * w, None])
+    >>> w[0].round(6), b
+    (array([0.9, 0.9, 0.9]), array([0., 0., 0.]))
 
     Paper: Kingma & Ba 2015, Algorithm 1; Reddi, Kale & Kumar 2018 (whose AMSGrad has no bias correction).
 
@@ -189,10 +208,10 @@ class Adam(Optimizer):
     rule = Rule("adam", {"exp_avg": _SIGNED, "exp_avg_sq": _MOMENT,
                        "max_exp_avg_sq": Slot("maximum", when="amsgrad", moment=True)}, squares=True)
 
-    def __init__(self, params: Any, lr: Number = 1e-3, betas: Pair = (0.9, 0.999), eps: Number = 1e-8,
+    def __init__(self, params: Params, lr: Number = 1e-3, betas: Pair = (0.9, 0.999), eps: Number = 1e-8,
                  weight_decay: Number = 0.0, amsgrad: bool = False, *, maximize: bool = False,
-                 decoupled_weight_decay: bool = False, eps_mode: str = "outside", second_moment: str = "element",
-                 **shared: Any) -> None:
+                 decoupled_weight_decay: bool = False, eps_mode: EpsMode = "outside",
+                 second_moment: SecondMoment = "element", **shared: Unpack[Shared]) -> None:
         super().__init__(params, _options(locals()), **shared)
 
 
@@ -201,11 +220,18 @@ class AdamW(Adam):
 
     ::
 
-        p <- p (1 - lr weight_decay), then Adam's step
+        p <- p (1 - lr weight_decay)
+        m <- beta1 m + (1 - beta1) g                          v <- beta2 v + (1 - beta2) g^2
+        p <- p - lr/(1 - beta1^t) m / (sqrt(v/(1 - beta2^t)) + eps)
+        amsgrad: v^ <- max(v^, v) takes the place of v in the last line
 
-    Arguments and state are Adam's; weight_decay is 0.01 unless given.
+    State: exp_avg (m), exp_avg_sq (v), max_exp_avg_sq (v^) with amsgrad.
 
-    >>> opt = AdamW({"w": np.ones((2, 3)), "b": np.zeros(3)}, lr=3e-4, weight_decay=0.1)
+    >>> p = {"w": np.ones(3), "b": np.zeros(2)}
+    >>> opt = AdamW(p, lr=0.1)
+    >>> opt.step({"w": 2 * p["w"], "b": np.ones(2)})
+    >>> p["w"].round(6)
+    array([0.899, 0.899, 0.899])
 
     Paper: Loshchilov & Hutter 2019, Algorithm 2, which multiplies the decay by the schedule alone, not by lr.
 
@@ -214,9 +240,10 @@ class AdamW(Adam):
 
     rule = Adam.rule._replace(fixed={"decoupled_weight_decay": True})
 
-    def __init__(self, params: Any, lr: Number = 1e-3, betas: Pair = (0.9, 0.999), eps: Number = 1e-8,
+    def __init__(self, params: Params, lr: Number = 1e-3, betas: Pair = (0.9, 0.999), eps: Number = 1e-8,
                  weight_decay: Number = 1e-2, amsgrad: bool = False, *, maximize: bool = False,
-                 eps_mode: str = "outside", second_moment: str = "element", **shared: Any) -> None:
+                 eps_mode: EpsMode = "outside", second_moment: SecondMoment = "element",
+                 **shared: Unpack[Shared]) -> None:
         Optimizer.__init__(self, params, _options(locals()), **shared)
 
 
@@ -228,10 +255,13 @@ class Adamax(Optimizer):
         m <- beta1 m + (1 - beta1) g                          u <- max(beta2 u, |g| + eps)
         p <- p - lr/(1 - beta1^t) m / u
 
-    lr, eps >= 0; betas in [0, 1); weight_decay >= 0, coupled; maximize ascends.  State: exp_avg (m), exp_inf (u).
-    With eps=0, an element whose gradients were all 0 becomes NaN (0/0).
+    State: exp_avg (m), exp_inf (u).  With eps=0, an element whose gradients were all 0 becomes NaN (0/0).
 
-    >>> opt = Adamax(np.ones(3))
+    >>> w = np.ones(3)
+    >>> opt = Adamax(w, lr=0.1)
+    >>> opt.step(2 * w)
+    >>> w.round(6)
+    array([0.9, 0.9, 0.9])
 
     Paper: Kingma & Ba 2015, Algorithm 2 (no eps).
 
@@ -240,8 +270,8 @@ class Adamax(Optimizer):
 
     rule = Rule("adamax", {"exp_avg": _SIGNED, "exp_inf": _UNSIGNED})
 
-    def __init__(self, params: Any, lr: Number = 2e-3, betas: Pair = (0.9, 0.999), eps: Number = 1e-8,
-                 weight_decay: Number = 0.0, *, maximize: bool = False, **shared: Any) -> None:
+    def __init__(self, params: Params, lr: Number = 2e-3, betas: Pair = (0.9, 0.999), eps: Number = 1e-8,
+                 weight_decay: Number = 0.0, *, maximize: bool = False, **shared: Unpack[Shared]) -> None:
         super().__init__(params, _options(locals()), **shared)
 
 
@@ -250,14 +280,18 @@ class NAdam(Optimizer):
 
     ::
 
-        m, v as in Adam             mu_t = beta1 (1 - 0.96^(t momentum_decay) / 2)         P_t = mu_1 mu_2 ... mu_t
+        m <- beta1 m + (1 - beta1) g                          v <- beta2 v + (1 - beta2) g^2
+        mu_t = beta1 (1 - 0.96^(t momentum_decay) / 2)        P_t = mu_1 mu_2 ... mu_t
         x  = mu_t+1/(1 - P_t mu_t+1) m + (1 - mu_t)/(1 - P_t) g
         p <- p - lr x / (sqrt(v/(1 - beta2^t)) + eps)
 
-    lr, eps, momentum_decay >= 0; betas in [0, 1); weight_decay, decoupled_weight_decay, eps_mode and maximize as in
-    Adam.  State: exp_avg, exp_avg_sq, and mu_product (P), one number for each array.
+    State: exp_avg (m), exp_avg_sq (v), and mu_product (P), one number for each array.
 
-    >>> opt = NAdam(np.ones(3))
+    >>> w = np.ones(3)
+    >>> opt = NAdam(w, lr=0.1)
+    >>> opt.step(2 * w)
+    >>> w.round(3)
+    array([0.894, 0.894, 0.894])
 
     Paper: Dozat 2016.
 
@@ -267,9 +301,9 @@ class NAdam(Optimizer):
 
     rule = Rule("nadam", {"exp_avg": _SIGNED, "exp_avg_sq": _UNSIGNED}, per_array={"mu_product": 1.0}, squares=True)
 
-    def __init__(self, params: Any, lr: Number = 2e-3, betas: Pair = (0.9, 0.999), eps: Number = 1e-8,
+    def __init__(self, params: Params, lr: Number = 2e-3, betas: Pair = (0.9, 0.999), eps: Number = 1e-8,
                  weight_decay: Number = 0.0, momentum_decay: Number = 4e-3, decoupled_weight_decay: bool = False, *,
-                 maximize: bool = False, eps_mode: str = "outside", **shared: Any) -> None:
+                 maximize: bool = False, eps_mode: EpsMode = "outside", **shared: Unpack[Shared]) -> None:
         super().__init__(params, _options(locals()), **shared)
 
 
@@ -278,15 +312,19 @@ class RAdam(Optimizer):
 
     ::
 
-        m, v as in Adam             rho = r - 2 t beta2^t/(1 - beta2^t),  r = 2/(1 - beta2) - 1
+        m <- beta1 m + (1 - beta1) g                          v <- beta2 v + (1 - beta2) g^2
+        rho = r - 2 t beta2^t/(1 - beta2^t),  r = 2/(1 - beta2) - 1
         rho > 5:    p <- p - lr/(1 - beta1^t) sqrt((rho-4)(rho-2) r / ((r-4)(r-2) rho)) m / D
-                    D = (sqrt(v) + eps)/sqrt(1 - beta2^t)     eps_mode "hat"; "outside" and "inside" as in Adam
+                    D = (sqrt(v) + eps)/sqrt(1 - beta2^t)     eps_mode "hat"; the others as described above
         otherwise:  p <- p - lr/(1 - beta1^t) m
 
-    lr, eps >= 0; betas in [0, 1); weight_decay, decoupled_weight_decay and maximize as in Adam.  State: exp_avg,
-    exp_avg_sq.
+    State: exp_avg (m), exp_avg_sq (v).
 
-    >>> opt = RAdam(np.ones(3))
+    >>> w = np.ones(3)
+    >>> opt = RAdam(w, lr=0.1)
+    >>> opt.step(2 * w)
+    >>> w
+    array([0.8, 0.8, 0.8])
 
     Paper: Liu et al. 2020, Algorithm 2 (rectified from rho > 4 on, no eps).
 
@@ -296,9 +334,9 @@ class RAdam(Optimizer):
 
     rule = Rule("radam", {"exp_avg": _SIGNED, "exp_avg_sq": _UNSIGNED}, squares=True)
 
-    def __init__(self, params: Any, lr: Number = 1e-3, betas: Pair = (0.9, 0.999), eps: Number = 1e-8,
+    def __init__(self, params: Params, lr: Number = 1e-3, betas: Pair = (0.9, 0.999), eps: Number = 1e-8,
                  weight_decay: Number = 0.0, decoupled_weight_decay: bool = False, *, maximize: bool = False,
-                 eps_mode: str = "hat", **shared: Any) -> None:
+                 eps_mode: EpsMode = "hat", **shared: Unpack[Shared]) -> None:
         super().__init__(params, _options(locals()), **shared)
 
 
@@ -310,10 +348,13 @@ class Yogi(Optimizer):
         m <- beta1 m + (1 - beta1) g                          v <- v - (1 - beta2) sign(v - g^2) g^2
         p <- p - lr/(1 - beta1^t) m / (sqrt(v/(1 - beta2^t)) + eps)
 
-    lr, eps, initial_accumulator_value >= 0, the last being what m and v start at; betas in [0, 1); weight_decay,
-    decoupled_weight_decay, eps_mode and maximize as in Adam.  State: exp_avg (m), exp_avg_sq (v, never negative).
+    State: exp_avg (m), exp_avg_sq (v, never negative); both start at initial_accumulator_value.
 
-    >>> opt = Yogi(np.ones(3))
+    >>> w = np.ones(3)
+    >>> opt = Yogi(w, lr=0.1)
+    >>> opt.step(2 * w)
+    >>> w.round(3)
+    array([0.9, 0.9, 0.9])
 
     Paper: Zaheer, Reddi, Sachan, Kale & Kumar 2018, Algorithm 2 (no bias correction).
 
@@ -323,9 +364,9 @@ class Yogi(Optimizer):
     rule = Rule("yogi", {"exp_avg": Slot("signed", start="initial_accumulator_value"),
                        "exp_avg_sq": Slot("unsigned", start="initial_accumulator_value")}, squares=True)
 
-    def __init__(self, params: Any, lr: Number = 1e-2, betas: Pair = (0.9, 0.999), eps: Number = 1e-3,
-                 weight_decay: Number = 0.0, initial_accumulator_value: float = 1e-6, *, maximize: bool = False,
-                 decoupled_weight_decay: bool = False, eps_mode: str = "outside", **shared: Any) -> None:
+    def __init__(self, params: Params, lr: Number = 1e-2, betas: Pair = (0.9, 0.999), eps: Number = 1e-3,
+                 weight_decay: Number = 0.0, initial_accumulator_value: Real = 1e-6, *, maximize: bool = False,
+                 decoupled_weight_decay: bool = False, eps_mode: EpsMode = "outside", **shared: Unpack[Shared]) -> None:
         super().__init__(params, _options(locals()), **shared)
 
 
@@ -337,11 +378,14 @@ class AdaBelief(Optimizer):
         m <- beta1 m + (1 - beta1) g                          v <- beta2 v + (1 - beta2) (g - m)^2 + eps
         p <- p - lr/(1 - beta1^t) m / (sqrt(v/(1 - beta2^t)) + eps)
 
-    lr, eps >= 0; betas in [0, 1), but with beta1 = 0, g - m is always 0; weight_decay, decoupled_weight_decay and
-    maximize as in Adam.  State: exp_avg (m), exp_avg_sq (v).  eps has the size of a square: where Adam has 1e-8, this
-    has 1e-16.
+    State: exp_avg (m), exp_avg_sq (v).  With beta1 = 0, g - m is always 0.  eps has the size of a square: where Adam
+    has 1e-8, this has 1e-16.
 
-    >>> opt = AdaBelief(np.ones(3))
+    >>> w = np.ones(3)
+    >>> opt = AdaBelief(w, lr=0.1)
+    >>> opt.step(2 * w)
+    >>> w.round(3)
+    array([0.889, 0.889, 0.889])
 
     Paper: Zhuang et al. 2020, Algorithm 2.
 
@@ -352,9 +396,9 @@ class AdaBelief(Optimizer):
 
     rule = Rule("adabelief", {"exp_avg": _SIGNED, "exp_avg_sq": _UNSIGNED}, squares=True)
 
-    def __init__(self, params: Any, lr: Number = 1e-3, betas: Pair = (0.9, 0.999), eps: Number = 1e-16,
+    def __init__(self, params: Params, lr: Number = 1e-3, betas: Pair = (0.9, 0.999), eps: Number = 1e-16,
                  weight_decay: Number = 0.0, *, maximize: bool = False, decoupled_weight_decay: bool = False,
-                 **shared: Any) -> None:
+                 **shared: Unpack[Shared]) -> None:
         super().__init__(params, _options(locals()), **shared)
 
 
@@ -366,9 +410,13 @@ class Lion(Optimizer):
         p <- p (1 - lr weight_decay) - lr sign(beta1 m + (1 - beta1) g)           sign(0) = 0
         m <- beta2 m + (1 - beta2) g
 
-    lr >= 0; betas in [0, 1); weight_decay >= 0, decoupled; maximize ascends.  State: exp_avg (m).
+    State: exp_avg (m).
 
-    >>> opt = Lion(np.ones(3), lr=1e-4, weight_decay=0.1)
+    >>> w = np.ones(3)
+    >>> opt = Lion(w, lr=0.1)
+    >>> opt.step(2 * w)
+    >>> w
+    array([0.9, 0.9, 0.9])
 
     Paper: Chen et al. 2023, Algorithm 2.
 
@@ -377,8 +425,8 @@ class Lion(Optimizer):
 
     rule = Rule("lion", {"exp_avg": _SIGNED}, fixed={"decoupled_weight_decay": True})
 
-    def __init__(self, params: Any, lr: Number = 1e-4, betas: Pair = (0.9, 0.99),
-                 weight_decay: Number = 0.0, maximize: bool = False, **shared: Any) -> None:
+    def __init__(self, params: Params, lr: Number = 1e-4, betas: Pair = (0.9, 0.99),
+                 weight_decay: Number = 0.0, maximize: bool = False, **shared: Unpack[Shared]) -> None:
         super().__init__(params, _options(locals()), **shared)
 
 
@@ -393,11 +441,13 @@ class Rprop(Optimizer):
         rprop+: where w < 0, p <- p + e_old q, the last step undone, and s = 0
         q <- s
 
-    lr >= 0, the rate at an array's first step and not read again; 0 < etas[0] < 1 < etas[1]; 0 <= step_sizes[0] <=
-    step_sizes[1]; variant "irprop-", "rprop+" or "rprop-"; maximize ascends.  State: step_size (e), prev (q, int8).
-    Meant for full-batch gradients.
+    State: step_size (e), prev (q, int8).  Meant for full-batch gradients.
 
-    >>> opt = Rprop(np.ones(3), lr=0.1, variant="rprop+")
+    >>> w = np.ones(3)
+    >>> opt = Rprop(w, lr=0.1, variant="rprop+")
+    >>> opt.step(2 * w)
+    >>> w
+    array([0.9, 0.9, 0.9])
 
     Paper: Riedmiller & Braun 1993 (rprop+, first rate 0.1); Igel & Huesken 2003.
 
@@ -408,9 +458,9 @@ class Rprop(Optimizer):
 
     rule = Rule("rprop", {"step_size": _UNSIGNED, "prev": _SIGN}, read_once=("lr",), narrow_refused=_RATES)
 
-    def __init__(self, params: Any, lr: Number = 1e-2, etas: Pair = (0.5, 1.2),
-                 step_sizes: Pair = (1e-6, 50.0), *, maximize: bool = False, variant: str = "irprop-",
-                 **shared: Any) -> None:
+    def __init__(self, params: Params, lr: Number = 1e-2, etas: Pair = (0.5, 1.2),
+                 step_sizes: Pair = (1e-6, 50.0), *, maximize: bool = False, variant: Variant = "irprop-",
+                 **shared: Unpack[Shared]) -> None:
         super().__init__(params, _options(locals()), **shared)
 
 
@@ -423,11 +473,13 @@ class SuperSAB(Optimizer):
         w >= 0:  e <- min(eta_plus e, max_rate) where w > 0,  v <- momentum v - e g,  p <- p + v,  q <- sign(g)
         w <  0:  e <- eta_minus e,  p <- p - v,  v <- 0,  q <- 0
 
-    lr >= 0, the rate at an array's first step and not read again; eta_plus > 1; 0 < eta_minus < 1; max_rate > 0;
-    momentum >= 0; maximize ascends.  State: step_size (e), prev (q, int8), momentum_buffer (v).  Meant for full-batch
-    gradients.
+    State: step_size (e), prev (q, int8), momentum_buffer (v).  Meant for full-batch gradients.
 
-    >>> opt = SuperSAB(np.ones(3))
+    >>> w = np.ones(3)
+    >>> opt = SuperSAB(w, lr=0.1)
+    >>> opt.step(2 * w)
+    >>> w
+    array([0.8, 0.8, 0.8])
 
     Paper: Tollenaere 1990, Neural Networks 3(5), 561-573, after Reed & Marks, Neural Smithing, 9.5.
 
@@ -437,6 +489,7 @@ class SuperSAB(Optimizer):
     rule = Rule("supersab", {"step_size": _UNSIGNED, "prev": _SIGN, "momentum_buffer": _SIGNED}, read_once=("lr",),
                 narrow_refused=_RATES)
 
-    def __init__(self, params: Any, lr: Number = 0.1, eta_plus: Number = 1.05, eta_minus: Number = 0.5,
-                 max_rate: Number = 30.0, momentum: Number = 0.9, maximize: bool = False, **shared: Any) -> None:
+    def __init__(self, params: Params, lr: Number = 0.1, eta_plus: Number = 1.05, eta_minus: Number = 0.5,
+                 max_rate: Number = 30.0, momentum: Number = 0.9, maximize: bool = False,
+                 **shared: Unpack[Shared]) -> None:
         super().__init__(params, _options(locals()), **shared)

@@ -15,6 +15,16 @@ import math
 
 import numpy as np
 
+from ._docstrings import document_rules
+from ._formats import NEAREST as NEAREST
+from ._formats import from_bfloat16, from_uint8, noise, to_bfloat16, to_float16, to_uint8
+
+__all__ = [  # noqa: RUF022  in order of increasing complexity; then the formats
+    "sgd", "momentum", "adagrad", "rmsprop", "adadelta", "adam", "adamw", "adamax", "nadam", "radam", "yogi",
+    "adabelief", "lion", "rprop", "supersab", "sum_rows", "noise", "to_bfloat16", "from_bfloat16", "to_float16",
+    "to_uint8", "from_uint8",
+]  # fmt: skip
+
 # --- shared by several rules -------------------------------------------------------------------------------------
 
 
@@ -52,9 +62,40 @@ def larger(a, b):
 
 
 def sum_rows(shape, dtype, indices, values, offsets=None, weights=None):
-    """The dense gradient that Rows stand for, and which rows it has; all other rows are left alone, with their state.
+    """Form the dense gradient that Rows stand for; rows that it does not have are left alone, with their state.
 
     The entries of a row are added in their order, in dtype.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        That of the parameter.
+    dtype : str or dtype
+        The type to add in.
+    indices : (k,) array of int
+        As of `Rows`.
+    values : (k, ...) array
+        As of `Rows`.
+    offsets : (bags,) array of int, optional
+        As of `Rows`.
+    weights : (k,) array, optional
+        As of `Rows`.
+
+    Returns
+    -------
+    g : array of that shape
+        The gradient, 0 in other rows.
+    touched : (rows,) array of bool
+        Which rows it has.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from adaptive_c import reference
+    >>> reference.sum_rows((3, 1), "float64", [2, 2], np.ones((2, 1)))
+    (array([[0.],
+           [0.],
+           [2.]]), array([False, False,  True]))
     """
     g, touched = np.zeros(shape, dtype), np.zeros(shape[0], bool)
     bag = -1
@@ -287,78 +328,4 @@ def supersab(p, g, s, t, *, lr=0.1, eta_plus=1.05, eta_minus=0.5, max_rate=30.0,
     return p + d
 
 
-# --- number formats: what is stored and how it is rounded, for flat NumPy arrays in the order of the parameters ---
-
-
-def _mix(x):
-    """The finaliser of SplitMix64."""
-    with np.errstate(over="ignore"):
-        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
-
-
-def noise(n, seed, t, group, quantity):
-    """One 32-bit word for each of n elements.  quantity: 0 for the parameters, 1 + slot for a state array."""
-    golden, first = np.uint64(0x9E3779B97F4A7C15), np.zeros(256, "uint64")
-    for i in range(256):  # shuffles the first bytes, so that they are a permutation of 0 .. 255
-        j = int(_mix(np.uint64(i))) % (i + 1)
-        first[i], first[j] = first[j], i
-    table = first << np.uint64(24) | _mix(np.arange(256, 512, dtype="uint64")) >> np.uint64(40)
-    with np.errstate(over="ignore"):
-        key = _mix(_mix(_mix(np.uint64(seed) + golden) + np.uint64(t)) + np.uint64(16 * group + quantity))
-        blocks = _mix(key + np.arange(-(-n // 256), dtype="uint64") * golden) >> np.uint64(32)
-    return (blocks[:, None] ^ table).ravel()[:n].astype("uint32")
-
-
-NEAREST = np.uint32(0x80000000)  # used instead of noise, this word rounds to nearest, and halves away from 0
-
-
-def to_bfloat16(x, words):
-    """float32 to bfloat16, as uint16."""
-    u = np.where(np.isnan(x), np.float32(np.nan), x).astype("float32").view("uint32").astype("uint64")
-    return ((u + (words >> np.uint32(16))) >> np.uint64(16)).astype("uint16")
-
-
-def from_bfloat16(x):
-    return (x.astype("uint32") << np.uint32(16)).view("float32")
-
-
-def to_float16(x, words):
-    """float32 to float16, as uint16; only numbers that rounding to nearest would make infinite become infinite."""
-    a = np.abs(x).astype("float32")
-    u = a.view("uint32").astype("int64")
-    normal = np.minimum((u - 0x38000000 + (words >> np.uint32(19)).astype("int64")) >> 13, 0x7BFF)
-    units = np.minimum(a, np.float32(2.0**-14)) * np.float32(2.0**24)
-    rest = (units - np.floor(units)) * np.float32(2.0**24)
-    small = units.astype("int64") + ((words >> np.uint32(8)).astype("int64") < rest.astype("int64"))
-    r = np.where(u >= 0x38800000, normal, small)
-    r = np.where(np.isnan(x), 0x7E00, np.where(a >= 65520, 0x7C00, r))
-    return (r | np.where(np.signbit(x), 0x8000, 0)).astype("uint16")
-
-
-def to_uint8(x, words, signed):
-    """float32 to 8-bit codes and a scale for each block of 256; from_uint8 says what they mean."""
-    shape, pad = x.shape, -x.size % 256
-    x = np.pad(np.where(np.isnan(x), np.float32(np.nan), x).astype("float32"), (0, pad)).reshape(-1, 256)
-    words = np.pad(np.broadcast_to(words, shape), (0, pad)).reshape(-1, 256).astype("int64") >> 12
-    u = np.abs(x).view("uint32").astype("int64")
-    rounded = np.where(u < 0x7F800000, np.minimum((u + words) >> 20, 0x7F7), u >> 20)  # exponent and 3 bits of fraction
-    rounded.ravel()[shape[0] :] = 0
-    low, binades = (21, 15) if signed else (1, 31)
-    bottom = np.maximum((rounded.max(1, keepdims=True) >> 3) - binades, low) << 3
-    if signed:  # numbers below the smallest code go to it or to 0, by chance
-        smallest = ((bottom + 1) << 20).astype("uint32").view("float32")
-        chance = (np.minimum(np.abs(x), smallest) * (np.float32(2.0**20) / smallest)).astype("int64")
-        code = np.where(np.abs(x) < smallest, words < chance, rounded - bottom) | np.where(np.signbit(x), 128, 0)
-    else:  # numbers below the smallest code go up to it
-        code = np.maximum(rounded - bottom, 0)
-    return code.astype("uint8").ravel()[: shape[0]], (bottom << 20).astype("uint32").view("float32").ravel()
-
-
-def from_uint8(code, scales, signed):
-    """scale 2^(c // 8) (1 + c % 8 / 8), which is a sum of bit patterns; signed: c = 0 is 0, 128 + c is minus c."""
-    c = code.astype("uint32") & np.uint32(127 if signed else 255)
-    x = ((c << np.uint32(20)) + np.repeat(scales.view("uint32"), 256)[: c.size]).view("float32")
-    x = np.where(signed & (c == 0), np.float32(0), x)
-    return np.where(signed & (code >= 128), -x, x)
+document_rules(globals())

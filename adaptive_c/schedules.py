@@ -14,15 +14,16 @@ Schedules are computed by plain Python in float64; nothing here needs the compil
 import math
 from bisect import bisect_right
 from collections.abc import Mapping
-from dataclasses import KW_ONLY, MISSING, dataclass, fields, replace
-from typing import Any
+from dataclasses import KW_ONLY, dataclass, replace
+from typing import Any, Literal
 
-from ._run.described import NAMED, is_ours
+from ._docstrings import document, import_of
+from ._run.described import NAMED
 from ._run.described import MissingError as MissingError  # these three are for checkpoints, too
 from ._run.described import plain as plain
 from ._run.described import revived as revived
-from ._run.habits import absent, meant
-from ._run.options import ARGUMENTS, moves
+from ._run.habits import absent
+from ._schedule import Schedule
 
 __all__ = [  # noqa: RUF022  from simple to composed
     "Schedule", "constant", "step", "multistep", "exponential", "linear", "polynomial", "cosine", "cosine_restarts",
@@ -30,99 +31,13 @@ __all__ = [  # noqa: RUF022  from simple to composed
 ]  # fmt: skip
 
 
-def _schedule(name: str, value: Any) -> Any:
-    return value if moves(value) else constant(ARGUMENTS["base"](name, value))
-
-
-def _schedules(name: str, value: Any) -> tuple[Any, ...]:
-    if not isinstance(value, (list, tuple)) or not value:
-        raise TypeError(f"{name} must be a list of schedules, got {value!r}")
-    return tuple(_schedule(f"{name}[{i}]", x) for i, x in enumerate(value))
-
-
-_CHECKS = {**ARGUMENTS, "of": _schedule, "schedules": _schedules}
-
-
-@dataclass(frozen=True, repr=False)
-class Schedule:
-    """The base of all schedules, which are immutable, compared by value and called with a step number."""
-
-    def __new__(cls, *args: Any, **arguments: Any) -> "Schedule":
-        known = [f.name for f in fields(cls)]  # of which its constructor will need no reminder
-        for name in arguments if is_ours(cls) else ():  # a class of a user's may have any
-            if name not in known:
-                raise TypeError(
-                    f"{cls.__name__} has no argument {name!r}{meant(name, known)}; it has {', '.join(known)}"
-                )
-        return super().__new__(cls)
-
-    def __post_init__(self) -> None:
-        for f in fields(self):
-            value = _CHECKS[f.name](f"{type(self).__name__}: {f.name}", getattr(self, f.name))
-            object.__setattr__(self, f.name, value)
-
-    def __call__(self, step: int) -> float:
-        """The value for the step that comes after `step` applied steps; 0 gives the value for the first step."""
-        raise NotImplementedError
-
-    def __repr__(self) -> str:
-        shown = (f for f in fields(self) if f.default is MISSING or getattr(self, f.name) != f.default)
-        return f"{type(self).__name__}({', '.join(f'{f.name}={getattr(self, f.name)!r}' for f in shown)})"
-
-    @property
-    def reads_metric(self) -> bool:
-        """Whether this schedule is a plateau or contains one."""
-        return False
-
-    def observe(self, step: int, metric: float) -> "Schedule":
-        """The schedule after a metric that came with step number `step`: this one, unless it contains a plateau."""
-        return self
-
-    def to_dict(self) -> dict[str, Any]:
-        """Describe the schedule by numbers, strings, lists and dicts, for ``json`` or a checkpoint.
-
-        `from_dict` is the inverse.
-
-        Raises
-        ------
-        TypeError
-            If the schedule contains a function or a schedule class of your own: those can't be stored.
-        """
-
-        def refuse(own: Any) -> None:
-            raise TypeError(f"{own!r} is no schedule of this module and can't be stored; give it again after loading")
-
-        d: dict[str, Any] = plain(self, refuse)
-        return d
-
-    def plot(self, steps: int | None = None, ax: Any = None, **line: Any) -> Any:
-        """Draw the values of the first `steps` steps, and return matplotlib's axes.
-
-        steps: how many to draw; None draws the whole schedule, or a suitable part of one without an end.  ax: the axes
-        to draw into; None makes new ones.  line: further arguments of ``ax.plot``.  A plateau is drawn as a constant,
-        its present value.
-
-        Raises
-        ------
-        ImportError
-            If matplotlib is not installed.
-        """
-        try:
-            from matplotlib import pyplot
-        except ImportError as error:
-            raise ImportError("plot needs matplotlib: pip install matplotlib") from error
-        n = ARGUMENTS["steps"]("steps", _drawn(self) if steps is None else steps)
-        if ax is None:
-            _, ax = pyplot.subplots()
-        at = range(0, n, max(1, n // 2000))
-        ax.plot(at, [self(t) for t in at], **line)
-        ax.set_xlabel("step")
-        return ax
-
-
 @dataclass(frozen=True, repr=False)
 class constant(Schedule):
-    """base at every step."""
+    """A constant: base at every step.
+
+    >>> constant(0.5)(1000)
+    0.5
+    """
 
     base: float
 
@@ -132,7 +47,7 @@ class constant(Schedule):
 
 @dataclass(frozen=True, repr=False)
 class step(Schedule):
-    """base gamma^floor(t / step_size): multiplied by gamma every step_size steps.  torch: StepLR.
+    """Stairs: base gamma^floor(t / step_size), multiplied by gamma every step_size steps.  torch: StepLR.
 
     >>> [step(1.0, 2, gamma=0.5)(t) for t in range(5)]
     [1.0, 1.0, 0.5, 0.5, 0.25]
@@ -148,7 +63,7 @@ class step(Schedule):
 
 @dataclass(frozen=True, repr=False)
 class multistep(Schedule):
-    """base gamma^k, where k milestones have been reached: multiplied by gamma at each.  torch: MultiStepLR.
+    """Stairs: base gamma^k, where k milestones have been reached.  torch: MultiStepLR.
 
     >>> [multistep(1.0, [1, 3], gamma=0.5)(t) for t in range(5)]
     [1.0, 0.5, 0.5, 0.25, 0.25]
@@ -164,7 +79,7 @@ class multistep(Schedule):
 
 @dataclass(frozen=True, repr=False)
 class exponential(Schedule):
-    """base gamma^t.  torch: ExponentialLR.
+    """Exponential decay: base gamma^t.  torch: ExponentialLR.
 
     >>> [exponential(1.0, 0.5)(t) for t in range(4)]
     [1.0, 0.5, 0.25, 0.125]
@@ -179,7 +94,7 @@ class exponential(Schedule):
 
 @dataclass(frozen=True, repr=False)
 class linear(Schedule):
-    """base + (end - base) t / steps, up to t = steps.
+    """A straight line: base + (end - base) t / steps, up to t = steps.
 
     torch: LinearLR(opt, a, b, steps) is linear(a lr, steps, end=b lr).
 
@@ -197,7 +112,9 @@ class linear(Schedule):
 
 @dataclass(frozen=True, repr=False)
 class polynomial(Schedule):
-    """end + (base - end) (1 - t / steps)^power, up to t = steps.  torch: PolynomialLR, whose end is 0.
+    """A power of what is left: end + (base - end) (1 - t / steps)^power, up to t = steps.
+
+    torch: PolynomialLR, whose end is 0.
 
     >>> [polynomial(1.0, 2, power=2.0)(t) for t in range(4)]
     [1.0, 0.25, 0.0, 0.0]
@@ -214,7 +131,7 @@ class polynomial(Schedule):
 
 @dataclass(frozen=True, repr=False)
 class cosine(Schedule):
-    """end + (base - end) (1 + cos(pi t / steps)) / 2, up to t = steps.
+    """Half a period of a cosine: end + (base - end) (1 + cos(pi t / steps)) / 2, up to t = steps.
 
     torch: CosineAnnealingLR(opt, steps, end), which rises again after its T_max.
 
@@ -256,7 +173,7 @@ class cosine_restarts(Schedule):
 
 @dataclass(frozen=True, repr=False)
 class inverse_sqrt(Schedule):
-    """base min(n / warmup_steps, sqrt(warmup_steps / n)), n = t + 1: linear up to base, then falling as 1 / sqrt(n).
+    """Linear up to base, then falling as 1 / sqrt(n): base min(n / warmup_steps, sqrt(warmup_steps / n)), n = t + 1.
 
     This is the schedule of the Transformer ("Noam": Vaswani et al. 2017, section 5.3), where
     base = (d_model warmup_steps)^-0.5.  With warmup_steps = 1 it is base / sqrt(n).  torch does not have it.
@@ -292,7 +209,7 @@ class one_cycle(Schedule):
     base: float
     steps: int
     pct_start: float = 0.3
-    anneal_strategy: str = "cos"
+    anneal_strategy: Literal["cos", "linear"] = "cos"
     div_factor: float = 25.0
     final_div_factor: float = 1e4
     three_phase: bool = False
@@ -316,7 +233,7 @@ class one_cycle(Schedule):
 
 @dataclass(frozen=True, repr=False)
 class plateau(Schedule):
-    """base, multiplied by `factor` whenever more than `patience` metrics in a row were no improvement.
+    """Multiplied by `factor` whenever more than `patience` metrics in a row were no improvement.
 
     ::
 
@@ -328,8 +245,7 @@ class plateau(Schedule):
 
     The metrics are those given to ``opt.step(grads, metric=loss)``, with every step or less often, for example once
     per epoch.  A step without a metric leaves the value alone.  A metric affects the steps after its own.  A
-    non-finite metric is no improvement.  `value`, `best`, `num_bad_epochs` and `cooldown_counter` hold what the plateau
-    has seen so far; leave them out when you make one.
+    non-finite metric is no improvement.
 
     torch: ReduceLROnPlateau, whose min_lr is `min`.
 
@@ -345,8 +261,8 @@ class plateau(Schedule):
     patience: int = 10
     threshold: float = 1e-4
     _: KW_ONLY
-    mode: str = "min"
-    threshold_mode: str = "rel"
+    mode: Literal["min", "max"] = "min"
+    threshold_mode: Literal["rel", "abs"] = "rel"
     cooldown: int = 0
     min: float = 0.0
     eps: float = 1e-8
@@ -458,36 +374,34 @@ class chain(Schedule):
 
 
 NAMED.update({cls.__name__: cls for cls in Schedule.__subclasses__()})  # so far there is none of a user's
-
-
-def _drawn(schedule: Any) -> int:
-    """The number of steps that `plot` draws unless it is told another."""
-    match schedule:
-        case step(step_size=n):
-            return 4 * n
-        case multistep(milestones=ends):
-            return sum(ends[-1:]) + sum(ends[:1]) or 1000
-        case cosine_restarts(steps=n, mult=mult):
-            return n * (1 + mult + mult**2) + 1
-        case inverse_sqrt(warmup_steps=n):
-            return 10 * n
-        case one_cycle(steps=n):
-            return n
-        case warmup(of=then, steps=n):
-            return n + _drawn(then)
-        case chain(schedules=parts, milestones=ends):
-            return sum(ends[-1:]) + _drawn(parts[-1])
-    return int(getattr(schedule, "steps", 999)) + 1
+for _cls in (Schedule, *NAMED.values()):
+    document(_cls, "ARGUMENTS", import_of(__name__, NAMED))
 
 
 def from_dict(d: Mapping[str, Any]) -> Schedule:
-    """The schedule that ``to_dict`` described.
+    """Make the schedule that ``to_dict`` described.
+
+    Parameters
+    ----------
+    d : dict
+        The name of a class under "schedule", and its arguments.
+
+    Returns
+    -------
+    Schedule
+        One that is equal to the one described.
 
     Raises
     ------
     TypeError, ValueError
         If `d` is not such a dict: it has another type, names an unknown schedule, has an unknown entry, lacks one, or
         holds a value out of range.
+
+    Examples
+    --------
+    >>> from adaptive_c import schedules
+    >>> schedules.from_dict({"schedule": "cosine", "base": 1.0, "steps": 100})
+    cosine(base=1.0, steps=100)
     """
     if not isinstance(d, Mapping):
         raise TypeError(f"a schedule is described by a dict, got {d!r}")

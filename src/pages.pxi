@@ -194,7 +194,7 @@ cdef int step_paged(Plan plan, Visit visit, double norm_before, progress) except
     try:
         conduct(plan, visit.step, progress)
     except BaseException:
-        plan.undoable, plan.counts.grad_norm = False, norm_before
+        plan.gone, plan.counts.grad_norm = "the last one failed on the disk", norm_before
         raise
     return 0
 

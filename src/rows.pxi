@@ -1,7 +1,6 @@
 # Rows: what the caller hands in as a gradient of a few rows, checked.
 
 
-cdef object memmap = numpy.memmap
 cdef str INTEGERS = "int32 or int64"
 cdef str FLOATS = "float32 or float64"
 
@@ -24,7 +23,7 @@ cdef Py_ssize_t checked(x, str name, str kinds, Py_buffer* view) except -2:
     """
     cdef Py_ssize_t n = -1
     if type(x) is not ndarray and type(x) is not memmap:
-        raise TypeError(f"{name} must be a NumPy array, got a {type(x).__name__}; pass np.asarray(x)")
+        raise TypeError(f"{name} must be a NumPy array, got {an(type(x).__name__)}; pass np.asarray(x)")
     try:
         PyObject_GetBuffer(x, view, PyBUF_FULL_RO)
     except (ValueError, BufferError):
@@ -45,19 +44,11 @@ cdef Py_ssize_t checked(x, str name, str kinds, Py_buffer* view) except -2:
 
 
 cdef class Rows:
-    """Rows(indices, values, *, offsets=None, weights=None)
-    --
-
-    A gradient of a few rows of an array; all other rows have none.
+    """Rows(indices, values, offsets=None, weights=None)\n--\n\n\
+A gradient of a few rows of an array; all other rows have none.
 
     It may stand wherever a gradient array may: ``opt.step(Rows(indices, values))``, and in lists, dicts and groups.
-    Row i of an array w is ``w[i]``, so that a table of embeddings has the shape (rows, columns).  ::
-
-        G[i] = sum over j with indices[j] == i of values[j]                                  without offsets
-        G[i] = sum over j with indices[j] == i of weights[j] * values[bag of j]              with offsets
-
-    A row that is named several times is stepped once, with the sum in the order of j, formed in float32 (float64 for
-    float64 parameters).
+    Row i of an array w is ``w[i]``, so that a table of embeddings has the shape (rows, columns).
 
     Parameters
     ----------
@@ -73,6 +64,11 @@ cdef class Rows:
         A factor for each entry: float64 for float64 parameters, else float32.  For bags whose mean was taken, 1 / size
         of the bag.
 
+    Attributes
+    ----------
+    indices, values, offsets, weights
+        The arrays themselves, or None.
+
     Raises
     ------
     TypeError, ValueError
@@ -81,8 +77,26 @@ cdef class Rows:
 
     Notes
     -----
+    ::
+
+        G[i] = sum over j with indices[j] == i of values[j]                                  without offsets
+        G[i] = sum over j with indices[j] == i of weights[j] * values[bag of j]              with offsets
+
+    A row that is named several times is stepped once, with the sum in the order of j, formed in float32 (float64 for
+    float64 parameters).
+
     Nothing is copied: the arrays are read when the step is made, and not written (with zero_grad=True, `values` is
-    zeroed).
+    zeroed).  It can be pickled and copied, with its arrays.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from adaptive_c import Rows, SGD
+    >>> table = np.ones((4, 2))
+    >>> opt = SGD(table, lr=0.5)
+    >>> opt.step(Rows(np.array([3, 0, 3]), np.ones((3, 2))))
+    >>> table[:, 0]
+    array([0.5, 1. , 1. , 0. ])
     """
     cdef readonly object indices
     cdef readonly object values
@@ -91,7 +105,7 @@ cdef class Rows:
     cdef Py_ssize_t k, itemsize  # of the indices, when they were last checked
     cdef const void* start
 
-    def __init__(self, indices, values, *, offsets=None, weights=None):
+    def __init__(self, indices, values, offsets=None, weights=None):
         self.indices, self.values, self.offsets, self.weights = indices, values, offsets, weights
         self.check()
 

@@ -198,7 +198,9 @@ def test_the_first_two_updates(folders):
      (0.9, -4, 4, -1.70584267), (0, 0.1, 0.1, 0.8999995), (0, 2, 2, -1), (0.99, 1, 1, 6.08881027), (1, 1, 1, 9999)],
 )  # fmt: skip
 def test_the_measure_of_amplification(beta, first, second, c):
-    assert vectors.amplified(beta, np.array([first], float), np.array([second], float))[0] == pytest.approx(c, rel=1e-7)
+    assert problems.amplified(beta, np.array([first], float), np.array([second], float))[0] == pytest.approx(
+        c, rel=1e-7
+    )
 
 
 def test_amplification_is_zero_on_an_ellipse(folders):

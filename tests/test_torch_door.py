@@ -234,7 +234,7 @@ def test_signatures_and_docstrings(name):
         assert signature[: len(theirs)] == theirs
     ours = {x.name for x in signature}
     assert {"state_dtype", "max_grad_norm", "seed", "n_threads", "foreach", "capturable"} - ours <= {"capturable"}
-    assert set(inspect.signature(rule).parameters) - ours == {"shared"}
+    assert set(inspect.signature(rule.__init__).parameters) - ours == {"self", "shared"}
     assert all(x.kind is x.KEYWORD_ONLY for x in signature if x.name in ("state_dtype", "n_threads", "eps_mode"))
     assert cls.__doc__.startswith(rule.__doc__.splitlines()[0])
     assert "Paper:" in cls.__doc__

@@ -264,6 +264,8 @@ def _prepare(run: Run, d: Any, where: str, parameters: bool) -> Callable[..., No
     ]
     if pending:
         plan.need_sums(plan.groups)
+    for group, (changes, _, _) in zip(run.groups, work, strict=True):
+        group.bound.make_room(changes)
 
     def write(all_arrays: bool = True) -> None:  # from here on nothing is refused
         plan.forget()

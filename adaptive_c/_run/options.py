@@ -15,8 +15,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 Check = Callable[[str, Any], Any]
-Schedulable = float | Callable[[int], float]
-SchedulablePair = tuple[Schedulable, Schedulable]
 
 
 def real(name: str, value: Any) -> float:
@@ -41,8 +39,10 @@ class Number:
         x = real(name, value)
         if self.low < x < self.high or (x == self.low and not self.open_low) or (x == self.high and not self.open_high):
             return x
-        interval = f"{'(' if self.open_low else '['}{self.low:g}, {self.high:g}{')' if self.open_high else ']'}"
-        raise ValueError(f"{name} must be in {interval}, got {value!r}")
+        raise ValueError(f"{name} must be in {self}, got {value!r}")
+
+    def __str__(self) -> str:
+        return f"{'(' if self.open_low else '['}{self.low:g}, {self.high:g}{')' if self.open_high else ']'}"
 
 
 @dataclass(frozen=True)
@@ -87,29 +87,36 @@ def flag(name: str, value: Any) -> bool:
     return bool(value)
 
 
-def choice(*values: str, hint: str = "") -> Check:
-    def check(name: str, value: Any) -> str:
-        if not isinstance(value, str) or value not in values:
-            raise ValueError(f"{name} must be {' or '.join(map(repr, values))}, got {value!r}{hint}")
-        return values[values.index(value)]
+class Choice:
+    """One of some words.  hint: what a message adds."""
 
-    return check
+    def __init__(self, *values: str, hint: str = "") -> None:
+        self.values, self.hint = values, hint
+
+    def __call__(self, name: str, value: Any) -> str:
+        if not isinstance(value, str) or value not in self.values:
+            raise ValueError(f"{name} must be {' or '.join(map(repr, self.values))}, got {value!r}{self.hint}")
+        return self.values[self.values.index(value)]
 
 
-def number_format(*values: str) -> Check:
+class Format(Choice):
     """A dtype by its name, or anything that NumPy accepts as one."""
 
-    def check(name: str, value: Any) -> str:
+    def __call__(self, name: str, value: Any) -> str:
         if not isinstance(value, str):
             with suppress(TypeError):
                 value = np.dtype(value).name
-        return str(choice(*values)(name, value))
-
-    return check
+        return super().__call__(name, value)
 
 
-def optional(check: Check) -> Check:
-    return lambda name, value: None if value is None else check(name, value)
+@dataclass(frozen=True)
+class OrNone:
+    """What the check allows, or None."""
+
+    check: Check
+
+    def __call__(self, name: str, value: Any) -> Any:
+        return None if value is None else self.check(name, value)
 
 
 def anything(name: str, value: Any) -> Any:  # checked where the arrays are known
@@ -147,7 +154,7 @@ def _milestones(name: str, value: Any) -> tuple[int, ...]:
 def _sum_to_one(name: str, value: Any) -> bool | str:
     if isinstance(value, (bool, np.bool_)):
         return "divide" if value else False
-    return str(choice("divide", "project", hint="; or True, or False")(name, value))
+    return str(Choice("divide", "project", hint="; or True, or False")(name, value))
 
 
 class Option(NamedTuple):
@@ -165,7 +172,7 @@ OPTIONS: dict[str, Option] = {
     "lr": Option(Number(0), movable=True),
     "weight_decay": Option(Number(0), movable=True),
     "eps": Option(Number(0), movable=True, vanishing=False),
-    "eps_mode": Option(choice("outside", "inside", "hat")),
+    "eps_mode": Option(Choice("outside", "inside", "hat")),
     "betas": Option(Pair(_fraction, _fraction), movable=True),
     "alpha": Option(_closed, movable=True),
     "rho": Option(_closed, movable=True),
@@ -179,33 +186,33 @@ OPTIONS: dict[str, Option] = {
     "lr_decay": Option(Number(0), movable=True),
     "initial_accumulator_value": Option(Number(0)),
     "momentum_decay": Option(Number(0), movable=True),
-    "second_moment": Option(choice("element", "row"), fixed=True),
+    "second_moment": Option(Choice("element", "row"), fixed=True),
     "etas": Option(Pair(Number(0, 1, open_low=True), Number(1, open_low=True)), movable=True),
     "step_sizes": Option(Pair(Number(0), _positive, ascending=True), movable=True, tied=True),
     "eta_plus": Option(Number(1, open_low=True), movable=True),
     "eta_minus": Option(Number(0, 1, open_low=True), movable=True),
     "max_rate": Option(_positive, movable=True),
-    "variant": Option(choice("irprop-", "rprop+", "rprop-")),
+    "variant": Option(Choice("irprop-", "rprop+", "rprop-")),
     "ema_decay": Option(_closed, movable=True, shared=True, optional=True),
     "bounds": Option(anything, shared=True),
     "sum_to_one": Option(_sum_to_one, shared=True),
-    "rows": Option(choice("lazy", "exact"), fixed=True, shared=True),
+    "rows": Option(Choice("lazy", "exact"), shared=True),
     "copy_to": Option(anything, fixed=True, shared=True),
-    "state_dtype": Option(number_format("float32", "bfloat16", "uint8"), fixed=True, shared=True, optional=True),
-    "master": Option(number_format("float32"), fixed=True, shared=True, optional=True),
-    "rounding": Option(choice("stochastic", hint="; to nearest, small updates vanish: use master='float32'"),
+    "state_dtype": Option(Format("float32", "bfloat16", "uint8"), fixed=True, shared=True, optional=True),
+    "master": Option(Format("float32"), fixed=True, shared=True, optional=True),
+    "rounding": Option(Choice("stochastic", hint="; to nearest, small updates vanish: use master='float32'"),
                        fixed=True, shared=True, optional=True),
 }  # fmt: skip
 SHARED = tuple(name for name, option in OPTIONS.items() if option.shared)
 
 loss_scale = Number(0, open_low=True)
 SETTINGS: dict[str, Check] = {
-    "max_grad_norm": optional(_positive),
-    "norm_over": choice("all", "group", "array"),
-    "max_grad_value": optional(_positive),
-    "on_nonfinite": optional(choice("ignore", "skip", "raise")),
+    "max_grad_norm": OrNone(_positive),
+    "norm_over": Choice("all", "group", "array"),
+    "max_grad_value": OrNone(_positive),
+    "on_nonfinite": OrNone(Choice("ignore", "skip", "raise")),
     "loss_scale": lambda name, value: (
-        choice("dynamic", hint="; or a number")(name, value) if isinstance(value, str) else loss_scale(name, value)
+        Choice("dynamic", hint="; or a number")(name, value) if isinstance(value, str) else loss_scale(name, value)
     ),
     "zero_grad": flag,
     "cast": flag,
@@ -219,18 +226,18 @@ _finite = Number(open_low=True)
 # The arguments of schedules that are no schedules: a name means the same in each of them.
 ARGUMENTS: dict[str, Check] = {
     **dict.fromkeys(("base", "start", "end", "min"), _finite),
-    **dict.fromkeys(("value", "best"), optional(_finite)),
+    **dict.fromkeys(("value", "best"), OrNone(_finite)),
     **dict.fromkeys(("gamma", "power", "threshold", "eps"), Number(0)),
     **dict.fromkeys(("div_factor", "final_div_factor"), Number(0, open_low=True)),
     **dict.fromkeys(("steps", "step_size", "warmup_steps", "mult"), _count(1)),
     **dict.fromkeys(("patience", "cooldown", "num_bad_epochs", "cooldown_counter"), _count(0)),
     "milestones": _milestones,
     "pct_start": Number(0, 1, open_high=False),
-    "anneal_strategy": choice("cos", "linear"),
+    "anneal_strategy": Choice("cos", "linear"),
     "three_phase": flag,
-    "mode": choice("min", "max"),
+    "mode": Choice("min", "max"),
     "factor": Number(0, 1),
-    "threshold_mode": choice("rel", "abs"),
+    "threshold_mode": Choice("rel", "abs"),
 }
 
 
@@ -391,15 +398,15 @@ def check_together(options: Mapping[str, Any], where: str) -> None:
             given = " and ".join(f"{name}={options[name]!r}" for name in ("momentum", "dampening") if name in options)
             raise ValueError(f"{where}nesterov=True needs momentum > 0 and dampening 0, got {given}")
     if options.get("centered") and options.get("second_moment") == "row":
-        raise ValueError(
-            f"{where}centered=True is refused with second_moment='row': the mean square of a row less the square of "
-            "one element's mean is no variance; drop one of them"
-        )
+        raise ValueError(f"{where}centered=True is refused with second_moment='row': the mean square of a row less the "
+                         "square of one element's mean is no variance; drop one of them")  # fmt: skip
+    if options["rows"] == "exact" and options["state_dtype"] == "uint8":
+        raise ValueError(f"{where}rows='exact' is refused with state_dtype='uint8', whose blocks of 256 elements are "
+                         "encoded as a whole, so that no row catches up alone; use 'bfloat16' or "
+                         "rows='lazy'")  # fmt: skip
     if options.get("second_moment") == "row" and options["rows"] == "exact" and options["sum_to_one"]:
-        raise ValueError(
-            f"{where}sum_to_one={options['sum_to_one']!r} is refused with rows='exact' and second_moment='row' "
-            "together; drop one of the three"
-        )
+        raise ValueError(f"{where}sum_to_one={options['sum_to_one']!r} is refused with rows='exact' and "
+                         "second_moment='row' together; drop one of the three")  # fmt: skip
 
 
 def observed(options: Mapping[str, Any], t: int, metric: float) -> dict[str, Any]:

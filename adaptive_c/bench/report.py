@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from .._native import counted
+from ..figures.palette import BLUE, GREEN, ORANGE, PURPLE, RED, SKY
 from .model import predictions
 
 OURS = "adaptive_c"
@@ -141,8 +142,6 @@ def _rows(results: dict[str, Any], group: str) -> list[dict[str, Any]]:
 
 def _curves(axis: Any, rows: list[dict[str, Any]], x: list[float], scale: list[float]) -> None:
     """Draw a line for each contender: ours is thick, the ceiling dotted, the others have a colour and a mark."""
-    from ..figures.picture import BLUE, GREEN, ORANGE, PURPLE, RED, SKY
-
     looks = [(colour, mark) for mark in "os^D" for colour in (BLUE, ORANGE, GREEN, RED, SKY, PURPLE)]
     names = list(dict.fromkeys(name for row in rows for name in row["contenders"]))
     for name, (colour, mark) in zip(names, looks, strict=False):
@@ -172,8 +171,6 @@ def sizes(axis: Any, results: dict[str, Any]) -> bool:
 
 def roofline(axis: Any, results: dict[str, Any]) -> bool:
     """How near every rule and format comes to its ceiling at the largest size, with the interval of 95%."""
-    from ..figures.picture import BLUE, GREEN, RED
-
     rows = [row for group in ("rules", "formats", "whole") for row in _rows(results, group)
             if row["task"]["elements"] == results["settings"]["large"]
             and "times_ours" in row["contenders"].get("ceiling", {})]  # fmt: skip
@@ -212,8 +209,6 @@ def roofline(axis: Any, results: dict[str, Any]) -> bool:
 
 def whole_step(axis: Any, results: dict[str, Any]) -> bool:
     """Bars with quartiles, one for each contender."""
-    from ..figures.picture import ORANGE, SKY
-
     rows = _rows(results, "whole")
     if not rows:
         return False

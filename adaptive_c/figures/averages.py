@@ -4,7 +4,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from .. import optimizers
-from .picture import BLACK, BLUE, GREY, INK, ORANGE, RED, WIDTH, Picture, styled
+from .palette import BLACK, BLUE, GREY, INK, ORANGE, RED
+from .picture import WIDTH, Picture, styled
 from .problems import Array
 
 

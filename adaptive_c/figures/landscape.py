@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from .picture import BLACK, BLUE, COURSE, GREEN, GREY, ORANGE, PALE, RED, WIDTH, Movie, Picture, styled
+from .palette import BLACK, BLUE, GREEN, GREY, ORANGE, PALE, RED
+from .picture import COURSE, WIDTH, Movie, Picture, styled
 from .problems import QUARTIC, RIPPLES, Problem, Trace, trace
 
 COLUMNS = ("panel", "run", "step", "x", "error", "gradient")

@@ -6,16 +6,18 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from .. import optimizers, schedules
-from .picture import BLACK, BLUE, ORANGE, WIDTH, Picture, contours, minimum, styled
+from ..typing import StateDtype
+from .palette import BLACK, BLUE, ORANGE
+from .picture import WIDTH, Picture, contours, minimum, styled
 from .problems import ROSENBROCK, Array, trace
 
-STATES: dict[str, tuple[str | None, str, Any]] = {
+STATES: dict[str, tuple[StateDtype | None, str, Any]] = {
     "float32": (None, BLACK, "-"), "bfloat16": ("bfloat16", BLUE, "--"), "8 bits": ("uint8", ORANGE, "-."),
 }  # fmt: skip
 STEPS, EVERY = 600, 10
 
 
-def losses(state_dtype: str | None) -> Array:
+def losses(state_dtype: StateDtype | None) -> Array:
     """The loss of a linear model of 512 float32 weights after every tenth of 600 steps of Adam, in batches of 64."""
     rng = np.random.default_rng(0)
     x = rng.standard_normal((2048, 512), "float32")

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from .picture import BLACK, BLUE, GREEN, INK, ORANGE, RED, WIDTH, Picture, contours, minimum, path, rows_of, styled
+from .palette import BLACK, BLUE, GREEN, INK, ORANGE, RED
+from .picture import WIDTH, Picture, contours, minimum, path, rows_of, styled
 from .problems import BOWL, RAVINE, trace
 
 COLUMNS = ("run", "step", "w1", "w2", "error", "gradient1", "gradient2")

@@ -15,16 +15,11 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from PIL import Image
 
+from . import palette
 from .problems import Problem, Trace
 
-# The colours of Okabe and Ito, which readers with every kind of colour vision can tell apart.  Yellow is too pale here.
-BLACK, ORANGE, SKY, GREEN, BLUE, RED, PURPLE = (
-    "#000000", "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7")  # fmt: skip
-GREY, PALE = "0.45", "0.75"
-INK = {ORANGE: "#9A6700", SKY: "#1F78A8", PURPLE: "#A14F7C"}  # darker, where one of them is the colour of a text
-# Dark to bright blue, by the iteration, and the grounds of contours, paler than every line on them.
-COURSE = ListedColormap([[0.00, 0.10 + 0.60 * x, 0.30 + 0.65 * x] for x in np.linspace(0, 1, 256)])
-GROUND = ListedColormap([[0.98 - 0.26 * x] * 3 for x in np.linspace(1, 0, 256)])
+# As maps of matplotlib: dark to bright by the iteration, and the grounds of contours.
+COURSE, GROUND = ListedColormap(palette.COURSE), ListedColormap(palette.GROUND)
 
 STYLE = {
     "font.size": 8, "axes.titlesize": 8.5, "axes.labelsize": 8, "legend.fontsize": 7.5, "xtick.labelsize": 7,

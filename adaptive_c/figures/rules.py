@@ -7,7 +7,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from .. import optimizers
-from .picture import BLUE, COURSE, GREY, INK, ORANGE, RED, WIDTH, Picture, contours, minimum, styled
+from .palette import BLUE, GREY, INK, ORANGE, RED
+from .picture import COURSE, WIDTH, Picture, contours, minimum, styled
 from .problems import ROSENBROCK, Array, trace
 
 

@@ -5,7 +5,8 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from .picture import COURSE, GREEN, ORANGE, WIDTH, Movie, Picture, contours, minimum, rows_of, styled
+from .palette import GREEN, ORANGE
+from .picture import COURSE, WIDTH, Movie, Picture, contours, minimum, rows_of, styled
 from .problems import PLANE, WAVES, Problem, Trace, trace
 
 # The name of a problem, and what runs on it: title, rule, steps, options, and the state that is shown.

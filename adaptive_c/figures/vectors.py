@@ -6,9 +6,9 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
-from .. import optimizers
-from .picture import BLACK, BLUE, INK, ORANGE, WIDTH, Picture, styled
-from .problems import BOWL, Array, trace
+from .palette import BLACK, BLUE, INK, ORANGE
+from .picture import WIDTH, Picture, styled
+from .problems import BOWL, Array, amplified, trace
 
 
 def _arrow(axes: Any, start: Array, end: Array, colour: str, width: float = 1.6) -> None:
@@ -73,16 +73,6 @@ def first_updates() -> Picture:
 
 
 BETAS = (0.0, 0.5, 0.9, 0.95, 0.99, 1.0)
-
-
-def amplified(beta: float, first: Array, second: Array) -> Array:
-    """|v(2)| - |g2|: how much longer RMSprop's second update is than that gradient, with lr 1 and eps 1e-8 inside."""
-    w = np.zeros(first.shape)
-    opt = optimizers.RMSprop(w, lr=1.0, alpha=beta, eps=1e-8, eps_mode="inside")
-    opt.step(first)
-    before = w.copy()
-    opt.step(second)
-    return np.abs(before - w) - np.abs(second)
 
 
 @styled

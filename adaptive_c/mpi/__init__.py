@@ -1,7 +1,6 @@
 """Steps that the processes of an MPI communicator take together, each of which holds its part of the state.
 
->>> opt = Sharded(AdamW, params, lr=1e-3)  # on every rank
->>> opt.step(grads)  # each with gradients of its own
+`Sharded` is the door, and its docstring has an example.
 """
 
 try:

@@ -1,10 +1,11 @@
 """An optimizer whose state is shared out among the ranks of an MPI communicator."""
 
+import inspect
 import os
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Never
+from typing import Any, Literal, Never
 
 import numpy as np
 from mpi4py import MPI
@@ -13,8 +14,9 @@ from .. import __version__
 from .._checkpoint import description
 from .._native import processors
 from .._optimizer import Optimizer
-from .._run.options import choice, moves
+from .._run.options import Choice, moves
 from .._run.run import Run
+from ..typing import Params
 from . import _checkpoint
 from ._agreement import agree, difference, hashed, texts
 from ._exchange import Exchange
@@ -22,8 +24,17 @@ from ._exchange import Exchange
 _BUCKET, _MESSAGE = 32 << 20, 256 << 10  # bytes: a bucket, but for many ranks at least so much from each
 
 
+class _DocOfOptimizer:
+    """The docstring of the optimizer's attribute of the same name."""
+
+    def __get__(self, passed: Any, kind_of_attribute: object) -> str | None:
+        return None if passed is None else inspect.getattr_static(Optimizer, passed._name).__doc__
+
+
 class _Passed:
-    """An attribute of the optimizer that is shared out."""
+    # An attribute of the optimizer that is shared out.
+
+    __doc__ = _DocOfOptimizer()
 
     def __set_name__(self, owner: type, name: str) -> None:
         self._name = name
@@ -50,19 +61,20 @@ class Sharded:
     ----------
     optimizer : class of an optimizer
         Such as ``adaptive_c.AdamW``.
-    params : as for the optimizer
-        The same on all ranks: structure, shapes, dtypes and values, which is checked.
+    params : array, list or tuple of arrays, dict of arrays, or list of group dicts
+        As for the optimizer.  The same on all ranks: structure, shapes, dtypes and values, which is checked.
     comm : mpi4py.MPI.Comm, optional
         The ranks; MPI.COMM_WORLD otherwise.  It is duplicated, so that messages of yours are not mixed up with these.
-    reduction : "mean" or "sum"
+    reduction : {"mean", "sum"}, default "mean"
         What a step uses of the ranks' gradients: their sum, divided by the number of calls (ranks times calls of
         `accumulate`), or not.
     bucket_bytes : int, optional
-        How many bytes a rank receives at a time, about; 32 MiB, or 256 KiB from each other rank if that is more.  There
-        are two such buffers to receive into and, where arrays are many or small, two to send from.
+        How many bytes a rank receives at a time, about; None is 32 MiB, or 256 KiB from each other rank if that is
+        more.  There are two such buffers to receive into and, where arrays are many or small, two to send from.
     **options
-        Those of the optimizer, the same on all ranks, which is checked; but n_threads may differ.  Where neither it nor
-        OMP_NUM_THREADS is given, ranks that may use the same processors share them out.  keep_undo and state_path are refused.
+        Options of the optimizer, the same on all ranks, which is checked; but n_threads may differ.  Where neither it
+        nor OMP_NUM_THREADS is given, ranks that may use the same processors share them out.  keep_undo and state_path
+        are refused.
 
     Attributes
     ----------
@@ -73,7 +85,9 @@ class Sharded:
     state : dict
         By name the live state of this rank's share, flat; for a list of groups, a list with one array for each, or
         None.  ``"ema"`` and ``"master"`` are among it.
-    t, param_groups, grad_norm, skipped_steps, pending, max_grad_norm, norm_over, max_grad_value, on_nonfinite, loss_scale, zero_grad, flush_denormals, seed, n_threads
+    t, param_groups, grad_norm, skipped_steps, pending, n_threads
+        As of the optimizer.
+    max_grad_norm, norm_over, max_grad_value, on_nonfinite, loss_scale, zero_grad, flush_denormals, seed
         As of the optimizer.  What is assigned must be assigned on all ranks; the next step checks that.
     nbytes : int
         Bytes of state on this rank, as of the optimizer; the buffers for messages excluded.
@@ -85,9 +99,24 @@ class Sharded:
     RuntimeError
         From every method, once a call on this rank ended in the middle: by a Ctrl-C or a failure of MPI.
 
+    Notes
+    -----
     Differs from: torch's ZeroRedundancyOptimizer, which gives whole arrays to ranks, and whose sum depends on the
     number of ranks.
-    """  # noqa: E501
+
+    Examples
+    --------
+    A script, which ``mpiexec -n 4 python script.py`` runs on four ranks:
+
+    >>> import numpy as np
+    >>> from adaptive_c import AdamW
+    >>> from adaptive_c.mpi import Sharded
+    >>> w = np.ones(10_000)
+    >>> opt = Sharded(AdamW, w, lr=0.1, weight_decay=0.0)
+    >>> opt.step(np.full(10_000, 1.0 + opt.comm.rank))  # each rank has gradients of its own
+    >>> w[:3].round(6)
+    array([0.9, 0.9, 0.9])
+    """
 
     t = _Passed()
     param_groups = _Passed()
@@ -108,10 +137,10 @@ class Sharded:
     def __init__(
         self,
         optimizer: type[Optimizer],
-        params: Any,
+        params: Params,
         *,
         comm: Any = None,
-        reduction: str = "mean",
+        reduction: Literal["mean", "sum"] = "mean",
         bucket_bytes: int | None = None,
         **options: Any,
     ) -> None:
@@ -120,7 +149,7 @@ class Sharded:
         self._known: Any = None  # places and formats of the last gradients, and how they are exchanged
         error, lines = None, []
         try:
-            self._mean = choice("mean", "sum")("reduction", reduction) == "mean"
+            self._mean = Choice("mean", "sum")("reduction", reduction) == "mean"
             if bucket_bytes is None:
                 bucket_bytes = max(_BUCKET, _MESSAGE * (comm.size - 1))
             elif isinstance(bucket_bytes, bool) or not isinstance(bucket_bytes, int) or bucket_bytes < 1:
@@ -169,11 +198,15 @@ class Sharded:
 
         Parameters
         ----------
-        grads : the structure of params
+        grads : the structure of params, optional
             This rank's gradients, as for the optimizer's `step`.  Ranks may leave out (None) different arrays, which
             then add nothing, and give different formats.  Gradients of `Rows`, and those with strides, are refused.
             Without grads: what was accumulated.
-        metric, loss_scale, lr : optional
+        metric : float, optional
+            As for the optimizer, and the same on all ranks.
+        loss_scale : float, optional
+            As for the optimizer, and the same on all ranks.
+        lr : float or list of float, optional
             As for the optimizer, and the same on all ranks.
 
         Raises
@@ -181,6 +214,17 @@ class Sharded:
         TypeError, ValueError
             As the optimizer's `step` does, on all ranks; if the ranks have made different calls, or have different
             options; with sum_to_one, if the shares cut a row.  Nothing has changed then.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from adaptive_c import SGD
+        >>> from adaptive_c.mpi import Sharded
+        >>> w = np.ones(3)
+        >>> opt = Sharded(SGD, w, lr=0.5)
+        >>> opt.step(np.ones(3))
+        >>> w
+        array([0.5, 0.5, 0.5])
         """
         error = self._call(grads, lambda: self._opt._for_one_step(metric, loss_scale, lr))
         if error is not None:
@@ -202,13 +246,38 @@ class Sharded:
         ------
         TypeError, ValueError
             As from `step`.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from adaptive_c import SGD
+        >>> from adaptive_c.mpi import Sharded
+        >>> w = np.zeros(3)
+        >>> opt = Sharded(SGD, w, lr=1.0)
+        >>> opt.accumulate(np.full(3, 1.0))
+        >>> opt.accumulate(np.full(3, 3.0))
+        >>> opt.step()
+        >>> w
+        array([-2., -2., -2.])
         """
         error = self._call(grads, None)
         if error is not None:
             raise error
 
     def discard(self) -> None:
-        """Drop what was accumulated, if anything was.  To be called on all ranks, but not collective."""
+        """Drop what was accumulated, if anything was.  To be called on all ranks, but not collective.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from adaptive_c import SGD
+        >>> from adaptive_c.mpi import Sharded
+        >>> opt = Sharded(SGD, np.zeros(3))
+        >>> opt.accumulate(np.ones(3))
+        >>> opt.discard()
+        >>> opt.pending
+        0
+        """
         self._opt.discard()
 
     def _call(self, grads: Any, for_one_step: Callable[[], Any] | None) -> Exception | None:
@@ -321,11 +390,16 @@ class Sharded:
 
     @property
     def shares(self) -> list[tuple[int, int]]:
+        """For each group the elements of its parameter space whose state this rank has.
+
+        The parameter space of a group is its arrays, one after the other.
+        """
         stores = [group.store for group in self._run.groups]
         return [(store.start, store.start + store.size) for store in stores]
 
     @property
     def state(self) -> dict[str, Any]:
+        """By name the live state of this rank's share, flat; for a list of groups, a list with one array for each."""
         stores = [group.store for group in self._run.groups]
         names = dict.fromkeys(name for store in stores for name in store.arrays if name != "sums")
         found = {name: [store.arrays.get(name) for store in stores] for name in names}
@@ -336,6 +410,28 @@ class Sharded:
         """A ``with`` block inside which the parameters are their averages, on all ranks.
 
         Its beginning and its end are collective.
+
+        Yields
+        ------
+        None
+            Nothing.
+
+        Raises
+        ------
+        ValueError
+            On all ranks, without ema_decay.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from adaptive_c import SGD
+        >>> from adaptive_c.mpi import Sharded
+        >>> w = np.ones(2)
+        >>> opt = Sharded(SGD, w, lr=0.5, ema_decay=0.75)
+        >>> opt.step(np.ones(2))
+        >>> with opt.averaged_parameters():
+        ...     print(w)
+        [0.875 0.875]
         """
         with self._collective():
             error, block = None, None
@@ -378,13 +474,25 @@ class Sharded:
         ----------
         path : str or path-like
             A name in a folder that all ranks see.
-        parameters : bool
+        parameters : bool, default True
             Save them too.
 
         Raises
         ------
         OSError, ValueError
             On all ranks, if one of them can't write.  The old file is still there then.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from adaptive_c import SGD
+        >>> from adaptive_c.mpi import Sharded
+        >>> opt = Sharded(SGD, np.ones(3), lr=0.5)
+        >>> opt.save("run.safetensors")
+        >>> again = SGD(np.empty(3))  # one process, or any number of ranks
+        >>> again.load("run.safetensors")
+        >>> again.param_groups[0]["lr"]
+        0.5
         """
         with self._collective():
             refusal = _checkpoint.save(self._run, self.comm, path, parameters)
@@ -400,13 +508,24 @@ class Sharded:
         ----------
         path : str or path-like
             A file that all ranks see.
-        parameters : bool
+        parameters : bool, default True
             Load them too.
 
         Raises
         ------
         OSError, TypeError, ValueError
             As from the optimizer's `load`, on all ranks.  Nothing has changed then, unless reading itself failed.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from adaptive_c import SGD
+        >>> from adaptive_c.mpi import Sharded
+        >>> SGD(np.ones(3), lr=0.5).save("run.safetensors")
+        >>> opt = Sharded(SGD, np.empty(3))
+        >>> opt.load("run.safetensors")
+        >>> opt.param_groups[0]["lr"]
+        0.5
         """
         with self._collective():
             refusal, written = _checkpoint.load(self._run, self.comm, path, parameters)

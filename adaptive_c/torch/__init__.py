@@ -5,12 +5,11 @@
 >>> model = torch.nn.Linear(3, 2)
 >>> opt = AdamW(model.parameters(), lr=1e-3, max_grad_norm=1.0)
 >>> model(torch.ones(5, 3)).sum().backward()
->>> _ = opt.step()
+>>> opt.step()
 >>> opt.zero_grad()
 
 Every class is a subclass of torch.optim.Optimizer and, where torch has the rule, of torch's class.  It has torch's
-arguments in torch's order, and those that `Optimizer` describes.  Parameters must be on the CPU; they are stepped
-where they are.
+arguments in torch's order, and then ours.  Parameters must be on the CPU; they are stepped where they are.
 """
 
 try:

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from .._native import core
 from ._bound import Part
 from ._optimizer import Optimizer
 from ._tensors import Tensor, array, gradient
@@ -13,14 +14,6 @@ from ._tensors import Tensor, array, gradient
 def in_backward(optimizer: Optimizer) -> "InBackward":
     """From now on, step each parameter as soon as backward has accumulated its gradient, and free that gradient.
 
-    ::
-
-        opt = AdamW(model.parameters())
-        in_backward(opt)
-        for x in batches:
-            model(x).backward()  # steps, and leaves no gradients
-            opt.step()           # the end of this step: the count moves, the state is shown
-
     All parameters share the number and the options of one step, which are read when the first gradient arrives, and
     the bits are those of the ordinary step.  The gradients never exist together, so that peak memory falls by nearly
     their size.
@@ -28,11 +21,12 @@ def in_backward(optimizer: Optimizer) -> "InBackward":
     Parameters
     ----------
     optimizer : adaptive_c.torch.Optimizer
+        It is used as before: its `step` ends the step that backward has made.
 
     Returns
     -------
-    handle : InBackward
-        ``handle.remove()`` goes back to ordinary steps.
+    InBackward
+        A handle, whose ``remove()`` goes back to ordinary steps.
 
     Raises
     ------
@@ -45,11 +39,26 @@ def in_backward(optimizer: Optimizer) -> "InBackward":
         From ``scaler.step(opt)`` of a GradScaler, which learns of an overflow too late; if the optimizer steps in
         backward already.
 
+    Notes
+    -----
     Differs from: one torch optimizer for each parameter, the recipe of PyTorch's tutorial, where each counts by itself
     and schedulers and checkpoints have to know of all of them.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from adaptive_c.torch import AdamW, in_backward
+    >>> model = torch.nn.Linear(3, 1)
+    >>> opt = AdamW(model.parameters())
+    >>> handle = in_backward(opt)
+    >>> for x in torch.ones(2, 5, 3):
+    ...     model(x).sum().backward()  # steps, and leaves no gradients
+    ...     opt.step()  # the end of this step: the count moves, the state is shown
+    >>> opt.t, model.weight.grad
+    (2, None)
     """
     if not isinstance(optimizer, Optimizer):
-        raise TypeError(f"in_backward takes an optimizer of adaptive_c.torch, got a {type(optimizer).__name__}")
+        raise TypeError(f"in_backward takes an optimizer of adaptive_c.torch, got {core.an(type(optimizer).__name__)}")
     if optimizer._live.arriving is not None:
         raise RuntimeError("this optimizer steps in backward already")
     for name in ("max_grad_norm", "on_nonfinite"):

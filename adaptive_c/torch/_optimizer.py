@@ -3,32 +3,43 @@
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Self, TypeVar, overload
 
 import torch
 
 from .. import Optimizer as Plain
 from .._checkpoint import torch as format_of_torch
+from .._docstrings import DocOfSetting, document
 from .._native import checked_threads
 from .._run.options import SETTINGS
+from ..typing import NormOver, OnNonfinite
 from ._bound import FORMATS, FRESH, REFUSED, Bound, Form, Place
-from ._signature import GROUP, SWITCHES, WHOLE, constructor, docstring, own_options
+from ._signature import GROUP, SWITCHES, WHOLE, constructor, example, own_options
 from ._state import BESIDE, decoded
 from ._tensors import Tensor
 
+Value = TypeVar("Value")
 _KEY = "adaptive_c"  # in a state_dict, beside torch's "state" and "param_groups"
 
 
-class _Setting:
-    """An option of the optimizer as a whole: checked when it is assigned."""
+class _Setting(Generic[Value]):
+    # An option of the optimizer as a whole: checked when it is assigned.
+
+    __doc__ = DocOfSetting()
 
     def __set_name__(self, owner: type, name: str) -> None:
         self._name = name
 
+    @overload
+    def __get__(self, optimizer: None, owner: type) -> Self: ...
+
+    @overload
+    def __get__(self, optimizer: object, owner: type) -> Value: ...
+
     def __get__(self, optimizer: Any, owner: type) -> Any:
         return self if optimizer is None else optimizer._settings[self._name]
 
-    def __set__(self, optimizer: "Optimizer", value: Any) -> None:
+    def __set__(self, optimizer: "Optimizer", value: Value) -> None:
         optimizer._set(self._name, value)
 
 
@@ -51,61 +62,31 @@ class _Live:
 
 
 class Optimizer(torch.optim.Optimizer):
-    """Base of all optimizers for tensors: what they have beside torch's arguments.
+    """Base of all optimizers for tensors: a torch.optim.Optimizer whose step is a run of ours.
 
     Parameters
     ----------
     params : iterable of tensors, of (name, tensor) pairs, or of group dicts
-        As in torch: float32, float64, float16 or bfloat16, on the CPU, dense (of any strides without gaps).  They are
-        updated where they are.  A group may mix dtypes.  float16 and bfloat16 need `master` or `rounding`.
-    the numbers of a rule
-        Numbers, or tensors of one number.  They are read from ``param_groups`` at every step, so that torch's
-        schedulers work, and checked when they have changed.
-    foreach, fused : bool, optional
-        Accepted and ignored: there is one implementation.  What torch refuses of them is refused here, too.
-    capturable, differentiable : bool
-        True is refused.
-    ema_decay : float in [0, 1], optional; per group
-        Keep an average e of the parameters, ``state[p]["ema"]``; after each step, e <- e + (1 - ema_decay) (p - e).
-        `averaged_parameters` puts the averages into the parameters' place.
-    bounds : (lo, hi), optional; per group
-        Two numbers or None: parameters are clamped to them after each step.
-    rows : "lazy" or "exact"; per group
-        What a sparse gradient means for the other rows.  "lazy": nothing, they stay as they are.  "exact": a gradient
-        of 0; they are brought up to date when they are stepped next, or by `catch_up`, which is also needed before
-        ``model.state_dict()``.  A table waits for at most 4,096 steps: the one after them catches all rows up.
-    state_dtype : "float32", "bfloat16" or "uint8", optional; per group
-        The format of the moments, as a name or torch's dtype.  "uint8" is a code of 8 bits with a scale for each block
-        of 256 elements.  Both narrow formats are rounded stochastically.  Refused for float64, Rprop and SuperSAB.
-    master : "float32", optional; per group
-        For float16 and bfloat16: the rule works on a float32 copy, ``state[p]["master"]``, and the parameters are that
-        copy, rounded.  What you write to a parameter, the next step takes over into the copy, except what is written
-        in place through ``p.data``, which torch does not count: call ``torch.autograd.graph.increment_version(p)``.
-    rounding : "stochastic", optional; per group
-        For float16 and bfloat16 without a copy: rounded up or down so that the mean is exact.
-    max_grad_norm : float, optional
-        Clip the gradients of all groups to this 2-norm, as clip_grad_norm_ would, without writing them.
-    norm_over : "all", "group" or "array"
-        Over what max_grad_norm clips: all gradients together; those of one dtype in each group; or each tensor's.
-    max_grad_value : float, optional
-        Clamp every element of the gradient to [-max_grad_value, max_grad_value], after unscaling and clipping.
-    on_nonfinite : "ignore", "skip" or "raise", optional
-        What to do with a step whose gradients hold a NaN or an infinity, or a number whose square overflows where the
-        rule squares it.  "skip" counts it in `skipped_steps`, "raise" names the first such element; all else stays.
-    zero_grad : bool
-        Zero the gradients in the same sweep, instead of a call of ``zero_grad(set_to_none=False)``.
-    flush_denormals : bool
-        Treat denormal numbers as 0 in a step.
-    seed : int in [0, 2**64)
-        The seed of stochastic rounding.
-    n_threads : int, optional
-        The number of threads of a large step; None leaves it to ``adaptive_c.set_num_threads``.  Where torch was
-        imported first, both share one OpenMP runtime, and ``torch.set_num_threads`` caps these threads too.
+        As in torch.
+    defaults : dict
+        The options that the rule has for itself, and their values, as in torch.
 
     Raises
     ------
     TypeError, ValueError
         As torch's class does, and if something can't be stepped in place or is out of range.
+
+    Notes
+    -----
+    Numbers of a rule are read from ``param_groups`` at every step, so that torch's schedulers work, and checked when
+    they have changed.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from adaptive_c.torch import AdamW, Optimizer
+    >>> isinstance(AdamW([torch.ones(3)]), Optimizer), isinstance(AdamW([torch.ones(3)]), torch.optim.AdamW)
+    (True, True)
     """
 
     defaults: dict[str, Any]
@@ -119,19 +100,21 @@ class Optimizer(torch.optim.Optimizer):
 
         def __init__(self, params: Any, *args: Any, **options: Any) -> None: ...
 
-    max_grad_norm = _Setting()
-    norm_over = _Setting()
-    max_grad_value = _Setting()
-    on_nonfinite = _Setting()
-    flush_denormals = _Setting()
-    seed = _Setting()
-    n_threads = _Setting()
+    max_grad_norm = _Setting[float | None]()
+    norm_over = _Setting[NormOver]()
+    max_grad_value = _Setting[float | None]()
+    on_nonfinite = _Setting[OnNonfinite | None]()
+    flush_denormals = _Setting[bool]()
+    seed = _Setting[int]()
+    n_threads = _Setting[int | None]()
 
     def __init_subclass__(cls, rule: type[Plain] | None = None, **more: Any) -> None:
         super().__init_subclass__(**more)
         if rule is not None:
             theirs = getattr(torch.optim, rule.__name__, None)
-            cls._rule, cls.__doc__ = rule, docstring(rule)
+            own: Any = vars(rule)["__doc__"]
+            cls._rule, cls.__doc__ = rule, own and own.text
+            document(cls, "TENSORS", example)
             cls.__init__, cls._torch_names = constructor(rule, theirs, cls._construct)  # type: ignore[method-assign]
 
     @property
@@ -180,6 +163,27 @@ class Optimizer(torch.optim.Optimizer):
         self._form = Form(rule, defaults, self._settings, settled)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group, as in torch, and check it.
+
+        Parameters
+        ----------
+        param_group : dict
+            ``params``, and options that differ from the constructor's.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As at construction.  Nothing has changed then.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from adaptive_c.torch import SGD
+        >>> opt = SGD([torch.ones(3)], lr=0.1)
+        >>> opt.add_param_group({"params": [torch.ones(2)], "lr": 0.01})
+        >>> [group["lr"] for group in opt.param_groups]
+        [0.1, 0.01]
+        """
         super().add_param_group(param_group)
         if hasattr(self, "_live"):  # otherwise the constructor calls, and checks all groups
             try:
@@ -198,8 +202,19 @@ class Optimizer(torch.optim.Optimizer):
 
         Returns
         -------
-        loss
+        object
             What the closure returned, or None.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from adaptive_c.torch import SGD
+        >>> w = torch.ones(2, requires_grad=True)
+        >>> opt = SGD([w], lr=0.5)
+        >>> (w**2).sum().backward()
+        >>> opt.step()
+        >>> w.detach()
+        tensor([0., 0.])
         """
         loss = None
         if closure is not None:
@@ -246,8 +261,27 @@ class Optimizer(torch.optim.Optimizer):
 
         Parameters
         ----------
-        parameter, indices : tensors, optional
-            One parameter, and the rows of it, of any shape: ``opt.catch_up(table.weight, words)``.
+        parameter : tensor, optional
+            One parameter: ``opt.catch_up(table.weight, words)``.
+        indices : tensor, optional
+            The rows of it, of any shape.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If there is no such parameter or row.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from adaptive_c.torch import SGD
+        >>> table = torch.nn.Embedding.from_pretrained(torch.ones(4, 2), freeze=False, sparse=True)
+        >>> opt = SGD(table.parameters(), lr=0.5, weight_decay=1.0, rows="exact")
+        >>> (0 * table(torch.tensor([0]))).sum().backward()
+        >>> opt.step()
+        >>> opt.catch_up()
+        >>> table.weight[:, 0].detach()
+        tensor([0.5000, 0.5000, 0.5000, 0.5000])
         """
         given = [isinstance(x, torch.Tensor) for x in (parameter, indices)]
         if not all(given) and (parameter is not None or indices is not None):
@@ -289,13 +323,31 @@ class Optimizer(torch.optim.Optimizer):
 
     # --- checkpoints --------------------------------------------------------------------------------------------------
 
-    def state_dict(self, *, format: str | None = None) -> dict[str, Any]:  # noqa: A002
-        """As torch's: tensors that the next step changes, and options.
+    def state_dict(self, *, format: Literal["torch"] | None = None) -> dict[str, Any]:  # noqa: A002
+        """Describe the state as torch does: by tensors that the next step changes, and options.
 
         Parameters
         ----------
         format : "torch", optional
             Make a dict that holds nothing but what torch's class of this name has, with 8-bit state decoded.
+
+        Returns
+        -------
+        dict
+            What `load_state_dict` takes.
+
+        Raises
+        ------
+        ValueError
+            For another format, or if PyTorch has no such rule, or not with these options.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from adaptive_c.torch import SGD
+        >>> opt = SGD([torch.ones(3)], lr=0.1, max_grad_norm=1.0)
+        >>> sorted(opt.state_dict()), sorted(opt.state_dict(format="torch"))
+        (['adaptive_c', 'param_groups', 'state'], ['param_groups', 'state'])
         """
         self.catch_up()
         found: dict[str, Any] = super().state_dict()
@@ -319,6 +371,25 @@ class Optimizer(torch.optim.Optimizer):
 
         Options become those of the dict, except how numbers are stored: state_dtype, master and rounding are the
         constructor's, and state is converted to them.
+
+        Parameters
+        ----------
+        state_dict : dict
+            What `state_dict` of this class or torch's gave.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If something does not fit.  Nothing has changed then.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from adaptive_c.torch import SGD
+        >>> opt = SGD([torch.ones(3)], lr=0.1)
+        >>> opt.load_state_dict(torch.optim.SGD([torch.ones(3)], lr=0.5).state_dict())
+        >>> opt.param_groups[0]["lr"]
+        0.5
         """
         counted = dict(FRESH)
 
@@ -380,10 +451,27 @@ class Optimizer(torch.optim.Optimizer):
     def averaged_parameters(self) -> Iterator[None]:
         """A ``with`` block inside which the parameters are their averages; a step in it is refused.
 
+        Yields
+        ------
+        None
+            Nothing.
+
         Raises
         ------
         ValueError
             Without ema_decay.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from adaptive_c.torch import SGD
+        >>> w = torch.ones(2, requires_grad=True)
+        >>> opt = SGD([w], lr=0.5, ema_decay=0.75)
+        >>> w.sum().backward()
+        >>> opt.step()
+        >>> with opt.averaged_parameters():
+        ...     print(w.detach())
+        tensor([0.8750, 0.8750])
         """
         if all(group["ema_decay"] is None for group in self.param_groups):
             raise ValueError("there is no average: construct the optimizer with ema_decay")
@@ -408,3 +496,6 @@ class Optimizer(torch.optim.Optimizer):
         else:
             SETTINGS[name](name, value)
         self._settings[name] = value
+
+
+document(Optimizer, "TENSORS", example)

@@ -19,6 +19,9 @@ ELSEWHERE = {
     "cast": "a tensor's gradient has its dtype, and any layout",
     "uint16_as": "a tensor says itself that it is bfloat16",
     "keep_undo": "rollback() is for arrays, in adaptive_c's own classes",
+    **dict.fromkeys(
+        ("state_path", "state_memory", "state_parameters"), "state on disk is for arrays, in adaptive_c's own classes"
+    ),
 }
 
 
@@ -64,8 +67,17 @@ def constructor(
     return init, tuple(torchs)[1:]
 
 
-def docstring(rule: type[Plain]) -> str:
-    """The rule's own, without its example over arrays."""
-    lines = [line for line in inspect.cleandoc(rule.__doc__ or "").splitlines() if not line.startswith(">>> ")]
-    text = "\n".join(lines).replace("\n\n\n", "\n\n")
-    return f"{text}\n\nThe arguments that all rules have are described in adaptive_c.torch.Optimizer.\n"
+def example(name: str, text: str) -> str:
+    """A rule's example with tensors; that of the text is over arrays, unless it imports what it needs."""
+    return (
+        text
+        if "import" in text
+        else f"""\
+>>> import torch
+>>> from adaptive_c.torch import {name}
+>>> model = torch.nn.Linear(3, 2)
+>>> opt = {name}(model.parameters())
+>>> model(torch.ones(5, 3)).sum().backward()
+>>> opt.step()
+>>> opt.zero_grad()"""
+    )

@@ -1,0 +1,250 @@
+"""Functions of two weights as one writes them, ``3*w1**2 + 10*w2**2``, with exact gradients.
+
+The text is parsed by Python's ``ast``, and only what is listed here is let through; nothing is ever evaluated or
+compiled.  What comes out is a tree of small functions over numbers that are floats, arrays, or dual numbers, which
+carry a slope along (forward differentiation).
+"""
+
+import ast
+import operator
+import re
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..figures.problems import Array
+
+LENGTH, PARTS, DEPTH = 400, 150, 40  # of a text: its characters, its parts, and how deep they lie in each other
+
+Tree = Callable[[Any], Any]  # from the pair of weights to the value
+
+
+class ExpressionError(ValueError):
+    """A text that is not such a function.  `position` is where, counted from 1."""
+
+    def __init__(self, position: int, reason: str) -> None:
+        super().__init__(f"position {position}: {reason}")
+        self.position = position
+
+
+class Dual:
+    """A value and its slope along one weight.  What does not depend on that weight stays a plain number."""
+
+    __slots__ = ("slope", "value")
+    __array_ufunc__ = None  # so that NumPy leaves operators with its own numbers to this class
+
+    def __init__(self, value: Any, slope: Any) -> None:
+        self.value, self.slope = value, slope
+
+    def __neg__(self) -> "Dual":
+        return Dual(-self.value, -self.slope)
+
+    def __pos__(self) -> "Dual":
+        return self
+
+    def __add__(self, other: Any) -> "Dual":
+        if isinstance(other, Dual):
+            return Dual(self.value + other.value, self.slope + other.slope)
+        return Dual(self.value + other, self.slope)
+
+    __radd__ = __add__
+
+    def __sub__(self, other: Any) -> "Dual":
+        if isinstance(other, Dual):
+            return Dual(self.value - other.value, self.slope - other.slope)
+        return Dual(self.value - other, self.slope)
+
+    def __rsub__(self, other: Any) -> "Dual":
+        return Dual(other - self.value, -self.slope)
+
+    def __mul__(self, other: Any) -> "Dual":
+        if isinstance(other, Dual):
+            return Dual(self.value * other.value, self.slope * other.value + self.value * other.slope)
+        return Dual(self.value * other, self.slope * other)
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, other: Any) -> "Dual":
+        if isinstance(other, Dual):
+            value = self.value / other.value
+            return Dual(value, (self.slope - value * other.slope) / other.value)
+        return Dual(self.value / other, self.slope / other)
+
+    def __rtruediv__(self, other: Any) -> "Dual":
+        value = other / self.value
+        return Dual(value, -value / self.value * self.slope)
+
+    def __pow__(self, other: Any) -> "Dual":
+        if isinstance(other, Dual):
+            value = self.value**other.value
+            first = other.value * self.value ** (other.value - 1) * self.slope
+            return Dual(value, first + value * np.log(self.value) * other.slope)
+        if isinstance(other, float) and other == 0:
+            return Dual(self.value**other, 0.0)  # the line below would be NaN where the value is 0
+        return Dual(self.value**other, other * self.value ** (other - 1) * self.slope)
+
+    def __rpow__(self, other: Any) -> "Dual":
+        value = other**self.value
+        return Dual(value, value * np.log(other) * self.slope)
+
+
+# Each function with its derivative, which is given the argument and the value.
+FUNCTIONS: dict[str, tuple[Callable[[Any], Any], Callable[[Any, Any], Any]]] = {
+    "sin": (np.sin, lambda x, y: np.cos(x)),
+    "cos": (np.cos, lambda x, y: -np.sin(x)),
+    "tan": (np.tan, lambda x, y: 1 + y * y),
+    "asin": (np.arcsin, lambda x, y: 1 / np.sqrt(1 - x * x)),
+    "acos": (np.arccos, lambda x, y: -1 / np.sqrt(1 - x * x)),
+    "atan": (np.arctan, lambda x, y: 1 / (1 + x * x)),
+    "sinh": (np.sinh, lambda x, y: np.cosh(x)),
+    "cosh": (np.cosh, lambda x, y: np.sinh(x)),
+    "tanh": (np.tanh, lambda x, y: 1 - y * y),
+    "exp": (np.exp, lambda x, y: y),
+    "log": (np.log, lambda x, y: 1 / x),
+    "log10": (np.log10, lambda x, y: 1 / (x * np.log(10))),
+    "sqrt": (np.sqrt, lambda x, y: 0.5 / y),
+    "abs": (np.abs, lambda x, y: np.sign(x)),
+}
+NAMES: dict[str, Tree] = {
+    "w1": operator.itemgetter(0), "w2": operator.itemgetter(1), "pi": lambda w: np.float64(np.pi),
+    "e": lambda w: np.float64(np.e),
+}  # fmt: skip
+OPERATORS: dict[type[ast.AST], Callable[..., Any]] = {
+    ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
+    ast.Pow: operator.pow, ast.USub: operator.neg, ast.UAdd: operator.pos,
+}  # fmt: skip
+ALLOWED = f"numbers, {', '.join(NAMES)}, + - * / ** ( ), and {', '.join(FUNCTIONS)}"
+
+
+def _apply(name: str, x: Any) -> Any:
+    function, derivative = FUNCTIONS[name]
+    if not isinstance(x, Dual):
+        return function(x)
+    value = function(x.value)
+    return Dual(value, derivative(x.value, value) * x.slope)
+
+
+@dataclass(frozen=True)
+class Expression:
+    """A function of two weights.
+
+    `value` takes weights of the shape (2, ...) and returns the shape (...), `gradient` returns the shape (2, ...).
+    Where the function has no value, or is too large, they are NaN or infinite.
+    """
+
+    text: str
+    tree: Tree
+
+    def value(self, w: Array) -> Array:
+        out = np.empty(w.shape[1:])
+        with np.errstate(all="ignore"):
+            out[...] = self.tree(w)
+        return out
+
+    def gradient(self, w: Array) -> Array:
+        first, second = w[0], w[1]
+        out = np.zeros(w.shape)
+        with np.errstate(all="ignore"):
+            for i, weights in enumerate(((Dual(first, 1.0), second), (first, Dual(second, 1.0)))):
+                along = self.tree(weights)
+                if isinstance(along, Dual):
+                    out[i] = along.slope
+        return out
+
+
+class _Reader:
+    """Turns the nodes of a text into a tree, and counts them."""
+
+    def __init__(self, text: str) -> None:
+        self.text, self.parts = text, 0
+
+    def refuse(self, node: ast.expr, reason: str) -> ExpressionError:
+        part = self.text[node.col_offset : node.end_col_offset]
+        return ExpressionError(node.col_offset + 1, f"{part if len(part) <= 40 else part[:37] + '...'!r} {reason}")
+
+    def read(self, node: ast.expr, depth: int = 1) -> Tree:
+        self.parts += 1
+        if self.parts > PARTS or depth > DEPTH:
+            what = f"more than {PARTS} parts" if depth <= DEPTH else f"parts more than {DEPTH} deep in each other"
+            raise self.refuse(node, f"is too much: the function has {what}")
+        match node:
+            case ast.Constant(value=int() | float() as number) if not isinstance(number, bool):
+                return self._number(node, number)
+            case ast.Name(id=name) if name in NAMES:
+                return NAMES[name]
+            case ast.Name(id=name):
+                called = f"needs its argument: {name}(w1)"
+                raise self.refuse(node, called if name in FUNCTIONS else f"is not known; there are {ALLOWED}")
+            case ast.BinOp(left=left, op=op, right=right) if type(op) in OPERATORS:
+                call, a, b = OPERATORS[type(op)], self.read(left, depth + 1), self.read(right, depth + 1)
+                return lambda w: call(a(w), b(w))
+            case ast.UnaryOp(op=op, operand=operand) if type(op) in OPERATORS:
+                sign, x = OPERATORS[type(op)], self.read(operand, depth + 1)
+                return lambda w: sign(x(w))
+            case ast.Call(func=ast.Name(id=name) as function):
+                return self._call(node, function, name, depth)
+        raise self.refuse(node, f"is not allowed; there are {ALLOWED}")
+
+    def _number(self, node: ast.expr, number: float) -> Tree:
+        try:
+            constant = np.float64(number)
+        except OverflowError:
+            constant = np.float64(np.inf)
+        if not np.isfinite(constant):
+            raise self.refuse(node, "is too large a number")
+        return lambda w: constant
+
+    def _call(self, node: ast.Call, function: ast.Name, name: str, depth: int) -> Tree:
+        if name not in FUNCTIONS:
+            raise self.refuse(function, f"is no function here; there are {', '.join(FUNCTIONS)}")
+        if len(node.args) != 1 or node.keywords:
+            raise self.refuse(node, f"must have one argument, as in {name}(w1)")
+        x = self.read(node.args[0], depth + 1)
+        return lambda w: _apply(name, x(w))
+
+
+def parse(text: str) -> Expression:
+    """The function that a text describes.
+
+    Raises
+    ------
+    ExpressionError
+        If it contains anything but numbers, w1, w2, pi, e, ``+ - * / **``, brackets and the functions in `FUNCTIONS`,
+        or if it is longer or deeper than `LENGTH`, `PARTS` and `DEPTH` allow.  The message names the part and says
+        where it is.
+    """
+    if not isinstance(text, str):
+        raise ExpressionError(1, f"a function is given as a text, got {text!r}")
+    text = text.strip()
+    if not text:
+        raise ExpressionError(1, "there is no function; write one such as 3*w1**2 + 10*w2**2")
+    if len(text) > LENGTH:
+        raise ExpressionError(LENGTH + 1, f"the function is longer than {LENGTH} characters")
+    if odd := re.search(r"[^A-Za-z0-9_ .+\-*/(),]", text):
+        hint = "powers are written **, as in w1**2" if odd[0] == "^" else f"there are {ALLOWED}"
+        raise ExpressionError(odd.start() + 1, f"{odd[0]!r} is not allowed; {hint}")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of texts such as 1if 1else 2, which are refused below
+            node = ast.parse(text, mode="eval").body
+    except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
+        raise _unreadable(text, error) from None
+    return Expression(text, _Reader(text).read(node))
+
+
+def _unreadable(text: str, error: Exception) -> ExpressionError:
+    end = len(text) + 1
+    place = min(getattr(error, "offset", None) or end, end)  # 0 is the end, too
+    message, rest = str(getattr(error, "msg", error)), text[place - 1 :]
+    if "never closed" in message:
+        reason = "this bracket is not closed"
+    elif "unmatched" in message:
+        reason = "this bracket was not opened"
+    elif not rest.strip():
+        reason = "the function ends too early"
+    else:
+        reason = f"can't read on from {rest[:20]!r}; products are written with *, as in 2*w1"
+    return ExpressionError(place, reason)

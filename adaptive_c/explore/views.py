@@ -1,0 +1,253 @@
+"""What the page draws: the courses as data, and figures that show them.  Widgets are in page.py."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from bokeh.core.properties import value
+from bokeh.models import ColumnDataSource, HoverTool, Legend, LegendItem, LinearColorMapper, Range1d, SaveTool
+from bokeh.plotting import figure
+from bokeh.plotting.contour import contour_data, from_contour
+
+from ..figures.palette import BLUE, COURSE, GREEN, GROUND, RED, Colour, shades
+from ..figures.problems import Array, Trace
+from .settings import LANES, Lane, Settings
+
+WIDTH = 700
+SLOTS = 3  # of state arrays that a rule has
+GRID = 100  # points along each side of the surface
+LEVELS = 16
+
+# Each lane's colour, its shades from the first iteration to the last, its mark and the dashes of its lines.
+LOOKS: list[tuple[str, tuple[Colour, Colour], str, str]] = [
+    (BLUE, (COURSE[0], COURSE[-1]), "circle", "solid"),
+    (RED, ((0.42, 0.15, 0.00), (1.00, 0.60, 0.20)), "triangle", "dashed"),
+    (GREEN, ((0.00, 0.25, 0.15), (0.25, 0.85, 0.60)), "square", "dotdash"),
+]
+# What the arrays of the optimizers' state are called in formulas.
+SYMBOLS = {"square_avg": "s", "exp_avg_sq": "s", "sum": "s", "exp_avg": "m", "momentum_buffer": "b",
+           "step_size": "rate", "acc_delta": "u", "exp_inf": "u", "prev": "sign"}  # fmt: skip
+
+
+def hexes(colours: Sequence[Colour]) -> list[str]:
+    return ["#" + "".join(f"{round(255 * x):02x}" for x in colour) for colour in colours]
+
+
+class Course:
+    """One lane: the course of its optimizer as columns, and how it looks."""
+
+    def __init__(self, i: int) -> None:
+        self.name = LANES[i]
+        self.colour, ends, self.mark, self.dashes = LOOKS[i]
+        self.palette = hexes(shades(*ends))
+        self.label = ""
+        self.symbols: list[str] = []
+        self.hover = HoverTool(visible=False, limit=1)
+        self.lost: int | None = None  # the first step after which a weight is no finite number
+        self.columns: dict[str, Array] = {}
+
+    def fill(self, lane: Lane | None, x: Trace | None) -> None:
+        """Make the columns of a course.  Where there is nothing to draw they are NaN."""
+        if lane is None or x is None:
+            self.label, self.symbols, self.lost, self.columns = "", [], None, {}
+            return
+        self.label = f"{self.name}: {lane.rule}"
+        self.symbols = [SYMBOLS.get(name, name) for name in x.state]
+        finite = np.isfinite(x.w).all(axis=1)
+        self.lost = None if finite.all() else int(finite.argmin())
+        w = _kept(x.w, np.abs(x.w) < 1e9)  # beyond it, browsers draw lines that are not there
+        update = np.vstack([np.full(2, np.nan), x.update])
+        self.columns = {
+            "w1": w[:, 0], "w2": w[:, 1], "error": _kept(x.error, np.abs(x.error) < 1e300),
+            "positive": _kept(x.error, (x.error > 0) & (x.error < 1e300)),
+            "g1": x.gradient[:, 0], "g2": x.gradient[:, 1], "v1": update[:, 0], "v2": update[:, 1],
+        }  # fmt: skip
+        for slot, state in enumerate(x.state.values()):
+            for k in (1, 2):
+                self.columns[f"state{slot}_{k}"] = _kept(state[:, k - 1], np.abs(state[:, k - 1]) < 1e300)
+
+    def field(self, column: str) -> str:
+        """The name of a column in the data that all lanes share."""
+        return f"{self.name}_{column}"
+
+    @property
+    def tooltips(self) -> list[tuple[str, str]]:
+        def pair(first: str, second: str) -> str:
+            return f"(@{self.field(first)}, @{self.field(second)})"
+
+        state = [(symbol, pair(f"state{slot}_1", f"state{slot}_2")) for slot, symbol in enumerate(self.symbols)]
+        return [(self.name, "after @t steps"), ("w", pair("w1", "w2")), ("error", f"@{self.field('error')}"),
+                ("gradient", pair("g1", "g2")), *state, ("v", pair("v1", "v2"))]  # fmt: skip
+
+
+COLUMNS = ("w1", "w2", "error", "positive", "g1", "g2", "v1", "v2",
+           *(f"state{slot}_{k}" for slot in range(SLOTS) for k in (1, 2)))  # fmt: skip
+
+
+class Courses:
+    """The courses of all lanes in one source, which a browser is given at once: it draws each figure once, then."""
+
+    def __init__(self) -> None:
+        self.all = [Course(i) for i in range(len(LANES))]
+        self.source = ColumnDataSource(name="courses of all")
+
+    def publish(self, steps: int) -> None:
+        t = np.arange(steps + 1)
+        data = {"t": t, "part": t / steps}
+        for course in self.all:
+            data |= {course.field(name): course.columns.get(name, np.full(len(t), np.nan)) for name in COLUMNS}
+        self.source.data = data
+
+    def line(self, f: Any, course: Course, x: str, y: str, **more: Any) -> Any:
+        return f.line(x, course.field(y), source=self.source, **{"color": course.colour, **more})
+
+    def marks(self, f: Any, course: Course, size: float, **more: Any) -> Any:
+        """The points of a course, dark to bright with the iteration."""
+        colour = {"field": "part", "transform": LinearColorMapper(palette=course.palette, low=0, high=1)}
+        return f.scatter(course.field("w1"), course.field("w2"), source=self.source, marker=course.mark, size=size,
+                         line_color=None, fill_color=colour, **more)  # fmt: skip
+
+
+def _kept(x: Array, which: Array) -> Array:
+    return np.where(which, x, np.nan)
+
+
+def _legend(items: list[LegendItem], **more: Any) -> Legend:
+    return Legend(items=items, click_policy="hide", orientation="horizontal", label_text_font_size="9pt", padding=2,
+                  spacing=14, border_line_color=None, glyph_width=26, **more)  # fmt: skip
+
+
+def framed(name: str, **more: Any) -> Any:
+    """A figure with its name, which is that of the file too when its picture is saved."""
+    f = figure(name=name, tools="pan,wheel_zoom,reset", **more)
+    f.axis.ticker.desired_num_ticks = 5  # a browser measures every label in every drawing
+    f.axis.minor_tick_line_color = None
+    f.add_tools(SaveTool(filename=f"adaptive-c {name}".replace(" ", "-")))
+    return f
+
+
+class Surface:
+    """The error surface in grey, darker where it is lower, with the courses over it."""
+
+    def __init__(self, courses: Courses) -> None:
+        self.courses = courses.all
+        self.x, self.y = Range1d(-1, 1), Range1d(-1, 1)
+        self.figure = framed("surface", width=WIDTH, height=430, x_range=self.x, y_range=self.y, x_axis_label="w1",
+                             y_axis_label="w2")  # fmt: skip
+        self.figure.background_fill_color = "#F6DED3"  # where the function has no value
+        self.figure.grid.visible = False
+        side = np.linspace(-1, 1, 3)
+        levels = np.linspace(0, 1, LEVELS + 1)
+        self.contours = from_contour(side, side, np.outer(side, side) ** 2, list(levels),
+                                     fill_color=hexes(shades(GROUND[0], GROUND[-1], LEVELS)), line_color="white",
+                                     line_width=0.7)  # fmt: skip
+        self.figure.renderers.append(self.contours)
+        self.items = []
+        for course in courses.all:
+            line = courses.line(self.figure, course, course.field("w1"), "w2", line_width=0.8)
+            marks = courses.marks(self.figure, course, size=6)
+            self.items.append(LegendItem(label=value(""), renderers=[line, marks], visible=False))
+            course.hover.renderers = [marks]
+            self.figure.add_tools(course.hover)
+        self.start = self.figure.scatter([0.0], [0.0], size=10, fill_color="white", line_color="black", line_width=1.5)
+        self.start.data_source.name = "start"
+        self.figure.add_layout(_legend(self.items, name="courses"), "above")
+
+    def show(self, settings: Settings, error: Array | None) -> None:
+        """Move to the settings; `error` is the function over the window, None if neither of them has changed."""
+        for course, item in zip(self.courses, self.items, strict=True):
+            item.label, item.visible = value(course.label), bool(course.label)
+            course.hover.tooltips = course.tooltips
+        start = {"x": [settings.start[0]], "y": [settings.start[1]]}
+        if self.start.data_source.data != start:
+            self.start.data_source.data = start
+        if error is None:
+            return
+        for axis, (low, high) in zip((self.x, self.y), settings.window, strict=True):
+            if (axis.start, axis.end) != (low, high):
+                axis.update(start=low, end=high, reset_start=low, reset_end=high)
+        sides = [np.linspace(*span, GRID) for span in settings.window]
+        self.contours.set_data(contour_data(*sides, heights(error), list(np.linspace(0, 1, LEVELS + 1))))
+
+
+def grid(settings: Settings) -> Array:
+    """The function over the window: (GRID, GRID)."""
+    return settings.problem.value(np.stack(np.meshgrid(*(np.linspace(*span, GRID) for span in settings.window))))
+
+
+def heights(error: Array) -> Any:
+    """The error from 0 to 1, its lower parts stretched; masked where it is infinite or NaN."""
+    known = np.isfinite(error)
+    low, high = (float(error[known].min()), float(error[known].max())) if known.any() else (0.0, 1.0)
+    with np.errstate(all="ignore"):  # quarters, because differences of large numbers would overflow
+        height = (error / 4 - low / 4) / (high / 4 - low / 4) if low < high else np.full(error.shape, 0.5)
+        return np.ma.masked_array(np.clip(height, 0, 1) ** (1 / 3), ~known)
+
+
+class Errors:
+    """The error over the iterations.  Its axis is logarithmic where no error of the surface is negative."""
+
+    def __init__(self, courses: Courses, iterations: Range1d, surface: Surface) -> None:
+        self.courses = courses.all
+        self.figures = {}
+        for kind, column in (("log", "positive"), ("linear", "error")):
+            f = framed(f"{kind} error", width=WIDTH, height=170, y_axis_type=kind, y_range=Range1d(0.1, 1),
+                       x_range=iterations, y_axis_label="error", visible=kind == "log")  # fmt: skip
+            for course, item in zip(courses.all, surface.items, strict=True):
+                line = courses.line(f, course, "t", column, line_dash=course.dashes, line_width=1.6)
+                item.renderers[0].js_link("visible", line, "visible")  # the legend of the surface hides both
+            self.figures[kind] = f
+
+    def show(self, settings: Settings, bottom: float, top: float) -> None:
+        """Fit the axes; bottom and top are those of the error over the window."""
+        shown = [course.columns["error"] for course in self.courses if course.columns]
+        errors = np.concatenate([*shown, np.empty(0)])
+        errors = errors[np.isfinite(errors)]
+        first = [float(error[0]) for error in shown]
+        limit = max([top, *[abs(x) for x in first if np.isfinite(x)]]) * 10  # what has diverged is not shown whole
+        some = errors[errors <= limit]
+        kind = "log" if bottom >= 0 and (not some.size or some.min() >= 0) else "linear"
+        if kind == "log":
+            some = some[some > 0]
+        low, high = (float(some.min()), float(some.max())) if some.size else (0.1, 1.0)
+        if kind == "log":
+            low = 10.0 ** math.floor(math.log10(max(low, high * 1e-16)))  # whole powers, so that it rarely moves
+            high = 10.0 ** math.ceil(math.log10(high) + 1e-9)
+        else:
+            margin = 0.05 * (high - low) or 0.5
+            low, high = low - margin, high + margin
+        self.figures[kind].y_range.update(start=low, end=high)
+        for name, f in self.figures.items():
+            f.visible = name == kind
+
+
+class State:
+    """The optimizers' state over the iterations, of which the legend switches each part on and off."""
+
+    def __init__(self, courses: Courses, iterations: Range1d) -> None:
+        self.courses = courses.all
+        self.figure = framed("state", width=WIDTH, height=210, y_axis_label="state", x_axis_label="iteration",
+                             x_range=iterations)  # fmt: skip
+        self.figure.y_range.only_visible = True
+        self.items: list[list[LegendItem]] = []
+        for course in courses.all:
+            items = []
+            for slot in range(SLOTS):
+                colour = (course.colour, course.palette[-1], course.palette[0])[slot]
+                lines = [courses.line(self.figure, course, "t", f"state{slot}_{k}", color=colour, line_width=1.6,
+                                      line_dash="solid" if k == 1 else "dotted", visible=False)
+                         for k in (1, 2)]  # fmt: skip
+                items.append(LegendItem(label=value(""), renderers=lines, visible=False))
+            self.items.append(items)
+        for line in self.items[0][0].renderers:  # one to begin with
+            line.visible = True
+        flat = [item for items in self.items for item in items]
+        self.figure.add_layout(_legend(flat, name="states", ncols=5), "above")
+
+    def show(self) -> None:
+        for course, items in zip(self.courses, self.items, strict=True):
+            for slot, item in enumerate(items):
+                used = slot < len(course.symbols)
+                s = course.symbols[slot] if used else ""
+                item.label, item.visible = value(f"{course.name}: {s}1, {s}2 (dotted)" if used else ""), used
