@@ -24,7 +24,7 @@ from adaptive_c import typing as typed
 # All of numpydoc's checks but these: a summary need not be followed by more text (ES01), begin with an infinitive (SS05)
 # or name other functions (SA01).
 CHECKS = ERROR_MSGS.keys() - {"ES01", "SS05", "SA01"}
-MODULES = ["adaptive_c", "adaptive_c.schedules", "adaptive_c.typing", "adaptive_c.reference"]
+MODULES = ["adaptive_c", "adaptive_c.schedules", "adaptive_c.typing", "adaptive_c.reference", "adaptive_c.explore"]
 for extra in ("torch", "mpi"):
     try:
         if extra == "mpi":
