@@ -6,7 +6,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from adaptive_c import optimizers
-from adaptive_c.figures.picture import BLUE, COURSE, GREY, RED, WIDTH, contours, look, minimum, png
+from adaptive_c.figures.palette import BLUE, GREY, RED
+from adaptive_c.figures.picture import COURSE, WIDTH, contours, look, minimum, png
 from adaptive_c.figures.problems import RAVINE, trace
 from adaptive_c.figures.rules import RATES, sweep
 
