@@ -794,7 +794,7 @@ def test_t_may_go_back_to_where_a_metric_came():
 def test_metrics_that_nobody_reads_or_that_are_none():
     p = np.ones(1)
     for opt in (ac.SGD(p), ac.SGD(p, lr=s.cosine(1.0, 5)), ac.SGD(p, lr=lambda t: 1.0)):
-        with pytest.raises(ValueError, match=r"no schedule reads metric=0.5: it is for a plateau schedule.*drop it"):
+        with pytest.raises(ValueError, match=r"no schedule reads metric=0.5: neither .* follows a plateau; drop it"):
             opt.step(np.ones(1), metric=0.5)
         assert opt.t == 0
     opt = ac.SGD(p, lr=s.warmup(s.plateau(1.0), 5))
@@ -935,7 +935,7 @@ def test_names_from_dicts_in_state_average_and_messages():
 
 
 BAD_GROUPS = [
-    ("not a dict", lambda p: np.ones(3), ValueError, r"params\[1\] must be a dict with 'params', as every group is; got a ndarray"),
+    ("not a dict", lambda p: np.ones(3), ValueError, r"params\[1\] must be a dict with 'params', as every group is; got an ndarray"),
     ("no params", lambda p: {"lr": 0.1}, ValueError, r"params\[1\] must be a dict with 'params'"),
     ("empty", lambda p: {"params": []}, ValueError, r"params\[1\] is empty"),
     ("unknown option", lambda p: {"params": np.ones(3), "rate": 1}, TypeError, r"params\[1\] has the unknown option 'rate'"),

@@ -4,11 +4,13 @@ An API page for every public name; a script of the gallery for every figure; a p
 says which page the site has of a file, so that links to the file lead there.
 """
 
+import ast
 import importlib
 import importlib.util
 import inspect
 import re
 import shutil
+import textwrap
 from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any
@@ -54,7 +56,7 @@ def public(module: ModuleType) -> list[str]:
         name for name, thing in vars(module).items()
         if not name.startswith("_") and getattr(thing, "__module__", None) == module.__name__ and callable(thing)
     ]  # fmt: skip
-    return [name for name in names if inspect.isclass(x := getattr(module, name)) or inspect.isroutine(x)]
+    return [name for name in names if not inspect.ismodule(getattr(module, name))]
 
 
 def members(cls: type) -> list[str]:
@@ -76,6 +78,12 @@ def module_page(name: str) -> None:
         )
         return
     names = public(module)
+    if not all(inspect.isclass(getattr(module, x)) or inspect.isroutine(getattr(module, x)) for x in names):
+        source = Path(module.__file__ or "").read_text()  # types and other data are best read as they are written
+        lines = source.splitlines()[ast.parse(source).body[0].end_lineno :]
+        code = textwrap.indent("\n".join(lines), "   ")
+        write(place, titled(name, f".. automodule:: {name}", ".. code-block:: python", code))
+        return
     table = "\n".join([".. autosummary::", "   :toctree: .", "   :nosignatures:", "", *(f"   {x}" for x in names)])
     write(place, titled(name, f".. automodule:: {name}", table))
     for x in names:
@@ -83,7 +91,12 @@ def module_page(name: str) -> None:
         directive = f".. auto{'class' if inspect.isclass(thing) else 'function'}:: {x}"
         if inspect.isclass(thing) and members(thing):
             directive += f"\n   :members: {', '.join(members(thing))}"
-        write(API / f"{name}.{x}.rst", titled(x, f".. currentmodule:: {name}", directive))
+        more = [f":doc:`Formula, properties and a picture </optimizers/{x}>`"] if is_rule(x) else []
+        write(API / f"{name}.{x}.rst", titled(x, *more, f".. currentmodule:: {name}", directive))
+
+
+def is_rule(name: str) -> bool:
+    return (DOCS / "optimizers" / f"{name}.md").is_file()
 
 
 # --- the gallery -------------------------------------------------------------------------------------------------

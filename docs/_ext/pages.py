@@ -2,7 +2,7 @@
 
 - A link to a file that has a page of its own on the site (an example's script, a module, CONTRIBUTING.md) leads there.
 - Of the pages in CONTENTS, a link at the beginning of a row or an item is an entry of the table of contents.
-- The page of a rule gets its picture.
+- The page of a rule gets its picture, and a link to its class.
 """
 
 import os
@@ -31,6 +31,7 @@ def as_page(docname: str, text: str) -> str:
     text = "".join(part if part.startswith("`") else LINK.sub(moved, part) for part in CODE.split(text))
     if page.parent.name == "optimizers":
         text = text.replace("## At work\n", f"## At work\n\n{generate.at_work(page.name)}\n")
+        text += f"\n[The class {page.name}](../generated/api/adaptive_c.{page.name}.rst) in the API.\n"
     entries = [f"{title.strip('`')} <{Path(target).with_suffix('')}>" for title, target in ENTRY.findall(text)]
     if docname in CONTENTS:
         text += "\n\n```{toctree}\n:hidden:\n\n" + "\n".join(entries) + "\n```\n"

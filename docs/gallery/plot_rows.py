@@ -13,7 +13,7 @@ import numpy as np
 import adaptive_c as ac
 
 rng = np.random.default_rng(0)
-users, films, rank = 4_000, 1_000, 8
+users, films, rank = 2_000, 500, 8
 true_users, true_films = rng.standard_normal((users, rank)), rng.standard_normal((films, rank))
 
 
@@ -23,14 +23,14 @@ def ratings(n):
     return i, j, (true_users[i] * true_films[j]).sum(1) + 0.1 * rng.standard_normal(n)
 
 
-held_out = ratings(5_000)
+held_out = ratings(2_000)
 
 # %%
 # Each step takes a batch of 2,048 ratings. A user who occurs twice in it has two rows in the gradient, which are
 # summed.
 
 
-def train(rule, steps=300, **options):
+def train(rule, steps=200, **options):
     """The mean squared error on the held-out ratings after every ten steps."""
     start = np.random.default_rng(1)
     p = {"users": 0.1 * start.standard_normal((users, rank)), "films": 0.1 * start.standard_normal((films, rank))}
@@ -59,7 +59,7 @@ runs = {
 plt.style.use("tableau-colorblind10")
 figure, axes = plt.subplots(figsize=(7, 3.5), layout="constrained")
 for (name, errors), dashes in zip(runs.items(), ("-", "--", "-."), strict=True):
-    axes.plot(range(0, 300, 10), errors, dashes, label=name)
+    axes.plot(range(0, 200, 10), errors, dashes, label=name)
 axes.set(xlabel="step", ylabel="mean squared error", yscale="log")
 axes.legend()
 
