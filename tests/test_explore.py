@@ -331,6 +331,13 @@ def test_every_rule_has_its_numbers_and_its_state(rule, one_page):
     assert not page.surface.items[1].visible
 
 
+def test_the_first_state_that_there_is_is_shown_to_begin_with():
+    page, _ = shown("A=SGD&B=Rprop&C=Adam")
+    lines = [[line.visible for item in items for line in item.renderers] for items in page.state.items]
+    assert [sum(shown) for shown in lines] == [0, 2, 0]
+    assert page.state.items[1][0].label.value == "B: e1, e2 (dotted)"
+
+
 def test_each_widget_changes_what_it_names():
     page, _ = shown()
     page.lanes[0].numbers["alpha"].value = "0.5"

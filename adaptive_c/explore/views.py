@@ -237,8 +237,7 @@ class State:
                          for k in (1, 2)]  # fmt: skip
                 items.append(LegendItem(label=value(""), renderers=lines, visible=False))
             self.items.append(items)
-        for line in self.items[0][0].renderers:  # one to begin with
-            line.visible = True
+        self.begun = False  # whether one of them was switched on to begin with
         flat = [item for items in self.items for item in items]
         self.figure.add_layout(_legend(flat, name="states", ncols=5), "above")
 
@@ -248,3 +247,7 @@ class State:
                 used = slot < len(course.symbols)
                 s = course.symbols[slot] if used else ""
                 item.label, item.visible = value(f"{course.name}: {s}1, {s}2 (dotted)" if used else ""), used
+                if used and not self.begun:
+                    self.begun = True
+                    for line in item.renderers:
+                        line.visible = True
