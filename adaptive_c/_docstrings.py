@@ -1,12 +1,11 @@
 """Docstrings that are complete by themselves, in numpydoc's sections, composed when they are read.
 
-A class says in its docstring what is its own: one sentence, then notes (formula, source, differences) and an example.
+A class says in its docstring what is particular to it: a sentence, notes (formula, source, differences), an example.
 All else is added here from where it is known: parameters from the constructor, `_texts` and the table of options;
 attributes from the docstrings of properties; and what a base class says, its errors and its own words about options.
 """
 
 import inspect
-import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
@@ -83,7 +82,7 @@ def _of_option(name: str, rule: Any = None, about: str = "OPTIONS") -> str:
 
 
 class Docstring:
-    """The docstring of a class, which is composed when it is read, of `text` and what is known of the class.
+    """The docstring of a class, composed of `text` and what is known of the class when it is read.
 
     about: what its constructor takes, "OPTIONS" of arrays or of "TENSORS", or a schedule's "ARGUMENTS".  example: makes
     of the class's name and the text's example one that is complete.
@@ -128,10 +127,10 @@ def _parameters(thing: Any, said: Entries, about: str) -> str:
             shown += ", optional"
         elif parameter.default is not parameter.empty:
             value = parameter.default
-            shown += f", default {json.dumps(value) if isinstance(value, str) else repr(value)}"
-        found.append(
-            _entry(name, shown + ("; per group" if about in ("OPTIONS", "TENSORS") and name in OPTIONS else ""), text)
-        )
+            shown += f', default "{value}"' if isinstance(value, str) else f", default {value!r}"
+        if name in OPTIONS and about in ("OPTIONS", "TENSORS"):
+            shown += "; per group"
+        found.append(_entry(name, shown, text))
     return "\n".join(found)
 
 
@@ -173,8 +172,9 @@ def document(cls: Any, about: str = "OPTIONS", example: Callable[[str, str], str
         return
     cls.__doc__ = Docstring(cls.__doc__, about, example)
     for name, x in vars(cls).items():
-        if not name.startswith("_") and (inspect.isfunction(x) or isinstance(x, property)) and not x.__doc__:
-            x.__doc__ = getattr(cls.__mro__[1], name, None).__doc__
+        base = None if name.startswith("_") else inspect.getattr_static(cls.__mro__[1], name, None)
+        if base is not None and (inspect.isfunction(x) or isinstance(x, property)) and not x.__doc__:
+            x.__doc__ = base.__doc__
 
 
 class DocOfSetting:

@@ -10,7 +10,7 @@ from contextlib import nullcontext
 from difflib import get_close_matches
 from inspect import signature
 from itertools import repeat
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from ._optimizer import Optimizer
 from ._problem import Array, Limits
 from ._run.options import real
 from .optimizers import Adam
+from .typing import Schedulable
 
 SUCCESS, MAXITER, NOT_FINITE, EXHAUSTED, BEHIND, CALLBACK = 0, 1, 3, 4, 5, 99  # SciPy's numbers; 4 and 5 are ours
 _MESSAGES = {  # SciPy's sentences
@@ -157,13 +158,13 @@ def minimize(
     args: Any = (),
     *,
     optimizer: Callable[..., Optimizer] = Adam,
-    jac: Any = None,
+    jac: Callable[..., Any] | Literal["out"] | bool | None = None,
     bounds: Any = None,
     callback: Callable[..., Any] | None = None,
     tol: float | None = None,
     maxiter: int = 1000,
     batches: Iterable[Any] | None = None,
-    average: Any = None,
+    average: Literal["best", "last"] | Schedulable | None = None,
     patience: int | None = None,
     progress: bool = False,
     **options: Any,

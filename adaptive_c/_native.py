@@ -5,6 +5,7 @@ optimizer is used.  ``ADAPTIVE_C_ISA=baseline|v3|v4`` forces one.
 """
 
 import contextlib
+import copyreg
 import ctypes
 import importlib
 import json
@@ -126,6 +127,14 @@ with _every_processor():
     core, isa, unused_levels = _choose()
 
 Rows = core.Rows
+
+
+def _rows(indices: Any, values: Any, offsets: Any, weights: Any) -> Any:
+    """What pickle calls: of this module, because a pickle may be read where another build of the core is loaded."""
+    return Rows(indices, values, offsets, weights)
+
+
+copyreg.pickle(Rows, lambda rows: (_rows, (rows.indices, rows.values, rows.offsets, rows.weights)))
 
 
 # --- threads ---------------------------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from functools import cache
-from typing import Any, ClassVar, Never
+from typing import Any, ClassVar, Literal, Never
 
 from ._checkpoint import description, pickled, torch
 from ._run.rule import Rule
@@ -20,7 +20,7 @@ class Saving:
     def _bind(self, run: Run) -> None:
         raise NotImplementedError
 
-    def state_dict(self, *, format: str | None = None) -> dict[str, Any]:  # noqa: A002
+    def state_dict(self, *, format: Literal["torch"] | None = None) -> dict[str, Any]:  # noqa: A002
         """Describe all that a run depends on, except the parameters, by a dict of arrays, numbers and strings.
 
         The arrays are flat views, one for each group and state, and the next step changes them.  ``copy.deepcopy``

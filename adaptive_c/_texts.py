@@ -56,7 +56,9 @@ second_moment
 lr_decay
     How the learning rate falls: step t has lr/(1 + (t - 1) lr_decay).
 initial_accumulator_value
-    What the sum of squares starts at; for Yogi, what both moments start at.  It is read at an array's first step only.
+    What the sum of squares starts at.  It is read at an array's first step only.
+Yogi.initial_accumulator_value
+    What both moments start at.  It is read at an array's first step only.
 alpha
     The decay of the running mean of the squared gradient.
 rho
@@ -131,6 +133,7 @@ rows
     What a gradient of `Rows` means for the other rows.  "lazy": nothing; they and their state stay as they are.
     "exact": a gradient of 0.  They are brought up to date, to the bits of dense steps, when they are stepped next
     or by `catch_up`, and all at once after each 4,096 steps, by a step that takes longer.  Refused for 8-bit state.
+    It may be assigned; all rows catch up then.
 copy_to : array, or arrays in the structure of the group's parameters
     Arrays of float32, bfloat16 or float16 that receive the updated parameters, rounded to nearest even; they are
     written at construction too.  Only float32 for float64 parameters.
@@ -157,7 +160,13 @@ ARGUMENTS = """
 *args, **arguments
     The fields of the class.
 base
-    The value that the formula begins with.
+    The value at the first step.
+constant.base, step.base, multistep.base
+    The value, before anything has changed it.
+inverse_sqrt.base, one_cycle.base
+    The largest value, to which the first steps lead up.
+plateau.base
+    The value before it has fallen.
 end
     The value at the end, which it keeps from then on.
 steps : int >= 1
@@ -278,6 +287,8 @@ s : dict
     step; the new state is put into it.
 t : int >= 1
     The number of the step.
+lr
+    The learning rate.
 **options
     The other options of `adam`.
 """

@@ -220,7 +220,10 @@ class AdamW(Adam):
 
     ::
 
-        p <- p (1 - lr weight_decay), then Adam's step
+        p <- p (1 - lr weight_decay)
+        m <- beta1 m + (1 - beta1) g                          v <- beta2 v + (1 - beta2) g^2
+        p <- p - lr/(1 - beta1^t) m / (sqrt(v/(1 - beta2^t)) + eps)
+        amsgrad: v^ <- max(v^, v) takes the place of v in the last line
 
     State: exp_avg (m), exp_avg_sq (v), max_exp_avg_sq (v^) with amsgrad.
 
@@ -277,7 +280,8 @@ class NAdam(Optimizer):
 
     ::
 
-        m, v as in Adam             mu_t = beta1 (1 - 0.96^(t momentum_decay) / 2)         P_t = mu_1 mu_2 ... mu_t
+        m <- beta1 m + (1 - beta1) g                          v <- beta2 v + (1 - beta2) g^2
+        mu_t = beta1 (1 - 0.96^(t momentum_decay) / 2)        P_t = mu_1 mu_2 ... mu_t
         x  = mu_t+1/(1 - P_t mu_t+1) m + (1 - mu_t)/(1 - P_t) g
         p <- p - lr x / (sqrt(v/(1 - beta2^t)) + eps)
 
@@ -308,9 +312,10 @@ class RAdam(Optimizer):
 
     ::
 
-        m, v as in Adam             rho = r - 2 t beta2^t/(1 - beta2^t),  r = 2/(1 - beta2) - 1
+        m <- beta1 m + (1 - beta1) g                          v <- beta2 v + (1 - beta2) g^2
+        rho = r - 2 t beta2^t/(1 - beta2^t),  r = 2/(1 - beta2) - 1
         rho > 5:    p <- p - lr/(1 - beta1^t) sqrt((rho-4)(rho-2) r / ((r-4)(r-2) rho)) m / D
-                    D = (sqrt(v) + eps)/sqrt(1 - beta2^t)     eps_mode "hat"; "outside" and "inside" as in Adam
+                    D = (sqrt(v) + eps)/sqrt(1 - beta2^t)     eps_mode "hat"; the others as described above
         otherwise:  p <- p - lr/(1 - beta1^t) m
 
     State: exp_avg (m), exp_avg_sq (v).

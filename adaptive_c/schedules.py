@@ -15,7 +15,7 @@ import math
 from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from ._docstrings import document, import_of
 from ._run.described import NAMED
@@ -209,7 +209,7 @@ class one_cycle(Schedule):
     base: float
     steps: int
     pct_start: float = 0.3
-    anneal_strategy: str = "cos"
+    anneal_strategy: Literal["cos", "linear"] = "cos"
     div_factor: float = 25.0
     final_div_factor: float = 1e4
     three_phase: bool = False
@@ -261,8 +261,8 @@ class plateau(Schedule):
     patience: int = 10
     threshold: float = 1e-4
     _: KW_ONLY
-    mode: str = "min"
-    threshold_mode: str = "rel"
+    mode: Literal["min", "max"] = "min"
+    threshold_mode: Literal["rel", "abs"] = "rel"
     cooldown: int = 0
     min: float = 0.0
     eps: float = 1e-8

@@ -55,7 +55,7 @@ cdef link_groups(Plan plan, list new, bint structured, bint keeps_undo):
     free(space.steps)
     free(space.partial)
     plan.groups, plan.memory, plan.structured, plan.keeps_undo = groups, memory, structured, keeps_undo
-    plan.undoable = False  # the last step was one of fewer groups
+    plan.lose_step("a group was added after the last one")
     plan.run(START, work, first, plan.space.end)
 
 
@@ -166,7 +166,7 @@ cdef int derive(Plan plan) except -1:
     """After `rebind`: write what is made of the parameters.  A step of the arrays before can't be undone any more."""
     cdef Py_ssize_t i
     cdef bint wanted = False
-    plan.undoable = False
+    plan.lose_step("other arrays took the place of the parameters after the last one, by rebind or params=")
     for i in range(plan.space.n_groups):
         wanted |= plan.space.groups[i].master != NULL or plan.space.groups[i].copy_format != NATIVE
     if wanted:

@@ -1,16 +1,24 @@
 # rows="exact": bringing rows up to date, all of an array's or some, before they are read or the log is at its end.
 
+cdef str CAUGHT_UP = "rows that had missed steps were brought up to date after the last one"
+
+
+cdef bint any_lags(Plan plan) noexcept:
+    """Have rows of any group missed steps?"""
+    cdef Py_ssize_t i
+    for i in range(plan.space.n_groups):
+        if lags(plan.space.groups[i]):
+            return True
+    return False
+
 
 cdef int bring_up(Plan plan) except -1:
     """Replay what rows have missed, on all of them.  A step made before can't be undone then."""
     cdef Group* group
     cdef Py_ssize_t i, j
-    cdef bint behind = False
-    for i in range(plan.space.n_groups):
-        behind |= lags(plan.space.groups[i])
-    if behind:
+    if any_lags(plan):
         plan.sweep_all(CATCH_UP)
-        plan.undoable = False
+        plan.lose_step(CAUGHT_UP)
         for i in range(plan.space.n_groups):
             group = plan.space.groups[i]
             for j in range(group.n_arrays):
@@ -32,7 +40,7 @@ cdef int bring_up_rows(Plan plan, BoundGroup bound, Py_ssize_t i, indices) excep
     expect_gradients(group, False)
     a.g, a.g_format = <const char*> a.touched, NATIVE  # any address says that it takes part
     group.by_rows = plan.space.by_rows = True
-    plan.undoable = False
+    plan.lose_step(CAUGHT_UP)
     bring_up_touched(plan, group, a)
     return 0
 
@@ -61,7 +69,7 @@ cdef int prepare(Plan plan, Group* group, Py_ssize_t j) except -1:
         if plan.guard.rest == ARRAYWISE and group.undo != NULL:
             keep_again(group, a)
         else:
-            plan.undoable = False
+            plan.lose_step(CAUGHT_UP)
     if a.touched != NULL:
         expect_rows(a)
     return 0

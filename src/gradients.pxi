@@ -84,6 +84,10 @@ cdef Py_ssize_t acquire_array(Plan plan, BoundGroup bound, Py_ssize_t i, grad, P
         kind = format_of(g, bfloat16 or bound.uint16_is_bfloat16)
         if kind == "" or (not plan.cast and (group.wide or kind == "float64")):
             wanted = "float64" if group.wide else "float32"
+            if getattr(values.dtype, "kind", "") == "c":  # a tensor's has none
+                raise TypeError(f"{bound.name(i, True)} has dtype {named(values.dtype)}, its parameter {bound.dtype}, "
+                                f"whose gradient is real: pass x.real.astype('{wanted}'); or, where the parameters "
+                                f"are the parts of complex numbers, x.view('float{4 * values.dtype.itemsize}')")
             otherwise = CAST if kind and not bound.takes_tensors else "" if group.wide else hint(g)
             raise TypeError(f"{bound.name(i, True)} has dtype {named(values.dtype)}, its parameter {bound.dtype}; "
                             f"convert it: x.astype('{wanted}'){otherwise}")
@@ -109,8 +113,8 @@ cdef Py_ssize_t acquire_array(Plan plan, BoundGroup bound, Py_ssize_t i, grad, P
         bound.check_layout(g, i, True, not (by_rows or bound.takes_tensors))
     if plan.space.zero_grad:
         if g.readonly:
-            raise ValueError(f"{bound.name(i, True)} is read-only and can't be zeroed; pass a writable array, or "
-                             "zero_grad=False")
+            raise ValueError(f"{bound.name(i, True)} is read-only and can't be zeroed, as zero_grad=True asks; "
+                             f"say zero_grad=False, or {writable(values)}")
         if a.strides != NULL and meets_itself(g):
             raise ValueError(f"{bound.name(i, True)} has elements that share memory, and zero_grad=True would zero "
                              "one while it zeroes the other; pass a copy")
@@ -227,6 +231,7 @@ cdef int check_apart(Plan plan) except -1:
     cdef uint64_t sign = 14695981039346656037ULL
     cdef BoundGroup group
     cdef Py_buffer* g
+    cdef uintptr_t low, high
     cdef Py_ssize_t i
     cdef int j
     for group in plan.groups:
@@ -243,14 +248,28 @@ cdef int check_apart(Plan plan) except -1:
         for i in range(group.n_grads):
             g = group.grads + i
             if g.len:
-                spans.append((<uintptr_t> g.buf, <uintptr_t> g.buf + g.len) if in_order(g) else reach_of(g))
+                low, high = <uintptr_t> g.buf, <uintptr_t> g.buf + g.len
+                if not in_order(g):
+                    low, high = reach_of(g)
+                spans.append((low, high, group.group.index, i))
     spans.sort()
-    for (_, end), (start, _) in zip(spans, spans[1:]):
+    for (_, end, a, i), (start, _, b, j) in zip(spans, spans[1:]):
         if start < end:
-            raise ValueError("two gradients share memory, and zero_grad=True would zero one while it zeroes the other; "
-                             "pass a copy of one")
+            raise ValueError(f"{given_name(plan, a, i)} and {given_name(plan, b, j)} share memory, or one has "
+                             "elements between the other's, and zero_grad=True might zero what it should not; pass a "
+                             "copy of one")
     plan.apart = sign
     return 0
+
+
+cdef str given_name(Plan plan, Py_ssize_t number, Py_ssize_t n):
+    """What messages call the n-th gradient that a group was given; those that are None do not count."""
+    cdef BoundGroup bound = plan.groups[number]
+    cdef Py_ssize_t i = 0
+    while bound.group.arrays[i].g == NULL or n > 0:
+        n -= bound.group.arrays[i].g != NULL
+        i += 1
+    return bound.name(i, True)
 
 
 cdef int zero_gradients(Plan plan) noexcept:

@@ -112,6 +112,10 @@ cdef class BoundGroup:
                 PyBuffer_Release(self.grads + i)
 
     cdef check(self, const Py_buffer* view, str kind, param, Py_ssize_t i):
+        if kind == "" and param.dtype.kind == "c":
+            raise TypeError(f"{self.name(i)} has dtype {named(param.dtype)}; parameters are real: pass "
+                            f"z.view('float{4 * param.dtype.itemsize}'), which shares the memory of z, and has real "
+                            "and imaginary parts in turn along the last axis")
         if kind == "":
             raise TypeError(f"{self.name(i)} has dtype {named(param.dtype)}; parameters are float32, float64, float16 "
                             f"or bfloat16 in native byte order (keep and use x.astype('float32')){hint(view)}")
@@ -122,8 +126,7 @@ cdef class BoundGroup:
         self.group.wide = kind == "float64"
         self.group.format = FORMATS[kind] if kind in ("float16", "bfloat16") else NATIVE
         if view.readonly:
-            raise ValueError(f"{self.name(i)} is read-only and can't be updated in place; pass a writable array "
-                             "(x.copy(), or x.flags.writeable = True if the memory is yours)")
+            raise ValueError(f"{self.name(i)} is read-only and can't be updated in place; {writable(param)}")
         self.check_layout(view, i, False)
 
     cdef Touched* touched_rows(self, Py_ssize_t i) except NULL:
@@ -145,8 +148,8 @@ cdef class BoundGroup:
                 return found
         if type(x) is not ndarray and (not isinstance(x, ndarray) or isinstance(x, MaskedArray)):
             kind = "" if type(x).__module__ == "builtins" else type(x).__module__ + "."
-            raise TypeError(f"{self.name(i, grad)} is a {kind}{type(x).__qualname__}, not a numpy.ndarray; "
-                            f"{remedy(x, grad)}")
+            raise TypeError(f"{self.name(i, grad)} is {an(kind + type(x).__qualname__)}, not a numpy.ndarray; "
+                            f"{remedy(x, self.arrays[i] if grad else None)}")
         try:
             return PyObject_GetBuffer(x, view, PyBUF_FULL_RO)
         except (ValueError, BufferError) as error:
@@ -335,7 +338,7 @@ cdef class BoundGroup:
         try:
             if version != self.version:
                 return False
-            if (bounds is not None or "sum_to_one" in changes) and lags(&self.group):
+            if (bounds is not None or "sum_to_one" in changes or "rows" in changes) and lags(&self.group):
                 return False  # the steps that rows have missed are replayed within the old limits: catch up first
             self.commit(changes, bounds)
             return True
@@ -350,14 +353,12 @@ cdef class BoundGroup:
         """
         cdef double* numbers = &self.group.options.lr
         cdef int* switches = &self.group.options.eps_mode
-        cdef bint narrow = self.group.format != NATIVE and self.group.master == NULL
+        cdef Py_ssize_t j
         if self.guard.holder != HELD:
             raise RuntimeError("options are assigned to a parameter group: group[name] = value")
-        if changes.get("sum_to_one") and narrow and self.group.unrounded == NULL:
-            memory = numpy.empty(self.group.size, "float32")
-            self.keep.append(memory)
-            self.beside_nbytes += memory.nbytes
-            self.group.unrounded = <float*> address(memory)
+        self.make_room(changes)
+        for j in range(self.group.n_arrays if changes.get("rows") == "lazy" else 0):
+            forget_past(self.group.arrays + j)  # rows are up to date, and lazy ones miss nothing
         for name, value in changes.items():
             if name in SWITCHES:
                 switches[<int> SWITCHES[name]] = WORDS[value] if isinstance(value, str) else value
@@ -370,6 +371,15 @@ cdef class BoundGroup:
         self.find_followers()
         if bounds is not None:
             self.set_bounds(bounds)
+
+    def make_room(self, dict changes):
+        """Allocate what options take that are about to be committed: only that may fail for want of memory."""
+        cdef bint narrow = self.group.format != NATIVE and self.group.master == NULL
+        if changes.get("sum_to_one") and narrow and self.group.unrounded == NULL:
+            memory = numpy.empty(self.group.size, "float32")
+            self.keep.append(memory)
+            self.beside_nbytes += memory.nbytes
+            self.group.unrounded = <float*> address(memory)
 
     def assign(self, name, value):
         """Take over one plain number for another, if it needs no further check: False if it does."""
@@ -447,6 +457,8 @@ cdef class BoundGroup:
         """A number in place of the group's lr, in the step after t applied ones: checked as that is."""
         if PyFloat_Check(lr) and self.lr_low < PyFloat_AS_DOUBLE(lr) < self.lr_high:
             return PyFloat_AS_DOUBLE(lr)
+        if not isinstance(lr, (int, float, numpy.number)):
+            raise TypeError(f"lr of a step must be a number, got {lr_remedy(lr)}")
         return self.check_followed(self.options, "lr", 0, lr, t)
 
     cdef replace(self, dict old, dict new):

@@ -4,11 +4,13 @@ from cpython.buffer cimport PyBUF_FULL_RO, PyBuffer_IsContiguous, PyBuffer_Relea
 from libc.stdlib cimport calloc, free
 
 import sys
+from math import prod
 
 import numpy
 
 cdef char HOST_ORDER = ord("<" if sys.byteorder == "little" else ">")  # as a buffer's format says it
 cdef object ndarray = numpy.ndarray
+cdef object memmap = numpy.memmap
 cdef object MaskedArray = numpy.ma.MaskedArray
 cdef dict FORMATS = {"float32": FLOAT32, "bfloat16": BFLOAT16, "float16": FLOAT16, "float64": FLOAT64}
 cdef str CAST = ", or construct the optimizer with cast=True"
@@ -24,13 +26,31 @@ cdef uintptr_t address(array) except? 0:
     return <uintptr_t> view.buf
 
 
+def an(str name):
+    """The name of a type with its article: an int, a float; an SGD and an ndarray, which are spelled."""
+    cdef bint spelled = (len(name) > 1 and name[:2].isupper()) or name.startswith("ndarray")
+    return f"{'an' if name[:1] in ('AEFHILMNORSXn' if spelled else 'aeioAEIO') else 'a'} {name}"
+
+
 cdef str describe(x, tuple items=None):
     """What was given where a structure of arrays is wanted; items: those of a list."""
     if items is not None or isinstance(x, (list, tuple)):
-        return f"a {type(x).__name__} of {len(x if items is None else items)}"
+        return f"{an(type(x).__name__)} of {len(x if items is None else items)}"
     if isinstance(x, dict):
         return f"a dict with the keys {', '.join(map(repr, x))}" if x else "an empty dict"
-    return f"{'an array of shape ' + str(x.shape) if type(x) is ndarray else type(x).__name__}"
+    if x is None:
+        return "None"
+    return f"an array of shape {x.shape}" if type(x) is ndarray else an(type(x).__name__)
+
+
+def writable(x):
+    """What to do about an array that is read-only."""
+    while isinstance(x, ndarray):
+        if type(x) is memmap and x.mode is not None:  # a copy of one has none
+            return ("it is a memory map: pass x.copy(), or open it with mode='r+'; joblib.Parallel maps arrays over 1 "
+                    "MB for its workers, and Parallel(max_nbytes=None) sends them instead")
+        x = x.base
+    return "pass a writable array: x.copy(), or x after x.flags.writeable = True if the memory is yours"
 
 
 cdef str named(dtype):
@@ -59,8 +79,9 @@ cdef str hint(const Py_buffer* view):
     return "; if it holds bfloat16 numbers, say uint16_as='bfloat16' instead" if is_native(view, b"H") else ""
 
 
-cdef str remedy(x, bint grad):
-    """For what is no array."""
+cdef str remedy(x, param):
+    """For what is no array.  param: the parameter whose gradient it should be; None if it should be one itself."""
+    cdef bint grad = param is not None
     cdef str module = type(x).__module__.partition(".")[0]
     if isinstance(x, MaskedArray):
         return "the mask would be ignored: pass x.data, or x.filled(0)"
@@ -79,9 +100,10 @@ cdef str remedy(x, bint grad):
         return ("pass x.toarray()" + " or, if few rows have elements, adaptive_c.Rows(i, x[i].toarray()) with x = "
                 "x.tocsr() and i = numpy.diff(x.indptr).nonzero()[0]" * grad)
     if isinstance(x, (int, float, complex, numpy.generic)):
-        castable = grad and isinstance(x, (float, numpy.floating))
-        return "make it an array: np.asarray(x, dtype)" + (
-            ", or, of one element, construct the optimizer with cast=True" if castable else "")
+        if not grad:
+            return "make it an array: np.asarray(x, dtype)"
+        return f"make it an array: np.full({param.shape}, x, '{param.dtype}')" + (
+            CAST if param.size == 1 and isinstance(x, (float, numpy.floating)) else "")
     if isinstance(x, (list, tuple, dict)) and grad:
         return "gradients come in the structure of the parameters, here one array"
     if isinstance(x, (list, tuple, dict)):
@@ -91,6 +113,16 @@ cdef str remedy(x, bint grad):
     if hasattr(x, "__iter__") and not isinstance(x, (str, bytes)):
         return "pass list(x)"
     return "pass arrays"
+
+
+cdef str lr_remedy(lr):
+    """What was given as the learning rate of a step and is no number, and what to give."""
+    if callable(lr):
+        return (f"{lr!r:.200}; pass lr=schedule(opt.t), or let all steps follow the schedule: "
+                "opt.param_groups[0]['lr'] = schedule")
+    if hasattr(lr, "shape"):
+        return f"{an(type(lr).__name__)} of shape {tuple(lr.shape)}{'; pass float(lr)' if prod(lr.shape) == 1 else ''}"
+    return f"{lr!r:.200}; a list of numbers is for parameters that are a list of group dicts, one number for each group"
 
 
 cdef bint in_order(const Py_buffer* view) noexcept:

@@ -7,8 +7,8 @@ cdef take_lr(Plan plan, lr):
     cdef Py_ssize_t i, n = plan.space.n_groups
     cdef tuple numbers = tuple(lr) if plan.structured and isinstance(lr, (list, tuple)) else None
     if numbers is not None and len(numbers) != n:
-        raise ValueError(f"lr must be a number, or a list of one for each of the {n} parameter groups (None leaves "
-                         f"a group its own); got {describe(lr, numbers)}")
+        raise ValueError(f"lr of a step must be a number, or a list of one for each of the {n} parameter groups (None "
+                         f"leaves a group its own); got {describe(lr, numbers)}")
     for i in range(plan.space.n_groups):
         group, number = plan.groups[i], lr if numbers is None else numbers[i]
         group.group.own_lr = group.group.options.lr if number is None else group.checked_lr(number, plan.counts.t)

@@ -40,12 +40,13 @@ cdef class Plan:
     cdef list narrow_saved         # narrow parameters as they were, while their averages are in place
     cdef Counts before             # the last step, with what else undoes it
     cdef list moved                # the schedules that it changed: (group, old, new)
-    cdef bint undoable
+    cdef str gone                  # why there is no step to undo; None: there is one
     cdef bint lr_given             # groups have another lr than their own, until the end of this call
 
     def __init__(self, Guard guard, check_followed):
         self.guard, self.check_followed, self.groups, self.memory = guard, check_followed, [], Spans()
         self.counts.loss_scale, self.counts.grad_norm = 1, NAN
+        self.gone = "no step was made yet"
         self.low, self.high = 0, PY_SSIZE_T_MAX
 
     def __dealloc__(self):
@@ -116,7 +117,7 @@ cdef class Plan:
         self.drop_sums()
         bring_up(self)  # a load may leave the parameters as they are
         forget_missed(self)
-        self.undoable = False
+        self.lose_step("a load came after the last one")
 
     def settle(self):
         """Before a save: all rows are up to date, and no sums of rows are pending."""
@@ -225,8 +226,8 @@ cdef class Plan:
         try:
             if not self.keeps_undo:
                 raise ValueError("rollback() needs what a step overwrote: construct the optimizer with keep_undo=True")
-            if not self.undoable:
-                raise ValueError("there is no step to undo: rollback() undoes the last step, once")
+            if self.gone is not None:
+                raise ValueError(f"there is no step to undo: {self.gone}")
             if self.counts.pending:
                 raise ValueError(f"{self.counts.pending} accumulated gradients are pending, taken after the step that "
                                  "rollback() would undo; discard() drops them")
@@ -305,8 +306,6 @@ cdef class Plan:
             if observed is not None:
                 moved = observe(self, observed, metric)
             work = acquire_sums(self) if summed else acquire(self, grads, targets)
-            if targets:
-                bring_up(self)  # the difference is taken to parameters that are up to date
             if self.space.zero_grad:
                 check_apart(self)
             work = min(work, last - first)
@@ -315,6 +314,8 @@ cdef class Plan:
             if work >= 0:
                 self.form_keys()
                 self.form_steps()
+                if targets:
+                    before_looking(self)
                 usable = inspect(self, (loss_scale or self.counts.loss_scale) * (self.counts.pending if summed else 1),
                                  work)
             if replaced is not None:
@@ -357,6 +358,12 @@ cdef class Plan:
             drop_lr(self)
         self.space.by_rows = False
         self.guard.release()
+        return 0
+
+    cdef int lose_step(self, str why) except -1:
+        """What came now means that the last step can't be undone any more."""
+        if self.gone is None:
+            self.gone = why
         return 0
 
     cdef int follow(self, long long t) except -1:

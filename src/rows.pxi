@@ -1,7 +1,6 @@
 # Rows: what the caller hands in as a gradient of a few rows, checked.
 
 
-cdef object memmap = numpy.memmap
 cdef str INTEGERS = "int32 or int64"
 cdef str FLOATS = "float32 or float64"
 
@@ -24,7 +23,7 @@ cdef Py_ssize_t checked(x, str name, str kinds, Py_buffer* view) except -2:
     """
     cdef Py_ssize_t n = -1
     if type(x) is not ndarray and type(x) is not memmap:
-        raise TypeError(f"{name} must be a NumPy array, got a {type(x).__name__}; pass np.asarray(x)")
+        raise TypeError(f"{name} must be a NumPy array, got {an(type(x).__name__)}; pass np.asarray(x)")
     try:
         PyObject_GetBuffer(x, view, PyBUF_FULL_RO)
     except (ValueError, BufferError):
@@ -45,7 +44,7 @@ cdef Py_ssize_t checked(x, str name, str kinds, Py_buffer* view) except -2:
 
 
 cdef class Rows:
-    """Rows(indices, values, *, offsets=None, weights=None)\n--\n\n\
+    """Rows(indices, values, offsets=None, weights=None)\n--\n\n\
 A gradient of a few rows of an array; all other rows have none.
 
     It may stand wherever a gradient array may: ``opt.step(Rows(indices, values))``, and in lists, dicts and groups.
@@ -87,7 +86,7 @@ A gradient of a few rows of an array; all other rows have none.
     float64 parameters).
 
     Nothing is copied: the arrays are read when the step is made, and not written (with zero_grad=True, `values` is
-    zeroed).
+    zeroed).  It can be pickled and copied, with its arrays.
 
     Examples
     --------
@@ -106,7 +105,7 @@ A gradient of a few rows of an array; all other rows have none.
     cdef Py_ssize_t k, itemsize  # of the indices, when they were last checked
     cdef const void* start
 
-    def __init__(self, indices, values, *, offsets=None, weights=None):
+    def __init__(self, indices, values, offsets=None, weights=None):
         self.indices, self.values, self.offsets, self.weights = indices, values, offsets, weights
         self.check()
 

@@ -94,8 +94,9 @@ cdef list observe(Plan plan, observed, double metric):
         if new:
             moved.append((None, old, new))
     if not moved:
-        raise ValueError(f"no schedule reads metric={metric!r}: it is for a plateau schedule, and no group has "
-                         "one; drop it")
+        raise ValueError(f"no schedule reads metric={metric!r}: neither an option of a group nor max_grad_norm follows "
+                         "a plateau; drop it, or assign one, such as opt.param_groups[0]['lr'] = "
+                         "adaptive_c.schedules.plateau(1e-3)")
     return moved
 
 

@@ -125,7 +125,7 @@ cdef int keep(Plan plan, Counts before, bint usable, Py_ssize_t work) except -1:
     """Keep what the step is about to overwrite; of a step that is skipped, the counts."""
     cdef Group* group
     cdef Py_ssize_t i, j
-    plan.undoable, plan.moved = False, []
+    plan.gone, plan.moved = "memory ran out when the last one was kept", []
     for i in range(plan.space.n_groups):
         group = plan.space.groups[i]
         memset(group.undo.chunks, 0, chunks_to(group.size))
@@ -138,7 +138,7 @@ cdef int keep(Plan plan, Counts before, bint usable, Py_ssize_t work) except -1:
     if usable:
         plan.run(KEEP, work, 0, plan.space.end)
     plan.before = before
-    plan.undoable = True
+    plan.gone = None
     return 0
 
 
@@ -161,5 +161,5 @@ cdef int restore(Plan plan) except -1:
     plan.counts = plan.before
     for owner, old, new in plan.moved:
         replace_schedules(plan, owner, new, old)
-    plan.undoable = False
+    plan.gone = "the last one is undone already, and one before it is not kept"
     return 0

@@ -61,6 +61,20 @@ cdef bint inspect(Plan plan, double loss_scale, Py_ssize_t work) except -1:
     return usable
 
 
+cdef int before_looking(Plan plan) except -1:
+    """Before the differences to a target are looked at, which are differences of parameters that are up to date.
+
+    A step that is not looked at brings rows up to date when nothing can be refused any more.
+    """
+    if plan.max_grad_norm == 0 and plan.on_nonfinite == IGNORE:
+        return 0
+    if plan.gone is None and any_lags(plan):
+        raise ValueError("rows have missed steps, and this target is looked at, for max_grad_norm or on_nonfinite, "
+                         "before its step is made: call catch_up() before it, after which rollback() can't undo the "
+                         "last step")
+    return bring_up(plan)
+
+
 cdef int reduce_all(Plan plan, Work what, Py_ssize_t work) except -1:
     """Reduce every chunk; those of other processes come from them."""
     cdef Py_ssize_t n = plan.space.end // CHUNK + plan.space.n_arrays

@@ -43,6 +43,10 @@ CALLS = {"step": 9, "accumulate": 4, "step_sums": 3, "discard": 1, "rollback": 3
          "catch_up": 2}  # fmt: skip
 
 
+# How far one rounding may move a number, relatively, with a margin.
+ROUNDING = {"float64": 1e-12, "float32": 1e-6, "float16": 2e-3, "bfloat16": 2e-2}
+
+
 class Run(Calls):
     """One seed: the twins, what is expected of them, and the calls."""
 
@@ -54,7 +58,8 @@ class Run(Calls):
         self.strict = rng.random() < 0.3  # under np.seterr(all="raise") the same must happen
         self.options = draw_options(rng, self.rule)
         self._wild = self.options.get("eps") == 0.0
-        self.settings = {name: pick(rng, values) for name, values in SETTINGS.items() if rng.random() < 0.3}
+        self.uncut = rng.random() < 0.3  # the arrays of all twins are the segments, and norms of arrays are the same
+        self.settings = {name: self.setting(rng, name) for name in SETTINGS if rng.random() < 0.3}
         if rng.random() < 0.15:
             self.settings |= {"loss_scale": "dynamic", "on_nonfinite": "skip"}
         self.dynamic = self.settings.get("loss_scale") == "dynamic"
@@ -71,10 +76,13 @@ class Run(Calls):
         ]
         self.log.append(f"{self.rule} {self.options} {self.settings}; " + "; ".join(shown))
 
+    def setting(self, rng, name):
+        return pick(rng, [x for x in SETTINGS[name] if x != "array" or self.uncut])
+
     @property
     def wild(self):
-        """May parameters become infinite or NaN?  Once they may, they may always."""
-        return self._wild or any(g.dtype == "float16" for g in self.groups)
+        """May parameters become infinite or NaN?  Once they may, they may always: a sum to divide by may be tiny."""
+        return self._wild or any(g.dtype == "float16" or g.options["sum_to_one"] for g in self.groups)
 
     @property
     def exact(self):
@@ -284,16 +292,30 @@ class Run(Calls):
             self.t += 1
             for group, segments in zip(self.groups, given, strict=True):
                 group.counts += np.array(segments, bool)
-            self.check_bounds(given)
+            self.check_limits(given)
         return None
 
-    def check_bounds(self, given):
+    def check_limits(self, given):
         for i, (group, segments) in enumerate(zip(self.groups, given, strict=True)):
             inside = np.repeat([x is True and not self.aside for x in segments], group.segments)
             p = self.twins[0].values()[i].astype("float64")
+            if group.options["sum_to_one"]:  # behind the bounds
+                self.check_sums(group, p[inside].reshape(-1, group.length))
+                continue
             for side, sign in zip(group.bounds or (), (-1, 1), strict=False):
                 if side is not None:
                     assert not (inside & (sign * (p - side) > 0)).any(), "a parameter is out of its bounds"
+
+    @staticmethod
+    def check_sums(group, rows):
+        """Rows sum to one, unless that can't be; each number may be off by the rounding of the parameters."""
+        project = group.options["sum_to_one"] == "project"
+        with np.errstate(all="ignore"):
+            sums, sizes = rows.sum(axis=1), abs(rows).sum(axis=1)
+            off = ROUNDING[group.dtype] * sizes + 1e-7 * group.length
+            can = np.isfinite(sizes) & (project | (sums > off))
+            assert (abs(sums - 1) <= off)[can].all(), f"rows sum to {sums[can]}"
+            assert not project or (rows[can] >= 0).all(), "a projected row has a negative number"
 
     def accumulate(self, rng):
         grads, bad, wild = self.gradients(rng)

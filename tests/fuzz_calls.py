@@ -7,7 +7,7 @@ from pathlib import Path
 
 import fuzz_wrong
 import numpy as np
-from fuzz_twins import DTYPES, SETTINGS, VALUES, Group, Part, Twin, bits, differing, in_turn, nearest, pick
+from fuzz_twins import DTYPES, SETTINGS, SUMS, VALUES, Group, Part, Twin, bits, differing, in_turn, nearest, pick
 
 REFUSALS = (ValueError, TypeError, RuntimeError, KeyError)
 
@@ -21,7 +21,7 @@ class Calls:
 
         def add(twin):
             structure = pick(rng, ["list", "tuple", "dict"])
-            part = Part(rng, group, group.start, structure, self.words)
+            part = Part(rng, group, group.start, structure, self)
             twin.opt.add_param_group({"params": part.arrange(part.arrays), **part.options()})
             parts.append(part)
 
@@ -139,8 +139,10 @@ class Calls:
 
     def assign(self, rng):
         place = int(rng.integers(len(self.groups)))
-        name = pick(rng, [name for name in self.twins[0].opt.param_groups[place] if name in VALUES or name == "bounds"])
-        value = self.groups[place].random_bounds(rng) if name == "bounds" else pick(rng, VALUES[name])
+        group = self.groups[place]
+        values = {**VALUES, "bounds": None, **({"sum_to_one": SUMS} if group.simplex else {})}
+        name = pick(rng, [name for name in self.twins[0].opt.param_groups[place] if name in values])
+        value = group.random_bounds(rng) if name == "bounds" else pick(rng, values[name])
         self.say(place, name, value if name != "bounds" else "")
 
         def call(twin):
@@ -154,11 +156,13 @@ class Calls:
             self.assigned.append((place, name, value))
             self._wild |= name == "eps" and value == 0.0
             if name == "bounds":
-                self.groups[place].bounds = value
+                group.bounds = value
+            elif name == "sum_to_one":
+                group.options[name] = value
 
     def assign_setting(self, rng):
         name = pick(rng, list(SETTINGS))
-        value = pick(rng, SETTINGS[name])
+        value = self.setting(rng, name)
         self.say(name, value)
         if not self.both(lambda twin: setattr(twin.opt, name, value)):
             self.assigned.append((None, name, value))

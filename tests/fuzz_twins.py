@@ -16,6 +16,7 @@ RULES = list(ac.optimizers.__all__)
 SIZES = [0, 1, 2, 255, 256, 257, 4095, 4096, 4097, 8193, 16_384, 20_000]  # blocks of 256, chunks of 4,096, threads
 PER_ARRAY = {"step", "started", "summed", "mu_product"}  # docs/checkpoints.md: a number for each array
 LENGTHS = [1, 2, 3, 8, 64, 256]
+SUMS = [False, True, "divide", "project"]  # of rows, in groups whose twins have the same rows
 MARGIN, CANARY = 64, 0xA5
 
 
@@ -54,7 +55,7 @@ VALUES = {
 }  # fmt: skip
 SETTINGS = {
     "max_grad_norm": [None, 1.0, 1e-3, 1e3, S.linear(1.0, 5, end=0.1), falling],
-    "norm_over": ["all", "group"],  # twins cut their groups in different ways
+    "norm_over": ["all", "group", "array"],  # the last where twins cut their groups alike
     "max_grad_value": [None, 0.5, 100.0],
     "on_nonfinite": ["ignore", "skip", "raise"],
     "loss_scale": [1.0, 1024.0, 3.0, 0.25],
@@ -148,6 +149,8 @@ class Group:
             self.options["state_dtype"] = "float32" if wide else pick(rng, ["float32", "bfloat16", "uint8", "uint8"])
         exact = self.length and self.options["state_dtype"] != "uint8" and rng.random() < 0.6
         self.options["rows"] = "exact" if exact else "lazy"
+        self.simplex = bool(self.length and rng.random() < 0.4)  # all twins have its rows as their last axis
+        self.options["sum_to_one"] = pick(rng, SUMS) if self.simplex else False
         self.copies = None
         if rng.random() < 0.3:
             self.copies = "float32" if self.dtype == "float64" else pick(rng, ["float32", "float16", "bfloat16"])
@@ -165,17 +168,17 @@ class Group:
 class Part:
     """A group as one twin has it: its arrays."""
 
-    def __init__(self, rng, group, values, structure, words):
-        self.group, self.structure, self.words = group, structure, words
+    def __init__(self, rng, group, values, structure, run):
+        self.group, self.structure, self.words = group, structure, run.words
         self.pieces, self.owner = [], []  # (start, stop) in the group's space, and the segment, of each array
         for i, (start, stop) in enumerate(itertools.pairwise(group.ends.tolist())):
-            n = 0 if structure == "bare" else int(pick(rng, [0, 0, 1, 3]))
+            n = 0 if structure == "bare" or run.uncut else int(pick(rng, [0, 0, 1, 3]))
             step = max(group.length, 1)
             cuts = np.sort(rng.integers(0, (stop - start) // step + 1, n)) * step + start
             for piece in itertools.pairwise([start, *cuts.tolist(), stop]):
                 self.pieces.append(piece)
                 self.owner.append(i)
-        self.shapes = [self.shape(rng, stop - start, group.length) for start, stop in self.pieces]
+        self.shapes = [self.shape(rng, stop - start, group) for start, stop in self.pieces]
         self.keys = [pick(rng, ["w{}", "w {} ä", "{}"]).format(i) for i in range(len(self.pieces))]
         self.memory, self.arrays = self.place(rng, values)
         self.box = [None, None]
@@ -184,9 +187,11 @@ class Part:
             self.copy_memory, self.copies = self.place(rng, np.zeros(values.size, DTYPES[group.copies]))
 
     @staticmethod
-    def shape(rng, n, length):
-        if length:
+    def shape(rng, n, group):
+        if length := group.length:
             rows = n // length
+            if group.simplex:
+                return rows, length
             return pick(rng, [(rows, length), (rows, length, 1)] + [(rows,)] * (length == 1))
         if n == 0:
             return pick(rng, [(0,), (0, 3), (2, 0)])
@@ -248,7 +253,7 @@ class Twin:
         self.run = run
         structures = [pick(rng, ["list", "tuple", "dict"] + (["bare"] * 3 if len(group.segments) == 1 else []))
                       if alone is None else alone for group in run.groups]  # fmt: skip
-        self.parts = [Part(rng, group, x, structure, run.words)
+        self.parts = [Part(rng, group, x, structure, run)
                       for group, x, structure in zip(run.groups, values, structures, strict=True)]  # fmt: skip
         self.structured = len(self.parts) > 1 or bool(rng.random() < 0.3)
         self.n_threads = pick(rng, [None, 1, 2, 3, 4])

@@ -119,10 +119,14 @@ def flat(x):
 # --- comparisons -------------------------------------------------------------------------------------------------------
 
 
-def everything(opt):
-    """A copy of all that a run holds, the parameters and their copies among it, whatever the structure and the cut."""
+def everything(opt, *but):
+    """A copy of all that a run holds, the parameters and their copies among it, whatever the structure and the cut.
+
+    but: options that are left out, because the runs that are compared differ in them.
+    """
     found = copy.deepcopy(opt.state_dict())
     for group, about in zip(opt.param_groups, found["groups"], strict=True):
+        about["options"] = {name: x for name, x in about["options"].items() if name not in but}
         about |= {"params": flat(group["params"]), "copies": flat(group["copy_to"])}
     return found
 

@@ -50,6 +50,8 @@ def test_zero_grad_reads_as_ever(value):
     for again in (copy.deepcopy(read), pickle.loads(pickle.dumps(read)), opt.state_dict()["settings"]["zero_grad"]):
         assert again is value
     assert json.dumps(opt.state_dict()["settings"]["zero_grad"]) == json.dumps(value)
+    assert json.dumps(bool(read)) == json.dumps(value)
+    assert json.loads(json.dumps(read)) == value  # as a number
     other = ac.SGD(np.ones(3), zero_grad=read)
     assert other.zero_grad == value
     opt.zero_grad = not read
@@ -97,6 +99,21 @@ def test_keys_of_groups(cls, theirs, ours):
     assert theirs not in opt.param_groups[0]
 
 
+def test_arguments_of_calls():
+    opt = ac.SGD(np.ones(3))
+    with pytest.raises(TypeError, match=r"has no argument .learning_rate. .did you mean lr"):
+        ac.minimize(np.sum, np.ones(3), jac=np.ones_like, learning_rate=1)
+    for call in (
+        opt.step,
+        opt.accumulate,
+        opt.rebind,
+        opt.stepping,
+    ):  # Python's own, because a hint would slow down each call
+        assert "unexpected keyword argument 'learning_rate'" in told(
+            TypeError, lambda call=call: call(1, learning_rate=1)
+        )
+
+
 def test_a_setting_in_a_group():
     message = told(TypeError, lambda: ac.SGD([{"params": np.ones(3), "max_grad_norm": 1.0}]))
     assert "unknown option 'max_grad_norm' (it is of the optimizer as a whole)" in message
@@ -140,6 +157,13 @@ ATTRIBUTES = {
     "apply_gradients": "opt.step(grads)",
     "init": "opt.state",
     "iterations": "opt.t",
+    "beta_1": "opt.param_groups[0]['betas']",
+    "clipnorm": "opt.max_grad_norm",
+    "use_ema": "opt.param_groups[0]['ema_decay']",
+    "bounds": "opt.param_groups[0]['bounds']",
+    "rows": "opt.param_groups[0]['rows']",
+    "epsilon": "opt.param_groups[0]['eps']",
+    "alpha": "opt.param_groups[0]['lr']",
 }
 
 
@@ -155,6 +179,56 @@ def test_attributes_that_are_elsewhere(name):
         assert getattr(one, name, 5) == 5
     assert name not in dir(opt)
     assert told(AttributeError, lambda: getattr(ac.Adam, name)) == f"type object 'Adam' has no attribute {name!r}"
+
+
+def test_every_option_is_an_attribute_that_is_elsewhere():
+    for cls in (ac.SGD, ac.AdamW, ac.RMSprop, ac.Rprop):
+        opt = cls(np.ones(3))
+        for option in opt.param_groups[0]:
+            message = told(AttributeError, lambda opt=opt, option=option: getattr(opt, option))
+            assert f"(did you mean opt.param_groups[0][{option!r}]?)" in message
+
+
+OF_GROUPS = {
+    "lr": "opt.param_groups[1]['lr']",
+    "learning_rate": "opt.param_groups[1]['lr']",
+    "betas": "opt.param_groups[1]['betas']",
+    "params": "opt.param_groups[1]['params']",
+    "clipnorm": "opt.max_grad_norm",
+    "zero_grad": "opt.zero_grad",
+}
+
+
+@pytest.mark.parametrize("name", OF_GROUPS)
+def test_attributes_of_groups(name):
+    opt = ac.Adam([{"params": np.ones(3)}, {"params": np.ones(3)}])
+    group, place = opt.param_groups[1], OF_GROUPS[name]
+    assert told(AttributeError, lambda: getattr(group, name)) == (
+        f"'ParamGroup' object has no attribute {name!r} (did you mean {place}?)"
+    )
+    assert told(AttributeError, lambda: setattr(group, name, 0.5)) == (
+        f"a parameter group has no attribute {name!r} to assign; did you mean {place} = 0.5?"
+    )
+    assert not hasattr(group, name)
+    eval(place, {"opt": opt})  # it is there
+
+
+def test_attributes_of_groups_and_states_that_are_like_nothing():
+    opt = ac.Adam(np.ones(3))
+    group = opt.param_groups[0]
+    assert told(AttributeError, lambda: group.zzz) == "'ParamGroup' object has no attribute 'zzz'"
+    assert (
+        told(AttributeError, lambda: setattr(group, "zzz", 1)) == "a parameter group has no attribute 'zzz' to assign"
+    )
+    assert "'max_grad_norm' is not an option of Adam (it is of the optimizer as a whole: opt.max_grad_norm)" in told(
+        KeyError, lambda: group.__setitem__("max_grad_norm", 1.0)
+    )
+    assert told(AttributeError, lambda: opt.state.exp_avg).endswith("(did you mean opt.state['exp_avg']?)")
+    assert told(AttributeError, lambda: opt.state.zzz) == "'State' object has no attribute 'zzz'"
+    assert group.schedules == {}
+    for call in (pickle.dumps, copy.deepcopy, copy.copy):
+        assert "opt.state_dict() has its arrays" in told(TypeError, lambda call=call: call(opt.state))
+    pickle.dumps(opt.state_dict())
 
 
 def test_a_subclass_may_have_such_a_name():

@@ -156,7 +156,7 @@ def test_what_is_refused():
     ]:
         with pytest.raises(ValueError, match=message):
             in_backward(AdamW(net.parameters(), **options))
-    with pytest.raises(TypeError, match=r"takes an optimizer of adaptive_c\.torch, got a SGD"):
+    with pytest.raises(TypeError, match=r"takes an optimizer of adaptive_c\.torch, got an SGD"):
         in_backward(torch.optim.SGD(net.parameters(), lr=0.1))
     opt = AdamW(net.parameters())
     handle = in_backward(opt)

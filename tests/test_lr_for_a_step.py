@@ -127,10 +127,21 @@ WRONG = [
     (-1.0, ValueError, "param_groups[0]: at t=1 lr must be in [0, inf), got -1.0"),
     (np.nan, ValueError, "lr must be in [0, inf), got nan"),
     (1e39, ValueError, "lr=1e+39 is infinite in float32"),
-    ("x", TypeError, "lr must be a number, got 'x'"),
+    ("x", TypeError, "lr of a step must be a number, got 'x'"),
     (True, TypeError, "lr must be a number, got True"),
-    ([0.1], TypeError, "lr must be a number, got [0.1]"),
-    (s.constant(0.1), TypeError, "lr must be a number"),
+    (
+        [0.1],
+        TypeError,
+        "lr of a step must be a number, got [0.1]; a list of numbers is for parameters that are a list of",
+    ),
+    (
+        s.constant(0.1),
+        TypeError,
+        "got constant(base=0.1); pass lr=schedule(opt.t), or let all steps follow the schedule",
+    ),
+    (lambda t: 0.1, TypeError, "opt.param_groups[0]['lr'] = schedule"),
+    (np.array([0.1]), TypeError, "lr of a step must be a number, got an ndarray of shape (1,); pass float(lr)"),
+    (np.array([0.1, 0.2]), TypeError, "lr of a step must be a number, got an ndarray of shape (2,)"),
 ]
 
 
@@ -161,7 +172,9 @@ def test_a_list_that_does_not_fit_the_groups():
     opt = ac.SGD([{"params": np.ones(2)}, {"params": np.ones(2)}], lr=0.5)
     g = [np.ones(2), np.ones(2)]
     for lr in ([0.1], (0.1, 0.2, 0.3)):
-        with pytest.raises(ValueError, match=f"lr must be a number, or a list of one for each of the 2.*{len(lr)}"):
+        with pytest.raises(
+            ValueError, match=f"lr of a step must be a number, or a list of one for each of the 2.*{len(lr)}"
+        ):
             opt.step(g, lr=lr)
     with pytest.raises(ValueError, match=r"param_groups\[1\]: at t=0 lr must be in"):
         opt.step(g, lr=[0.1, -0.1])

@@ -104,7 +104,7 @@ BAD_GRADS = [
         TypeError,
         "grads is a list, not a numpy.ndarray; gradients come in the structure of the parameters, here one array",
     ),
-    ("float", lambda p: 1.0, TypeError, r"grads is a float.*np.asarray\(x, dtype\)"),
+    ("float", lambda p: 1.0, TypeError, r"grads is a float.*np.full\(\(4,\), x, 'float32'\)$"),
     ("the parameter", lambda p: p, ValueError, "grads shares memory with params; pass a copy"),
 ]
 
@@ -294,3 +294,123 @@ def test_every_message_is_one_sentence_without_the_machinery():
             ac.AdamW(make())
         assert not re.search(r"0x[0-9a-f]{4}|Py_buffer|\._", str(caught.value)), caught.value
         assert len(str(caught.value)) < 300
+
+
+# --- memory maps, complex numbers, numbers --------------------------------------------------------------------------
+
+
+def mapped(tmp_path, mode="r"):
+    """As joblib.Parallel hands arrays over 1 MB to its workers."""
+    np.save(tmp_path / "x.npy", np.ones((3, 2)))
+    return np.load(tmp_path / "x.npy", mmap_mode=mode)
+
+
+MAPS = {
+    "parameters": lambda x: ac.SGD(x),
+    "a view": lambda x: ac.SGD([np.ones(2), np.asarray(x)[1:]]),
+    "rebound": lambda x: ac.SGD(np.ones((3, 2))).rebind(x),
+    "a gradient": lambda x: ac.SGD(np.ones((3, 2)), zero_grad=True).step(x),
+    "of rows": lambda x: ac.SGD(np.ones((9, 2)), zero_grad=True).step(ac.Rows(np.array([1, 2, 1]), x)),
+    "copies": lambda x: ac.SGD(np.ones((3, 4), "f4"), copy_to=x.view("f4")),
+}
+
+
+@pytest.mark.parametrize("what", MAPS)
+def test_read_only_maps(what, tmp_path):
+    x = mapped(tmp_path)
+    with pytest.raises(
+        ValueError,
+        match=r"read-only.* it is a memory map: pass x\.copy\(\).*joblib\.Parallel.*Parallel\(max_nbytes=None\)",
+    ):
+        MAPS[what](x)
+    MAPS[what](x.copy())
+    MAPS[what](mapped(tmp_path, "r+"))
+    x = x.copy()
+    x.flags.writeable = False  # no map
+    with pytest.raises(
+        ValueError, match=r"read-only.* pass a writable array: x\.copy\(\), or x after x\.flags\.writeable = True"
+    ):
+        MAPS[what](x)
+
+
+def test_joblib_maps_large_arrays_and_the_remedy_works():
+    joblib = pytest.importorskip("joblib")
+    x = np.ones(200_000)
+
+    def work(x):
+        try:
+            ac.SGD(x).step(np.ones_like(x))
+        except ValueError as error:
+            return str(error)
+        return x
+
+    call = joblib.delayed(work)
+    (told,) = joblib.Parallel(n_jobs=2)([call(x)])
+    assert "params is read-only" in told
+    assert "Parallel(max_nbytes=None)" in told
+    (stepped,) = joblib.Parallel(n_jobs=2, max_nbytes=None)([call(x)])
+    assert (stepped < x).all()
+
+
+def test_complex_numbers():
+    z = np.array([1 + 2j, 3 - 4j])
+    with pytest.raises(TypeError, match=r"params has dtype complex128; parameters are real: pass z\.view\('float64'\)"):
+        ac.SGD(z)
+    with pytest.raises(TypeError, match=r"pass z\.view\('float32'\), which shares the memory of z"):
+        ac.SGD(z.astype("c8"))
+    opt = ac.SGD(z.view("float64"), lr=1.0)
+    with pytest.raises(
+        TypeError, match=r"grads has dtype complex128, .*x\.real\.astype\('float64'\); .*x\.view\('float64'\)"
+    ):
+        opt.step(z.copy())
+    opt.step(np.array([1 + 1j, 1 - 1j]).view("float64"))
+    assert (z == [0 + 1j, 2 - 3j]).all()
+    x = np.ones(2, "f4")
+    with pytest.raises(TypeError, match=r"x\.real\.astype\('float32'\)"):
+        ac.SGD(x, cast=True).step(z)
+    ac.SGD(x, lr=1.0).step(z.real.astype("float32"))
+    assert (x == [1, -1]).all()
+
+
+@pytest.mark.parametrize("cast", [True, False])
+def test_a_number_for_an_array(cast):
+    """cast=True is advised where it would help, and the array that is advised fits."""
+    for x in (np.ones(3, "f4"), np.ones((2, 2)), np.ones(1), np.ones(())):
+        opt = ac.SGD([x], cast=cast)
+        for number in (1.0, 1, np.float32(1), True):
+            if cast and x.size == 1 and isinstance(number, (float, np.floating)):
+                opt.step([number])
+                continue
+            with pytest.raises(TypeError) as caught:
+                opt.step([number])
+            told = str(caught.value)
+            assert told.startswith("grads[0] ")
+            assert ("cast=True" in told) == (x.size == 1 and isinstance(number, (float, np.floating)))
+            if "np.full" in told:
+                opt.step([eval(told[told.index("np.full") :].split(", or ")[0], {"np": np, "x": number})])
+
+
+def test_articles():
+    for x, name in (
+        (1, "an int"),
+        (1.5, "a float"),
+        (range(2), "a range"),
+        ((), "a tuple"),
+        (iter([]), "a list_iterator"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=name):
+            ac.SGD(np.ones(3)).step(x)
+        with pytest.raises((TypeError, ValueError), match=name):
+            ac.SGD([np.ones(3)]).step([x])
+    with pytest.raises(ValueError, match="got an int"):
+        ac.SGD([np.ones(3)]).step(3)
+    with pytest.raises(ValueError, match="got None"):
+        ac.SGD([np.ones(3)]).step(None)
+    with pytest.raises(ValueError, match="got an int"):
+        ac.SGD([{"params": np.ones(3)}, 3])
+    with pytest.raises(ValueError, match="got an int"):
+        ac.SGD([np.ones(3)], copy_to=3)
+    with pytest.raises(TypeError, match="got an int"):
+        ac.flatten(3)
+    with pytest.raises(TypeError, match="array 1 is an int"):
+        ac.flatten([np.ones(3), 1])

@@ -26,7 +26,9 @@ def check_rule(name, params, make_grads, options, more):
         opt.step([x * 3 for x in g])
         opt.rollback()
         assert_same(everything(opt), before)
-        with pytest.raises(ValueError, match=r"there is no step to undo: .*once"):
+        with pytest.raises(
+            ValueError, match="there is no step to undo: the last one is undone already, and one before it is not kept"
+        ):
             opt.rollback()
         assert_same(everything(opt), before)
         g = [None if t == 1 and i % 2 else x for i, x in enumerate(g)]
@@ -352,4 +354,34 @@ def test_nothing_is_undone_after_a_load_that_broke_off():
     with pytest.raises(OSError, match="no more"):
         opt.load_state_dict(state)
     with pytest.raises(ValueError, match="there is no step to undo"):
+        opt.rollback()
+
+
+REASONS = {
+    "nothing": (lambda opt: None, "no step was made yet"),
+    "twice": (lambda opt: (opt.step(np.ones((4, 2))), opt.rollback()), "the last one is undone already"),
+    "a load": (lambda opt: (opt.step(np.ones((4, 2))), opt.load_state_dict(opt.state_dict())), "a load came after"),
+    "rebind": (lambda opt: (opt.step(np.ones((4, 2))), opt.rebind(np.ones((4, 2)))), "other arrays took the place"),
+    "a group": (
+        lambda opt: (opt.step(np.ones((4, 2))), opt.add_param_group({"params": np.ones(2)})),
+        "a group was added",
+    ),
+    "rows": (
+        lambda opt: (opt.step(ac.Rows(np.array([1]), np.ones((1, 2)))), opt.catch_up()),
+        "rows that had missed steps were brought up to date",
+    ),
+    "rebind before": (lambda opt: opt.rebind(np.ones((4, 2))), "no step was made yet"),
+    "and more": (
+        lambda opt: (opt.step(np.ones((4, 2))), opt.rollback(), opt.rebind(np.ones((4, 2)))),
+        "the last one is undone already",
+    ),
+}
+
+
+@pytest.mark.parametrize("why", REASONS)
+def test_the_refusal_says_why_there_is_nothing_to_undo(why):
+    opt = ac.SGD(np.ones((4, 2)), lr=0.1, keep_undo=True, rows="exact")
+    call, message = REASONS[why]
+    call(opt)
+    with pytest.raises(ValueError, match=f"there is no step to undo: {message}"):
         opt.rollback()

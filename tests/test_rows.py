@@ -1,11 +1,25 @@
 """Rows: a gradient of a few rows steps these as a dense one would, and leaves everything else alone."""
 
+import copy
+import pickle
+
 import numpy as np
 import pytest
 from cases import IDS, PAIRS
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import CHUNK, assert_same, assert_same_bits, build, everything, gradients, random_state, spec, step_range
+from support import (
+    CHUNK,
+    assert_same,
+    assert_same_bits,
+    build,
+    child,
+    everything,
+    gradients,
+    random_state,
+    spec,
+    step_range,
+)
 from test_formats import allocate, every_format, every_rule, shared
 
 import adaptive_c as ac
@@ -487,3 +501,42 @@ def test_what_it_shows():
     assert repr(ac.Rows(TWO, ONES)) == "Rows(2 indices, values of shape (2, 3), float64)"
     assert repr(ac.Rows(TWO, ONES[:1], offsets=TWO[:1])) == "Rows(2 indices in 1 bags, values of shape (1, 3), float64)"
     assert len(ac.Rows(TWO, ONES)) == 2
+
+
+@pytest.mark.parametrize("form", ["plain", "bags", "weighted", "weights"])
+def test_pickled_and_copied(form):
+    """As gradients are sent from one process to another: the same numbers, and a gradient with the same bits."""
+    rows = draw(np.random.default_rng(2), (9, 4), "float64", 5, form)
+    own = [pickle.loads(pickle.dumps(rows, protocol)) for protocol in range(2, pickle.HIGHEST_PROTOCOL + 1)]
+    for again in (*own, copy.deepcopy(rows), copy.copy(rows), joined(rows)):
+        assert type(again) is ac.Rows
+        for name in ("indices", "values", "offsets", "weights"):
+            assert_same(getattr(again, name), getattr(rows, name))
+        p, q = np.ones((9, 4)), np.ones((9, 4))
+        ac.Adam(p).step(rows)
+        ac.Adam(q).step(again)
+        assert_same_bits(p, q)
+    assert copy.copy(rows).values is rows.values
+    assert copy.deepcopy(rows).values is not rows.values
+    assert b"adaptive_c._v" not in pickle.dumps(rows)  # another machine may load another build
+    assert b"_baseline" not in pickle.dumps(rows)
+
+
+def joined(rows):
+    """What comes back from another process, which has not used an optimizer."""
+    sent = pickle.dumps(rows).hex()
+    return pickle.loads(
+        bytes.fromhex(child(f"import pickle; print(pickle.dumps(pickle.loads(bytes.fromhex('{sent}'))).hex())"))
+    )
+
+
+def test_all_arrays_in_their_order():
+    indices, values = np.array([1, 0, 1]), np.ones((2, 4))
+    offsets, weights = np.array([0, 2]), np.array([1.0, 2.0, 3.0])
+    assert_same_bits(ac.Rows(indices, values, offsets, weights).weights, weights)
+    p, q = np.ones((9, 4)), np.ones((9, 4))
+    ac.SGD(p).step(ac.Rows(indices, values, offsets))
+    ac.SGD(q).step(ac.Rows(indices, values, offsets=offsets))
+    assert_same_bits(p, q)
+    with pytest.raises(TypeError, match="offsets must be int32 or int64, got float64"):
+        ac.Rows(indices, np.ones((3, 4)), weights)

@@ -1,9 +1,12 @@
 """rows="exact": after catch_up, everything has the bits of dense steps whose other rows were 0."""
 
+import copy
+
 import numpy as np
 import pytest
 from cases import IDS, PAIRS
-from support import assert_same, assert_same_bits, build, everything, gradients
+from support import assert_same, assert_same_bits, build, gradients
+from support import everything as all_of_it
 from test_formats import allocate, every_format, every_rule, shared
 from test_rows import dense, draw
 
@@ -26,6 +29,10 @@ def steps(rng, dtype, n, dense_at=()):
         else:
             rows = draw(rng, SHAPE, wide, 5, form=("plain", "weighted")[t % 2])
             yield [rows, beside], [dense(rows, SHAPE, wide)[0], beside]
+
+
+def everything(opt):
+    return all_of_it(opt, "rows")
 
 
 def settled(opt):
@@ -187,7 +194,7 @@ def test_reading_and_saving_catch_up_by_themselves(tmp_path):
         assert_same(settled(new), everything(whole))
 
     def state_dict(opt, whole):
-        assert_same(opt.state_dict(), whole.state_dict())
+        assert_same(everything(opt), everything(whole))
 
     for check in (averages, save, state_dict):
         run(check)
@@ -322,3 +329,99 @@ def test_the_option():
         opt.param_groups[0]["rows"] = "lazy"
     with pytest.raises(ValueError, match="rows must be 'lazy' or 'exact', got 'dense'"):
         ac.SGD(np.ones((2, 2)), rows="dense")
+
+
+# --- the option may change ---------------------------------------------------------------------------------------------
+
+
+def by_rows(rng, n):
+    return [ac.Rows(rng.integers(0, 9, 3), rng.normal(size=(3, 2))) for _ in range(n)]
+
+
+def stepped(opt, grads):
+    for g in grads:
+        opt.step(g)
+    opt.catch_up()
+    return opt.param_groups[0]["params"].copy()
+
+
+@pytest.mark.parametrize("first", ["lazy", "exact"])
+@pytest.mark.parametrize("way", ["file", "state_dict", "assigned"])
+def test_a_run_goes_on_as_the_one_that_was_saved(first, way, tmp_path):
+    """`rows` is an option like others, which a load takes from what was saved; lazy and exact runs differ."""
+    second = "exact" if first == "lazy" else "lazy"
+    rng = np.random.default_rng(6)
+    before, after = by_rows(rng, 5), by_rows(rng, 5)
+    start = rng.normal(size=(9, 2))
+
+    def make(rows):
+        return ac.AdamW(start.copy(), lr=0.1, rows=rows, keep_undo=True)
+
+    opt, straight, other = make(first), make(first), make(second)
+    stepped(opt, before)
+    want = stepped(straight, [*before, *after])
+    if way == "assigned":
+        opt.param_groups[0]["rows"] = second  # and there it goes on as the other kind
+        other.load_state_dict(opt.state_dict())
+        other.param_groups[0]["params"][...] = opt.param_groups[0]["params"]
+        assert_same_bits(stepped(opt, after), stepped(other, after))
+        assert not np.array_equal(opt.param_groups[0]["params"], want)
+        return
+    stepped(other, by_rows(rng, 2))
+    for g in by_rows(rng, 2):
+        other.step(g)  # rows lag, where it is exact
+    if way == "file":
+        opt.save(tmp_path / "a")
+        other.load(tmp_path / "a")
+    else:
+        other.load_state_dict(opt.state_dict())
+        other.param_groups[0]["params"][...] = opt.param_groups[0]["params"]
+    assert other.param_groups[0]["rows"] == first
+    assert_same_bits(stepped(other, after), want)
+
+
+def test_rows_that_lag_catch_up_when_the_option_is_assigned():
+    p, q = np.ones((4, 2)), np.ones((4, 2))
+    opt, whole = (ac.AdamW(x, lr=0.1, rows="exact", keep_undo=True) for x in (p, q))
+    for i in (0, 1):
+        for one in (opt, whole):
+            one.step(ac.Rows(np.array([i]), np.ones((1, 2))))
+    opt.param_groups[0]["rows"] = "lazy"
+    whole.catch_up()
+    assert_same_bits(p, q)
+    with pytest.raises(
+        ValueError, match="there is no step to undo: rows that had missed steps were brought up to date"
+    ):
+        opt.rollback()
+    for rows, i in (
+        ("lazy", 2),
+        ("lazy", 3),
+        ("exact", 1),
+        ("exact", 2),
+        ("lazy", 0),
+    ):  # nothing is noted or left behind
+        opt.param_groups[0]["rows"] = rows
+        before = everything(opt)
+        opt.step(ac.Rows(np.array([i]), np.ones((1, 2))))
+        opt.rollback()
+        assert_same(everything(opt), before)
+        opt.step(ac.Rows(np.array([i]), np.ones((1, 2))))
+
+
+def test_what_rows_may_not_be():
+    opt = ac.Adam(np.ones((4, 2), "f4"), state_dtype="uint8")
+    with pytest.raises(ValueError, match=r"param_groups\[0\]: rows='exact' is refused with state_dtype='uint8'"):
+        opt.param_groups[0]["rows"] = "exact"
+    state = copy.deepcopy(opt.state_dict())
+    state["groups"][0]["options"]["rows"] = "exact"
+    with pytest.raises(ValueError, match="group 0: rows='exact' is refused with state_dtype='uint8'"):
+        opt.load_state_dict(state)
+    with pytest.raises(ValueError, match=r"param_groups\[0\]: rows must be 'lazy' or 'exact', got 'all'"):
+        opt.param_groups[0]["rows"] = "all"
+    assert opt.param_groups[0]["rows"] == "lazy"
+    del state["groups"][0]["options"]["rows"]  # as files of earlier versions are: the option stays
+    exact = ac.Adam(np.ones((4, 2)), rows="exact")
+    state = exact.state_dict()
+    del state["groups"][0]["options"]["rows"]
+    exact.load_state_dict(state)
+    assert exact.param_groups[0]["rows"] == "exact"

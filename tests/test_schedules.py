@@ -935,7 +935,7 @@ def test_names_from_dicts_in_state_average_and_messages():
 
 
 BAD_GROUPS = [
-    ("not a dict", lambda p: np.ones(3), ValueError, r"params\[1\] must be a dict with 'params', as every group is; got a ndarray"),
+    ("not a dict", lambda p: np.ones(3), ValueError, r"params\[1\] must be a dict with 'params', as every group is; got an ndarray"),
     ("no params", lambda p: {"lr": 0.1}, ValueError, r"params\[1\] must be a dict with 'params'"),
     ("empty", lambda p: {"params": []}, ValueError, r"params\[1\] is empty"),
     ("unknown option", lambda p: {"params": np.ones(3), "rate": 1}, TypeError, r"params\[1\] has the unknown option 'rate'"),

@@ -1,5 +1,6 @@
 """sum_to_one: rows of the last axis that are divided by their sums, or projected onto the simplex, behind each step."""
 
+import copy
 import math
 
 import numpy as np
@@ -432,3 +433,35 @@ def test_a_tensor_can_not_have_it():
 
     with pytest.raises(TypeError, match="no argument 'sum_to_one' for tensors: it is for arrays"):
         SGD([torch.nn.Parameter(torch.ones(2, 3))], lr=0.1, sum_to_one=True)
+
+
+@pytest.mark.parametrize("way", ["load", "assign"])
+def test_its_memory_is_there_before_anything_is_written(way, monkeypatch):
+    """With stochastic rounding it needs some: a load that switches it on and gets none changes nothing."""
+    rng = np.random.default_rng(0)
+
+    def make(lr, mode):
+        rows = rng.dirichlet(np.ones(5), 60).astype("float16")
+        groups = [{"params": np.ones(7, "float16"), "lr": lr}, {"params": rows, "sum_to_one": mode}]
+        made = ac.Adam(groups, rounding="stochastic", keep_undo=True)
+        made.step([np.ones(7, "float16"), rng.normal(size=(60, 5)).astype("float16")])
+        return made
+
+    saved, opt = make(0.2, True), make(0.1, False)
+    before, state, empty = everything(opt), copy.deepcopy(saved.state_dict()), np.empty
+
+    def too_large(shape, *args, **more):
+        if shape == 300:
+            raise MemoryError
+        return empty(shape, *args, **more)
+
+    monkeypatch.setattr(np, "empty", too_large)
+    assign = opt.param_groups[1].__setitem__
+    call = (lambda: opt.load_state_dict(state)) if way == "load" else (lambda: assign("sum_to_one", True))
+    with pytest.raises(MemoryError):
+        call()
+    monkeypatch.undo()
+    assert_same(everything(opt), before)
+    opt.rollback()  # there is still what undoes the step
+    opt.load_state_dict(state)
+    assert opt.param_groups[1]["sum_to_one"] == "divide"

@@ -218,3 +218,29 @@ def test_what_it_can_not_go_with():
     opt.rebind(new)
     opt.step(target=np.zeros(3, "f4"))
     assert not new.any()
+
+
+@pytest.mark.parametrize("more", [{}, {"max_grad_norm": 1.0}, {"on_nonfinite": "raise"}])
+@pytest.mark.parametrize("wrong", ["shape", "count"])
+def test_a_refused_target_leaves_the_rollback_of_the_step_before(more, wrong):
+    """Rows that lag would be brought up to date for it, after which nothing could be undone: only a step may do that."""
+    w = np.ones((4, 2))
+    opt = ac.Adam([w, np.ones(2)], lr=0.1, rows="exact", keep_undo=True, **more)
+    before = w.copy()
+    opt.step([ac.Rows(np.array([1]), np.ones((1, 2))), np.ones(2)])
+    stepped = w.copy()
+    target, count = np.zeros((4, 3 if wrong == "shape" else 2)), opt.state["step"][1]
+    count[...] = -1 if wrong == "count" else 1
+    with pytest.raises(ValueError, match=r"has shape" if wrong == "shape" else "the count of steps"):
+        opt.step(target=[target, np.zeros(2)])
+    assert (w == stepped).all()
+    count[...] = 1
+    opt.rollback()
+    assert (w == before).all()
+    opt.step([ac.Rows(np.array([1]), np.ones((1, 2))), np.ones(2)])
+    if more:
+        with pytest.raises(ValueError, match=r"rows have missed steps, .* call catch_up\(\) before it"):
+            opt.step(target=[np.zeros((4, 2)), None])
+        opt.catch_up()
+    opt.step(target=[np.zeros((4, 2)), None])
+    assert opt.t == 2

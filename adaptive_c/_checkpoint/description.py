@@ -255,6 +255,8 @@ def _prepare(run: Run, d: Any, where: str, parameters: bool) -> Callable[[], Non
     ]
     if pending:
         plan.need_sums(plan.groups)
+    for group, (changes, _, _) in zip(run.groups, work, strict=True):
+        group.bound.make_room(changes)
 
     def write() -> None:  # from here on nothing is refused
         plan.forget()

@@ -7,11 +7,13 @@ from typing import Any, Never
 
 import numpy as np
 
-from .habits import meant
+from .._native import core
+from .habits import meant, place_of
 from .layout import Layout
 from .options import (
     OPTIONS,
     RANGES,
+    SETTINGS,
     Number,
     check_bounds,
     check_followed,
@@ -66,11 +68,6 @@ def check_formats(rule: Rule, options: Mapping[str, Any], dtype: str, where: str
         name = "master" if master else "rounding"
         raise ValueError(f"{where}{name}={options[name]!r} is for float16 and bfloat16 parameters; these are "
                          f"{dtype}: drop it, or give their group {name}=None")  # fmt: skip
-    if options["rows"] == "exact" and state == "uint8":
-        raise ValueError(
-            f"{where}rows='exact' is refused with state_dtype='uint8', whose blocks of 256 elements are encoded as a "
-            "whole, so that no row can catch up alone; use 'bfloat16', or rows='lazy'"
-        )
     if state and dtype == "float64":
         raise ValueError(f"{where}state_dtype={state!r} is refused for float64 parameters, which would be no more "
                          "exact than their state; drop it, or give their group state_dtype=None")  # fmt: skip
@@ -149,12 +146,29 @@ class ParamGroup(MutableMapping[str, Any]):
             raise KeyError(self._unknown(name))
         where = f"param_groups[{self.index}]: "
         while not self.bound.commit_if(self.bound.version, *self.checked({name: value}, self._plan.t, where)):
-            if name in ("bounds", "sum_to_one"):  # rows may have missed steps with the old ones
+            if name in ("bounds", "sum_to_one", "rows"):  # rows may have missed steps with the old ones
                 self._plan.catch_up()
             # or another thread has assigned an option meanwhile
 
+    def __getattr__(self, name: str) -> Never:  # of what a group does not have
+        place = self._place_of(name)
+        hint = f" (did you mean {place}?)" if place else ""
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}{hint}")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if "_options" in vars(self):  # it is complete
+            place = self._place_of(name)
+            hint = f"; did you mean {place} = {value!r}?" if place else ""
+            raise AttributeError(f"a parameter group has no attribute {name!r} to assign{hint}")
+        object.__setattr__(self, name, value)
+
+    def _place_of(self, name: str) -> str:
+        held = vars(self)
+        return place_of(name, ("params", *held.get("_options", ())), SETTINGS, held.get("index", 0))
+
     def _unknown(self, name: Any) -> str:
-        hint = meant(name, self._options)
+        place = "" if name in self._options else place_of(name, (), SETTINGS)
+        hint = meant(name, self._options) or (f" (it is of the optimizer as a whole: {place})" if place else "")
         return f"{name!r} is not an option of {self.rule.label}{hint}; it has {', '.join(self._options)}"
 
     def checked(self, changes: Mapping[str, Any], t: int, where: str) -> tuple[dict[str, Any], Any]:
@@ -245,7 +259,8 @@ class ParamGroup(MutableMapping[str, Any]):
                                 "rounded twice; use float32")  # fmt: skip
             flags = copy.flags
             if not (flags.c_contiguous and flags.writeable and flags.aligned and copy.dtype.isnative):
-                raise ValueError(f"{label} must be C-contiguous, writable, aligned and in native byte order")
+                remedy = "" if flags.writeable else f"; it is read-only: {core.writable(copy)}"
+                raise ValueError(f"{label} must be C-contiguous, writable, aligned and in native byte order{remedy}")
             copies.append(copy)
             kind = kind_here
         self.bound.attach_copies(kind, tuple(copies))

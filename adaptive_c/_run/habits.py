@@ -3,6 +3,8 @@
 from collections.abc import Container, Iterable
 from typing import Any, Never
 
+from .options import OPTIONS, SETTINGS
+
 
 def _table(text: str) -> dict[str, list[str]]:
     """Lines of "theirs theirs: ours ours" as a dict with an entry for each of theirs."""
@@ -143,11 +145,11 @@ _ATTRIBUTES = {
 }
 
 
-def place_of(name: str, options: Container[str], settings: Container[str]) -> str:
+def place_of(name: str, options: Container[str], settings: Container[str], group: int = 0) -> str:
     """Where an optimizer has the option that is called so, here or in another library; nothing if there is none."""
     for option in (name, *_OPTIONS.get(name, ())):
         if option in options:
-            return f"opt.param_groups[0][{option!r}]"
+            return f"opt.param_groups[{group}][{option!r}]"
         if option in settings:
             return f"opt.{option}"
     return ""
@@ -166,7 +168,7 @@ class _Elsewhere:
         if optimizer is None:
             raise AttributeError(f"type object {owner.__name__!r} has no attribute {self._name!r}")
         run = vars(optimizer).get("_run")  # which an optimizer lacks that was unpickled and not used yet
-        place = _ATTRIBUTES.get(self._name) or place_of(self._name, run.defaults if run else ("lr",), ())
+        place = _ATTRIBUTES.get(self._name) or place_of(self._name, run.defaults if run else ("lr",), SETTINGS)
         hint = f" (did you mean {place}?)" if place else ""
         raise AttributeError(f"{owner.__name__!r} object has no attribute {self._name!r}{hint}")
 
@@ -178,5 +180,5 @@ class Habits:
         return [name for name in super().__dir__() if not isinstance(vars(Habits).get(name), _Elsewhere)]
 
 
-for _name in (*_ATTRIBUTES, "lr", "learning_rate", "betas", "eps", "weight_decay", "momentum"):
+for _name in {**_ATTRIBUTES, **_OPTIONS, **OPTIONS}:
     setattr(Habits, _name, _Elsewhere(_name))

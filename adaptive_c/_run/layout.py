@@ -1,13 +1,12 @@
-"""Structure and flat: the arrays of a group as the caller cut them, and as one line of elements.
-
-This module knows NumPy only.
-"""
+"""Structure and flat: the arrays of a group as the caller cut them, and as one line of elements."""
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
+
+from .._native import core
 
 Array = np.ndarray[Any, Any]
 
@@ -83,16 +82,18 @@ class Layout:
         elif self.keys is None:
             given = tuple(arrays) if isinstance(arrays, (list, tuple)) else None
             if given is None or len(given) != len(self.arrays):
-                got = type(arrays).__name__ if given is None else f"{type(arrays).__name__} of {len(given)}"
+                of = "" if given is None else f" of {len(given)}"
                 raise ValueError(
-                    f"{name} must be a list of {len(self.arrays)} arrays, as the parameters are; got a {got}"
+                    f"{name} must be a list of {len(self.arrays)} arrays, as the parameters are; got "
+                    f"{core.an(type(arrays).__name__)}{of}"
                 )
             items = [(array, f"{name}[{i}]") for i, array in enumerate(given)]
         else:
             items = [(arrays, name)]
         for param, (array, label) in zip(self.arrays, items, strict=True):
-            if type(array) not in (np.ndarray, np.memmap) or array.shape != param.shape:
-                got = f"shape {array.shape}" if type(array) in (np.ndarray, np.memmap) else type(array).__name__
+            plain = type(array) in (np.ndarray, np.memmap)
+            if not plain or array.shape != param.shape:
+                got = f"shape {array.shape}" if plain else core.an(type(array).__name__)
                 raise ValueError(f"{label} must be an array of its parameter's shape, {param.shape}, got {got}")
         return [(param, array, label) for param, (array, label) in zip(self.arrays, items, strict=True)]
 
@@ -172,11 +173,11 @@ def flatten(arrays: Mapping[Any, Any] | Sequence[Any], like: Array | None = None
     array([0., 0., 0., 0., 0., 0., 1., 1., 1.])
     """
     if not isinstance(arrays, (Mapping, list, tuple)):
-        raise TypeError(f"arrays must be a dict, list or tuple of arrays, got {type(arrays).__name__}")
+        raise TypeError(f"arrays must be a dict, list or tuple of arrays, got {core.an(type(arrays).__name__)}")
     parts = list(arrays.values()) if isinstance(arrays, Mapping) else list(arrays)
     for i, part in enumerate(parts):
         if not isinstance(part, np.ndarray) or isinstance(part, np.ma.MaskedArray):
-            raise TypeError(f"array {i} is a {type(part).__name__}, not a numpy.ndarray; pass np.asarray(x)")
+            raise TypeError(f"array {i} is {core.an(type(part).__name__)}, not a numpy.ndarray; pass np.asarray(x)")
         if part.dtype != parts[0].dtype:
             raise TypeError(f"array {i} has dtype {part.dtype}, array 0 {parts[0].dtype}; convert one with x.astype")
     size = sum(part.size for part in parts)

@@ -196,7 +196,7 @@ OPTIONS: dict[str, Option] = {
     "ema_decay": Option(_closed, movable=True, shared=True, optional=True),
     "bounds": Option(anything, shared=True),
     "sum_to_one": Option(_sum_to_one, shared=True),
-    "rows": Option(Choice("lazy", "exact"), fixed=True, shared=True),
+    "rows": Option(Choice("lazy", "exact"), shared=True),
     "copy_to": Option(anything, fixed=True, shared=True),
     "state_dtype": Option(Format("float32", "bfloat16", "uint8"), fixed=True, shared=True, optional=True),
     "master": Option(Format("float32"), fixed=True, shared=True, optional=True),
@@ -398,15 +398,15 @@ def check_together(options: Mapping[str, Any], where: str) -> None:
             given = " and ".join(f"{name}={options[name]!r}" for name in ("momentum", "dampening") if name in options)
             raise ValueError(f"{where}nesterov=True needs momentum > 0 and dampening 0, got {given}")
     if options.get("centered") and options.get("second_moment") == "row":
-        raise ValueError(
-            f"{where}centered=True is refused with second_moment='row': the mean square of a row less the square of "
-            "one element's mean is no variance; drop one of them"
-        )
+        raise ValueError(f"{where}centered=True is refused with second_moment='row': the mean square of a row less the "
+                         "square of one element's mean is no variance; drop one of them")  # fmt: skip
+    if options["rows"] == "exact" and options["state_dtype"] == "uint8":
+        raise ValueError(f"{where}rows='exact' is refused with state_dtype='uint8', whose blocks of 256 elements are "
+                         "encoded as a whole, so that no row catches up alone; use 'bfloat16' or "
+                         "rows='lazy'")  # fmt: skip
     if options.get("second_moment") == "row" and options["rows"] == "exact" and options["sum_to_one"]:
-        raise ValueError(
-            f"{where}sum_to_one={options['sum_to_one']!r} is refused with rows='exact' and second_moment='row' "
-            "together; drop one of the three"
-        )
+        raise ValueError(f"{where}sum_to_one={options['sum_to_one']!r} is refused with rows='exact' and "
+                         "second_moment='row' together; drop one of the three")  # fmt: skip
 
 
 def observed(options: Mapping[str, Any], t: int, metric: float) -> dict[str, Any]:

@@ -149,7 +149,7 @@ class Run:
         """A group's options, its layout, and its arrays bound, which checks them."""
         place = where or "params"
         if not isinstance(spec, dict) or "params" not in spec:
-            got = f"the keys {', '.join(map(repr, spec))}" if isinstance(spec, dict) else f"a {type(spec).__name__}"
+            got = f"the keys {', '.join(map(repr, spec))}" if isinstance(spec, dict) else core.an(type(spec).__name__)
             raise ValueError(f"{place} must be a dict with 'params', as every group is; got {got}")
         given = {**defaults, **{name: value for name, value in spec.items() if name != "params"}}
         if unknown := [name for name in given if name not in self.defaults]:

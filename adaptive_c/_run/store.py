@@ -1,7 +1,7 @@
 """All that a group holds, flat, in the order of its parameter space, by name."""
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Never
 
 import numpy as np
 
@@ -136,6 +136,10 @@ class State(Mapping[str, Any]):
             raise KeyError(f"{name!r} is no state of this optimizer; it has {', '.join(self) or 'none'}")
         return found
 
+    def __getattr__(self, name: str) -> Never:
+        hint = f" (did you mean opt.state[{name!r}]?)" if "_run" in vars(self) and name in self else ""
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}{hint}")
+
     def __iter__(self) -> Iterator[str]:
         stores = [group.store for group in self._run.groups]
         names = [x for name in stores[0].slots for x in (name, f"{name}_scale")] + ["master"]
@@ -144,6 +148,10 @@ class State(Mapping[str, Any]):
 
     def __len__(self) -> int:
         return len(list(iter(self)))
+
+    def __reduce_ex__(self, protocol: Any) -> Never:
+        raise TypeError("opt.state can't be pickled or copied: it belongs to its optimizer; opt.state_dict() has its "
+                        "arrays, and the optimizer itself can be pickled and deep-copied")  # fmt: skip
 
     def __repr__(self) -> str:
         return f"<state: {', '.join(self)}>"

@@ -1,7 +1,8 @@
 """The page: widgets, and what follows from their values."""
 
 import html
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +13,7 @@ from bokeh.layouts import column, row
 from bokeh.models import (
     Button,
     CategoricalSlider,
+    ColumnDataSource,
     CustomJS,
     Div,
     NumericInput,
@@ -29,7 +31,7 @@ from ..figures.problems import PLANE, Trace
 from .expression import ExpressionError
 from .settings import LANES, MOST_STEPS, NUMBERS, SCHEDULES, Lane, Settings, defaults, reads_lr_once
 from .updates import Amplification, FirstUpdates
-from .views import Course, Errors, State, Surface, grid
+from .views import Courses, Errors, State, Surface, grid
 
 # What the sliders offer; a link may hold any number, which is then offered too.
 _RATES = [float(f"{digits}e{decade}") for decade in range(-5, 1)
@@ -38,6 +40,7 @@ _DECAYS = [0.0, 0.3, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.97, 0.98, 0.99, 0.99
 _EPS = [0.0, 1e-16, 1e-12, 1e-10, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0]
 OFFERED = {"lr": _RATES, "beta1": _DECAYS, "beta2": _DECAYS, "alpha": [*_DECAYS, 1.0], "rho": [*_DECAYS, 1.0],
            "eps": _EPS, "momentum": _DECAYS}  # fmt: skip
+Later = Callable[[Callable[[], None]], Any]
 OWN, NONE = "a function of your own", "none"
 FIRST = Settings(
     lanes=(Lane("RMSprop", {"lr": 0.5, "alpha": 0.9}), Lane("SGD", {"lr": 0.02}), Lane("Adam", {"lr": 1.0}))
@@ -86,10 +89,12 @@ class LaneWidgets:
 class Page:
     """One visitor's page: `root` is what a document shows."""
 
-    def __init__(self, settings: Settings = FIRST, complaint: str = "") -> None:
-        self.settings = settings
+    def __init__(self, settings: Settings = FIRST, complaint: str = "", later: Later = lambda call: call()) -> None:
+        self.settings, self.later = settings, later
+        self.window: Any = settings.window
         self.traces: list[Trace | None] = [None] * len(LANES)
         self.quiet = False  # while widgets are changed from here
+        self.waiting = False  # while there are changes that are not drawn yet
         self.lanes = [LaneWidgets(name) for name in LANES]
         self.ready = Select(title="function", options=[*PLANE, OWN], name="ready")
         self.formula = TextInput(title="E(w1, w2) =", name="formula", width=320)
@@ -98,39 +103,42 @@ class Page:
                       for i in range(2)]  # fmt: skip
         self.steps = Slider(title="iterations", start=1, end=MOST_STEPS, value=1, step=1, name="steps")
         self.notes = Div(name="notes", width=320)  # about everything else
-        self.query = TextInput(name="query", visible=False)  # the link's part behind the question mark
+        # The link's part behind the question mark, and the code, for the buttons that copy them.
+        self.texts = ColumnDataSource({"query": [""], "code": [""]}, name="texts")
         self.code = PreText(name="code", width=900)
         self.beta = Slider(title="beta", start=0, end=1, value=0.9, step=0.01, name="beta", width=400)
 
-        self.courses = [Course(i) for i in range(len(LANES))]
+        self.courses = Courses()
         self.iterations = Range1d(0, 1)
         self.surface = Surface(self.courses)
         self.errors = Errors(self.courses, self.iterations, self.surface)
         self.state, self.first = State(self.courses, self.iterations), FirstUpdates(self.courses)
         self.amplification = Amplification()
-        self.root = row(self._controls(), self._views())
+        self.views = self._views()
+        self.root = row(self._controls(), self.views)
         self._put(settings)
         self._wire()
         self._draw(settings, everything=True)
-        self.amplification.show(self.beta.value)
         if complaint:
             self._complain(complaint)
 
     def _controls(self) -> Any:
         link, code = Button(label="copy the link", name="copy link"), Button(label="copy the code", name="copy code")
         copied = "; cb_obj.label = 'copied'; setTimeout(() => { cb_obj.label = label }, 1500)"
-        link.js_on_click(CustomJS(args={"query": self.query}, code=
+        link.js_on_click(CustomJS(args={"texts": self.texts}, code=
             "const label = 'copy the link'; navigator.clipboard.writeText("
-            f"location.origin + location.pathname + '?' + query.value){copied}"))  # fmt: skip
-        code.js_on_click(CustomJS(args={"code": self.code}, code=
-            f"const label = 'copy the code'; navigator.clipboard.writeText(code.text){copied}"))  # fmt: skip
-        self.query.js_on_change("value", CustomJS(code="history.replaceState(null, '', '?' + cb_obj.value)"))
+            f"location.origin + location.pathname + '?' + texts.data.query[0]){copied}"))  # fmt: skip
+        code.js_on_click(CustomJS(args={"texts": self.texts}, code=
+            f"const label = 'copy the code'; navigator.clipboard.writeText(texts.data.code[0]){copied}"))  # fmt: skip
+        self.texts.js_on_change("data", CustomJS(code=  # browsers allow a few changes of the address per second
+            "clearTimeout(window.address); window.address = setTimeout(() => "
+            "history.replaceState(null, '', '?' + cb_obj.data.query[0]), 200)"))  # fmt: skip
         self.panels = [TabPanel(child=lane.layout, title=name) for name, lane in zip(LANES, self.lanes, strict=True)]
         lanes = Tabs(tabs=self.panels, name="lanes")
         hint = Div(text="A click on the surface moves the start. A click in a legend hides or shows. "
                         "Hover over a point for its numbers.", width=320)  # fmt: skip
         return column(self.ready, self.formula, self.trouble, row(*self.start), self.steps, lanes, self.notes,
-                      row(link, code), hint, self.query, width=340)  # fmt: skip
+                      row(link, code), hint, width=340)  # fmt: skip
 
     def _views(self) -> Any:
         panels = {
@@ -143,14 +151,14 @@ class Page:
 
     def _wire(self) -> None:
         for lane in self.lanes:
-            lane.rule.on_change("value", lambda attr, old, new, lane=lane: self._changed(lane))
+            lane.rule.on_change("value", lambda attr, old, new, lane=lane: self._choose(lane))
             for widget in lane.all[1:]:
                 widget.on_change("value", lambda attr, old, new: self._changed())
-        for widget in (self.formula, *self.start, self.steps):
+        for widget in (self.formula, *self.start, self.steps, self.beta):
             widget.on_change("value", lambda attr, old, new: self._changed())
+        self.views.on_change("active", lambda attr, old, new: self._draw_tab())
         self.ready.on_change("value", lambda attr, old, new: self._take(new))
-        self.beta.on_change("value", lambda attr, old, new: self.amplification.show(min(max(float(new), 0.0), 1.0)))
-        self.surface.figure.on_event(Tap, lambda event: self._begin(event.x, event.y))
+        self.surface.figure.on_event(Tap, self._begin)
         self.surface.figure.on_event(RangesUpdate, self._look)
 
     # --- from the widgets to the settings, and back -------------------------------------------------------------
@@ -158,26 +166,37 @@ class Page:
     def _read(self) -> Settings:
         start = self.start[0].value, self.start[1].value
         lanes = tuple(lane.read() for lane in self.lanes)
-        return Settings(self.formula.value, start, self.settings.window, self.steps.value, lanes)
+        return Settings(self.formula.value, start, self.window, self.steps.value, lanes)
 
     def _put(self, settings: Settings) -> None:
+        self.window = settings.window
+        with self._quietly():
+            self.formula.value, self.steps.value = settings.formula, settings.steps
+            for widget, x in zip(self.start, settings.start, strict=True):
+                widget.value = x
+            for lane, values in zip(self.lanes, settings.lanes, strict=True):
+                lane.put(values)
+
+    @contextmanager
+    def _quietly(self) -> Iterator[None]:
+        """Widgets that are changed inside call nothing."""
         self.quiet = True
-        self.formula.value, self.steps.value = settings.formula, settings.steps
-        for widget, x in zip(self.start, settings.start, strict=True):
-            widget.value = x
-        for lane, values in zip(self.lanes, settings.lanes, strict=True):
-            lane.put(values)
-        self.quiet = False
+        try:
+            yield
+        finally:
+            self.quiet = False
 
     # --- what happens -------------------------------------------------------------------------------------------
 
-    def _changed(self, chosen: LaneWidgets | None = None) -> None:
-        """A widget has another value; `chosen` is the lane whose rule that is."""
-        if self.quiet:
-            return
+    def _changed(self) -> None:
+        """Something has another value.  What comes before the page is drawn is drawn together with it."""
+        if not (self.quiet or self.waiting):
+            self.waiting = True
+            self.later(self._refresh)
+
+    def _refresh(self) -> None:
+        self.waiting = False
         try:
-            if chosen is not None:
-                self._choose(chosen)
             settings = self._read()
         except (ValueError, TypeError) as error:
             self._complain(error)
@@ -187,44 +206,37 @@ class Page:
     def _choose(self, lane: LaneWidgets) -> None:
         """Another rule: its own defaults, but the learning rate as it was, if there was one."""
         rule = lane.rule.value
-        if rule in optimizers.__all__:
+        if rule in optimizers.__all__ and not self.quiet:
             before = self.settings.lanes[self.lanes.index(lane)]
-            rate = {} if before is None else {"lr": before.numbers["lr"]}
-            self.quiet = True
-            lane.put(Lane(rule, rate))
-            self.quiet = False
+            with self._quietly():
+                lane.put(Lane(rule, {} if before is None else {"lr": before.numbers["lr"]}))
+        self._changed()
 
     def _take(self, name: Any) -> None:
         """A ready function, with its start and its window."""
-        if not self.quiet and name in PLANE:
+        if name in PLANE and not self.quiet:
             problem = PLANE[name]
             (a, b), (x, y) = problem.start, problem.window
-            settings = replace(self.settings, formula=problem.formula, start=(a, b), window=(x, y))
-            self._put(settings)
-            self._draw(settings)
+            self._put(replace(self.settings, formula=problem.formula, start=(a, b), window=(x, y)))
+            self._changed()
 
-    def _begin(self, x: Any, y: Any) -> None:
+    def _begin(self, event: Tap) -> None:
         """A click on the surface."""
-        try:
-            settings = replace(self.settings, start=(float(f"{x:.4g}"), float(f"{y:.4g}")))
-        except (ValueError, TypeError):
-            return
-        self._put(settings)
-        self._draw(settings)
+        with self._quietly():
+            for widget, x in zip(self.start, (event.x, event.y), strict=True):
+                widget.value = float(f"{x:.4g}")
+        self._changed()
 
     def _look(self, event: RangesUpdate) -> None:
         """The surface was moved or zoomed."""
-        try:
-            settings = replace(self.settings, window=((event.x0, event.x1), (event.y0, event.y1)))
-        except (ValueError, TypeError):
-            return
-        self._draw(settings)
+        self.window = (event.x0, event.x1), (event.y0, event.y1)
+        self._changed()
 
     def _complain(self, error: object) -> None:
         """Say what is wrong; the last good picture stays."""
-        box = self.trouble if isinstance(error, ExpressionError) else self.notes
-        box.text = f"<p role=alert style='color: #A33F00; margin: 0'><b>!</b> {html.escape(str(error))}</p>"
-        box.visible = True
+        text = f"<p role=alert style='color: #A33F00; margin: 0'><b>!</b> {html.escape(str(error))}</p>"
+        self.trouble.visible = isinstance(error, ExpressionError)
+        self.trouble.text, self.notes.text = (text, "") if self.trouble.visible else ("", text)
 
     def _draw(self, settings: Settings, everything: bool = False) -> None:
         """Make anew what differs from the settings that are shown, and show all of it."""
@@ -234,7 +246,9 @@ class Page:
         for i, lane in enumerate(settings.lanes):
             if not same or lane != old.lanes[i]:
                 self.traces[i] = settings.run(i)
-                self.courses[i].fill(lane, self.traces[i])
+                self.courses.all[i].fill(lane, self.traces[i])
+        if not same or settings.lanes != old.lanes:
+            self.courses.publish(settings.steps)
         error = None
         if everything or (settings.formula, settings.window) != (old.formula, old.window):
             error = grid(settings)
@@ -245,28 +259,43 @@ class Page:
         self.state.show()
         if everything or settings.steps != old.steps:
             self.iterations.start, self.iterations.end = 0, settings.steps
-        self.first.show(self.traces)
-        for panel, lane, course in zip(self.panels, settings.lanes, self.courses, strict=True):
+        self._draw_tab()
+        for panel, lane, course in zip(self.panels, settings.lanes, self.courses.all, strict=True):
             panel.title = course.name if lane is None else f"{course.name}: {lane.rule}"
-        self.query.value, self.code.text = settings.query(), settings.code()
-        self.quiet = True
-        self.ready.value = next((name for name, p in PLANE.items() if p.formula == settings.formula), OWN)
-        self.quiet = False
+        self.texts.data = {"query": [settings.query()], "code": [settings.code()]}
+        with self._quietly():
+            self.ready.value = next((name for name, p in PLANE.items() if p.formula == settings.formula), OWN)
         self.trouble.visible = False
         self.trouble.text = ""
         self.notes.text = "".join(f"<p style='margin: 0'>{html.escape(note)}</p>" for note in self._notes())
 
+    def _draw_tab(self) -> None:
+        """Draw the tab that is looked at, if it is one of the others; a browser takes long to lay out what it hides."""
+        match self.views.active:
+            case 1:
+                self.first.show(self.traces)
+            case 2:
+                self.amplification.show(self.beta.value)
+            case 3:
+                self.code.text = self.settings.code()
+
     def _notes(self) -> list[str]:
         return [f"{course.name} diverges: after {course.lost} steps its weights are no longer finite numbers."
-                for course in self.courses if course.lost is not None]  # fmt: skip
+                for course in self.courses.all if course.lost is not None]  # fmt: skip
 
 
-def show(document: Document, arguments: Mapping[str, str]) -> Page:
-    """Put a page into a document, in the state that a link's arguments describe."""
+def show(document: Document, arguments: Mapping[str, str], later: Later = lambda call: call()) -> Page:
+    """Put a page into a document, in the state that a link's arguments describe.
+
+    `later` is given what is to be done after the changes that have already arrived: many of them, while a slider is
+    dragged, are drawn as one.
+    """
+    settings, complaint = FIRST, ""
     try:
-        page = Page(Settings.from_query(arguments) if arguments else FIRST)
+        settings = Settings.from_query(arguments) if arguments else FIRST
     except ValueError as error:
-        page = Page(FIRST, f"This link can't be shown: {error}")
+        complaint = f"This link can't be shown: {error}"
+    page = Page(settings, complaint, later)
     document.title = "adaptive_c explorer"
     document.add_root(page.root)
     return page

@@ -20,6 +20,7 @@ from tornado.web import ErrorHandler
 from .page import show
 
 ADDRESS = "127.0.0.1"
+PAUSE = 10  # milliseconds, in which the changes that have come during the last drawing are read
 
 
 class LocalTornado(BokehTornado):
@@ -52,7 +53,8 @@ class LocalTornado(BokehTornado):
 def _application() -> Application:
     def page(document: Document) -> None:
         arguments = document.session_context.request.arguments
-        show(document, {key: values[-1].decode("utf-8", "replace") for key, values in arguments.items()})
+        show(document, {key: values[-1].decode("utf-8", "replace") for key, values in arguments.items()},
+             lambda call: document.add_timeout_callback(call, PAUSE))  # fmt: skip
 
     return Application(FunctionHandler(page))
 

@@ -22,7 +22,7 @@ from bokeh.plotting.contour import contour_data, from_contour
 
 from ..figures.palette import BLACK
 from ..figures.problems import Trace, amplified
-from .views import Course, framed
+from .views import Course, Courses, framed
 
 ARROW = ("x_start", "y_start", "x_end", "y_end")
 
@@ -38,8 +38,8 @@ def _arrows(f: Any, colour: str, width: float, name: str) -> ColumnDataSource:
 class FirstUpdates:
     """The first two updates of each optimizer, and the directions of the vectors at the start."""
 
-    def __init__(self, courses: list[Course]) -> None:
-        self.courses = courses
+    def __init__(self, courses: Courses) -> None:
+        self.courses = courses.all
         self.x, self.y = Range1d(0, 1), Range1d(0, 1)
         f = framed("first updates", width=470, height=430, x_range=self.x, y_range=self.y, x_axis_label="w1",
                    y_axis_label="w2", title="the first two updates")  # fmt: skip
@@ -51,9 +51,8 @@ class FirstUpdates:
         self.steps, self.directions, self.hovers = [], [], []
         self.gradient = _arrows(turned, "#999999", 6, "direction of -gradient")
         self.weights = _arrows(turned, BLACK, 2, "direction of w")
-        for course, width in zip(courses, (4.5, 3, 1.5), strict=True):  # so that one shows under another
-            points = f.scatter("w1", "w2", source=course.source, view=CDSView(filter=IndexFilter([0, 1, 2])), size=9,
-                               marker=course.mark, color=course.colour)  # fmt: skip
+        for course, width in zip(courses.all, (4.5, 3, 1.5), strict=True):  # so that one shows under another
+            points = courses.marks(f, course, size=9, view=CDSView(filter=IndexFilter([0, 1, 2])))
             self.hovers.append(HoverTool(renderers=[points], visible=False))
             f.add_tools(self.hovers[-1])
             self.steps.append(_arrows(f, course.colour, width, f"updates {course.name}"))
@@ -111,22 +110,26 @@ class Amplification:
     """How much longer or shorter than the second gradient RMSprop's second update is, over both gradients."""
 
     def __init__(self) -> None:
+        self.beta: float | None = None  # what is shown
         self.side = np.linspace(-4, 4, 160)
         self.gradients = np.meshgrid(self.side, self.side)
         f = framed("amplification", width=560, height=500, x_range=(-4, 4), y_range=(-4, 4),
                    x_axis_label="g1, the first gradient", y_axis_label="g2, the second gradient")  # fmt: skip
         colours = LinearColorMapper(palette=interp_palette(RdBu11, 128), low=-4, high=4)
-        self.source = ColumnDataSource({"c": [self.gradients[0]]}, name="amplified")
+        self.source = ColumnDataSource({"c": [np.zeros((2, 2))]}, name="amplified")  # until it is looked at
         image = f.image("c", x=-4, y=-4, dw=8, dh=8, source=self.source, color_mapper=colours)
         f.add_tools(HoverTool(renderers=[image], tooltips=[("(g1, g2)", "($x, $y)"), ("C", "@c")], visible=False))
         f.add_layout(ColorBar(color_mapper=colours, title="C", width=12), "right")
         text = Div(width=700, text="How much longer (red) or shorter (blue) than the second gradient RMSprop's second "
                    "update is: C = |v(2)| - |g2|, with lr 1. Along the black line they are equally long.")  # fmt: skip
-        self.zero = from_contour(self.side, self.side, self.gradients[0], [0.0], line_color=BLACK, line_width=1.5)
+        self.zero = from_contour([-4, 4], [-4, 4], np.zeros((2, 2)), [0.0], line_color=BLACK, line_width=1.5)
         f.renderers.append(self.zero)
         self.layout = column(text, f)
 
-    def show(self, beta: float) -> None:
+    def show(self, beta: Any) -> None:
+        if beta == self.beta or not isinstance(beta, (int, float)) or not 0 <= beta <= 1:
+            return
+        self.beta = beta
         c = amplified(beta, *self.gradients)
         self.source.data = {"c": [c]}
         self.zero.set_data(contour_data(self.side, self.side, c, [0.0], want_fill=False))

@@ -1,5 +1,6 @@
 """What the page draws: the courses as data, and figures that show them.  Widgets are in page.py."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -34,55 +35,78 @@ def hexes(colours: Sequence[Colour]) -> list[str]:
 
 
 class Course:
-    """The course of one lane's optimizer, as data that several figures share."""
+    """One lane: the course of its optimizer as columns, and how it looks."""
 
     def __init__(self, i: int) -> None:
         self.name = LANES[i]
         self.colour, ends, self.mark, self.dashes = LOOKS[i]
-        self.shades = LinearColorMapper(palette=hexes(shades(*ends)), low=0, high=1)
-        self.source = ColumnDataSource(name=f"course {self.name}")
+        self.palette = hexes(shades(*ends))
         self.label = ""
         self.symbols: list[str] = []
         self.hover = HoverTool(visible=False, limit=1)
         self.lost: int | None = None  # the first step after which a weight is no finite number
-        self.fill(None, None)
+        self.columns: dict[str, Array] = {}
 
     def fill(self, lane: Lane | None, x: Trace | None) -> None:
-        """Put a course into the source, all at once; None empties it."""
+        """Make the columns of a course.  Where there is nothing to draw they are NaN."""
         if lane is None or x is None:
-            self.label, self.symbols, self.lost = "", [], None
-            empty = ("t", "w1", "w2", "error", "positive", "g1", "g2", "v1", "v2")
-            self.source.data = {name: np.empty(0) for name in (*empty, *self._slots())}
+            self.label, self.symbols, self.lost, self.columns = "", [], None, {}
             return
-        self.label = f"{self.name}: {lane.rule}, lr {lane.numbers['lr']:g}"
+        self.label = f"{self.name}: {lane.rule}"
         self.symbols = [SYMBOLS.get(name, name) for name in x.state]
         finite = np.isfinite(x.w).all(axis=1)
         self.lost = None if finite.all() else int(finite.argmin())
-        w = np.where(np.abs(x.w) < 1e9, x.w, np.nan)  # beyond it, browsers draw lines that are not there
+        w = _kept(x.w, np.abs(x.w) < 1e9)  # beyond it, browsers draw lines that are not there
         update = np.vstack([np.full(2, np.nan), x.update])
-        data = {
-            "t": np.arange(len(x.error)), "w1": w[:, 0], "w2": w[:, 1],
-            "error": _kept(x.error, np.abs(x.error) < 1e300),
-            "positive": _kept(x.error, (x.error > 0) & (x.error < 1e300)), "g1": x.gradient[:, 0],
-            "g2": x.gradient[:, 1], "v1": update[:, 0], "v2": update[:, 1],
+        self.columns = {
+            "w1": w[:, 0], "w2": w[:, 1], "error": _kept(x.error, np.abs(x.error) < 1e300),
+            "positive": _kept(x.error, (x.error > 0) & (x.error < 1e300)),
+            "g1": x.gradient[:, 0], "g2": x.gradient[:, 1], "v1": update[:, 0], "v2": update[:, 1],
         }  # fmt: skip
-        states = list(x.state.values())
-        for slot, name in enumerate(self._slots()):
-            column = states[slot // 2][:, slot % 2] if slot // 2 < len(states) else np.full(len(x.error), np.nan)
-            data[name] = _kept(column, np.abs(column) < 1e300)
-        self.shades.high = max(len(x.error) - 1, 1)
-        self.source.data = data
+        for slot, state in enumerate(x.state.values()):
+            for k in (1, 2):
+                self.columns[f"state{slot}_{k}"] = _kept(state[:, k - 1], np.abs(state[:, k - 1]) < 1e300)
 
-    @staticmethod
-    def _slots() -> list[str]:
-        """The columns of the state: the components of each array."""
-        return [f"state{slot}_{k}" for slot in range(SLOTS) for k in (1, 2)]
+    def field(self, column: str) -> str:
+        """The name of a column in the data that all lanes share."""
+        return f"{self.name}_{column}"
 
     @property
     def tooltips(self) -> list[tuple[str, str]]:
-        state = [(symbol, f"(@state{slot}_1, @state{slot}_2)") for slot, symbol in enumerate(self.symbols)]
-        return [(self.name, "after @t steps"), ("w", "(@w1, @w2)"), ("error", "@error"), ("gradient", "(@g1, @g2)"),
-                *state, ("v", "(@v1, @v2)")]  # fmt: skip
+        def pair(first: str, second: str) -> str:
+            return f"(@{self.field(first)}, @{self.field(second)})"
+
+        state = [(symbol, pair(f"state{slot}_1", f"state{slot}_2")) for slot, symbol in enumerate(self.symbols)]
+        return [(self.name, "after @t steps"), ("w", pair("w1", "w2")), ("error", f"@{self.field('error')}"),
+                ("gradient", pair("g1", "g2")), *state, ("v", pair("v1", "v2"))]  # fmt: skip
+
+
+COLUMNS = ("w1", "w2", "error", "positive", "g1", "g2", "v1", "v2",
+           *(f"state{slot}_{k}" for slot in range(SLOTS) for k in (1, 2)))  # fmt: skip
+
+
+class Courses:
+    """The courses of all lanes in one source, which a browser is given at once: it draws each figure once, then."""
+
+    def __init__(self) -> None:
+        self.all = [Course(i) for i in range(len(LANES))]
+        self.source = ColumnDataSource(name="courses of all")
+
+    def publish(self, steps: int) -> None:
+        t = np.arange(steps + 1)
+        data = {"t": t, "part": t / steps}
+        for course in self.all:
+            data |= {course.field(name): course.columns.get(name, np.full(len(t), np.nan)) for name in COLUMNS}
+        self.source.data = data
+
+    def line(self, f: Any, course: Course, x: str, y: str, **more: Any) -> Any:
+        return f.line(x, course.field(y), source=self.source, **{"color": course.colour, **more})
+
+    def marks(self, f: Any, course: Course, size: float, **more: Any) -> Any:
+        """The points of a course, dark to bright with the iteration."""
+        colour = {"field": "part", "transform": LinearColorMapper(palette=course.palette, low=0, high=1)}
+        return f.scatter(course.field("w1"), course.field("w2"), source=self.source, marker=course.mark, size=size,
+                         line_color=None, fill_color=colour, **more)  # fmt: skip
 
 
 def _kept(x: Array, which: Array) -> Array:
@@ -97,6 +121,8 @@ def _legend(items: list[LegendItem], **more: Any) -> Legend:
 def framed(name: str, **more: Any) -> Any:
     """A figure with its name, which is that of the file too when its picture is saved."""
     f = figure(name=name, tools="pan,wheel_zoom,reset", **more)
+    f.axis.ticker.desired_num_ticks = 5  # a browser measures every label in every drawing
+    f.axis.minor_tick_line_color = None
     f.add_tools(SaveTool(filename=f"adaptive-c {name}".replace(" ", "-")))
     return f
 
@@ -104,8 +130,8 @@ def framed(name: str, **more: Any) -> Any:
 class Surface:
     """The error surface in grey, darker where it is lower, with the courses over it."""
 
-    def __init__(self, courses: list[Course]) -> None:
-        self.courses = courses
+    def __init__(self, courses: Courses) -> None:
+        self.courses = courses.all
         self.x, self.y = Range1d(-1, 1), Range1d(-1, 1)
         self.figure = framed("surface", width=WIDTH, height=430, x_range=self.x, y_range=self.y, x_axis_label="w1",
                              y_axis_label="w2")  # fmt: skip
@@ -118,10 +144,9 @@ class Surface:
                                      line_width=0.7)  # fmt: skip
         self.figure.renderers.append(self.contours)
         self.items = []
-        for course in courses:
-            line = self.figure.line("w1", "w2", source=course.source, color=course.colour, line_width=0.8)
-            marks = self.figure.scatter("w1", "w2", source=course.source, size=6, marker=course.mark, line_color=None,
-                                        fill_color={"field": "t", "transform": course.shades})  # fmt: skip
+        for course in courses.all:
+            line = courses.line(self.figure, course, course.field("w1"), "w2", line_width=0.8)
+            marks = courses.marks(self.figure, course, size=6)
             self.items.append(LegendItem(label=value(""), renderers=[line, marks], visible=False))
             course.hover.renderers = [marks]
             self.figure.add_tools(course.hover)
@@ -134,12 +159,14 @@ class Surface:
         for course, item in zip(self.courses, self.items, strict=True):
             item.label, item.visible = value(course.label), bool(course.label)
             course.hover.tooltips = course.tooltips
-        self.start.data_source.data = {"x": [settings.start[0]], "y": [settings.start[1]]}
+        start = {"x": [settings.start[0]], "y": [settings.start[1]]}
+        if self.start.data_source.data != start:
+            self.start.data_source.data = start
         if error is None:
             return
         for axis, (low, high) in zip((self.x, self.y), settings.window, strict=True):
             if (axis.start, axis.end) != (low, high):
-                axis.start, axis.end = low, high
+                axis.update(start=low, end=high, reset_start=low, reset_end=high)
         sides = [np.linspace(*span, GRID) for span in settings.window]
         self.contours.set_data(contour_data(*sides, heights(error), list(np.linspace(0, 1, LEVELS + 1))))
 
@@ -161,27 +188,23 @@ def heights(error: Array) -> Any:
 class Errors:
     """The error over the iterations.  Its axis is logarithmic where no error of the surface is negative."""
 
-    def __init__(self, courses: list[Course], iterations: Range1d, surface: Surface) -> None:
-        self.courses = courses
+    def __init__(self, courses: Courses, iterations: Range1d, surface: Surface) -> None:
+        self.courses = courses.all
         self.figures = {}
         for kind, column in (("log", "positive"), ("linear", "error")):
             f = framed(f"{kind} error", width=WIDTH, height=170, y_axis_type=kind, y_range=Range1d(0.1, 1),
                        x_range=iterations, y_axis_label="error", visible=kind == "log")  # fmt: skip
-            f.yaxis.minor_tick_line_color = None
-            f.yaxis.ticker.desired_num_ticks = 5
-            for course, item in zip(courses, surface.items, strict=True):
-                line = f.line("t", column, source=course.source, color=course.colour, line_dash=course.dashes)
-                marks = f.scatter("t", column, source=course.source, size=3, marker=course.mark, line_color=None,
-                                  fill_color={"field": "t", "transform": course.shades})  # fmt: skip
-                for here in (line, marks):  # the legend of the surface hides the error, too
-                    item.renderers[0].js_link("visible", here, "visible")
+            for course, item in zip(courses.all, surface.items, strict=True):
+                line = courses.line(f, course, "t", column, line_dash=course.dashes, line_width=1.6)
+                item.renderers[0].js_link("visible", line, "visible")  # the legend of the surface hides both
             self.figures[kind] = f
 
     def show(self, settings: Settings, bottom: float, top: float) -> None:
         """Fit the axes; bottom and top are those of the error over the window."""
-        errors = np.concatenate([course.source.data["error"] for course in self.courses])
+        shown = [course.columns["error"] for course in self.courses if course.columns]
+        errors = np.concatenate([*shown, np.empty(0)])
         errors = errors[np.isfinite(errors)]
-        first = [float(course.source.data["error"][0]) for course in self.courses if course.label]
+        first = [float(error[0]) for error in shown]
         limit = max([top, *[abs(x) for x in first if np.isfinite(x)]]) * 10  # what has diverged is not shown whole
         some = errors[errors <= limit]
         kind = "log" if bottom >= 0 and (not some.size or some.min() >= 0) else "linear"
@@ -189,31 +212,31 @@ class Errors:
             some = some[some > 0]
         low, high = (float(some.min()), float(some.max())) if some.size else (0.1, 1.0)
         if kind == "log":
-            low, high = max(low, high * 1e-16) / 1.5, high * 1.5
+            low = 10.0 ** math.floor(math.log10(max(low, high * 1e-16)))  # whole powers, so that it rarely moves
+            high = 10.0 ** math.ceil(math.log10(high) + 1e-9)
         else:
             margin = 0.05 * (high - low) or 0.5
             low, high = low - margin, high + margin
-        shown = self.figures[kind]
-        shown.y_range.start, shown.y_range.end = low, high
-        for f in self.figures.values():
-            f.visible = f is shown
+        self.figures[kind].y_range.update(start=low, end=high)
+        for name, f in self.figures.items():
+            f.visible = name == kind
 
 
 class State:
     """The optimizers' state over the iterations, of which the legend switches each part on and off."""
 
-    def __init__(self, courses: list[Course], iterations: Range1d) -> None:
-        self.courses = courses
+    def __init__(self, courses: Courses, iterations: Range1d) -> None:
+        self.courses = courses.all
         self.figure = framed("state", width=WIDTH, height=210, y_axis_label="state", x_axis_label="iteration",
                              x_range=iterations)  # fmt: skip
         self.figure.y_range.only_visible = True
         self.items: list[list[LegendItem]] = []
-        for course in courses:
+        for course in courses.all:
             items = []
             for slot in range(SLOTS):
-                colour = (course.colour, *course.shades.palette[-1:], *course.shades.palette[:1])[slot]
-                lines = [self.figure.line("t", f"state{slot}_{k}", source=course.source, color=colour, line_width=1.6,
-                                          line_dash="solid" if k == 1 else "dotted", visible=False)
+                colour = (course.colour, course.palette[-1], course.palette[0])[slot]
+                lines = [courses.line(self.figure, course, "t", f"state{slot}_{k}", color=colour, line_width=1.6,
+                                      line_dash="solid" if k == 1 else "dotted", visible=False)
                          for k in (1, 2)]  # fmt: skip
                 items.append(LegendItem(label=value(""), renderers=lines, visible=False))
             self.items.append(items)

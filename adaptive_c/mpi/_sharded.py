@@ -5,7 +5,7 @@ import os
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Never
+from typing import Any, Literal, Never
 
 import numpy as np
 from mpi4py import MPI
@@ -16,6 +16,7 @@ from .._native import processors
 from .._optimizer import Optimizer
 from .._run.options import Choice, moves
 from .._run.run import Run
+from ..typing import Params
 from . import _checkpoint
 from ._agreement import agree, difference, hashed, texts
 from ._exchange import Exchange
@@ -135,10 +136,10 @@ class Sharded:
     def __init__(
         self,
         optimizer: type[Optimizer],
-        params: Any,
+        params: Params,
         *,
         comm: Any = None,
-        reduction: str = "mean",
+        reduction: Literal["mean", "sum"] = "mean",
         bucket_bytes: int | None = None,
         **options: Any,
     ) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from .._native import core
 from ._bound import Part
 from ._optimizer import Optimizer
 from ._tensors import Tensor, array, gradient
@@ -57,7 +58,7 @@ def in_backward(optimizer: Optimizer) -> "InBackward":
     (2, None)
     """
     if not isinstance(optimizer, Optimizer):
-        raise TypeError(f"in_backward takes an optimizer of adaptive_c.torch, got a {type(optimizer).__name__}")
+        raise TypeError(f"in_backward takes an optimizer of adaptive_c.torch, got {core.an(type(optimizer).__name__)}")
     if optimizer._live.arriving is not None:
         raise RuntimeError("this optimizer steps in backward already")
     for name in ("max_grad_norm", "on_nonfinite"):

@@ -3,7 +3,7 @@
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Self, TypeVar, overload
 
 import torch
 
@@ -323,7 +323,7 @@ class Optimizer(torch.optim.Optimizer):
 
     # --- checkpoints --------------------------------------------------------------------------------------------------
 
-    def state_dict(self, *, format: str | None = None) -> dict[str, Any]:  # noqa: A002
+    def state_dict(self, *, format: Literal["torch"] | None = None) -> dict[str, Any]:  # noqa: A002
         """Describe the state as torch does: by tensors that the next step changes, and options.
 
         Parameters

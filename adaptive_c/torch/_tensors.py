@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .._native import Rows
+from .._native import Rows, core
 
 Array = np.ndarray[Any, Any]
 Tensor = Any  # torch.Tensor
@@ -22,7 +22,7 @@ def check(p: Tensor, name: str, by_row: bool) -> None:
         raise TypeError(f"{name} is a DTensor, which other processes have parts of; step this process's part: "
                         "torch.nn.Parameter(p.to_local())")  # fmt: skip
     if kind is not torch.Tensor:
-        raise TypeError(f"{name} is a {kind.__name__}; parameters are plain tensors: "
+        raise TypeError(f"{name} is {core.an(kind.__name__)}; parameters are plain tensors: "
                         "torch.nn.Parameter(torch.Tensor(p))")  # fmt: skip
     if p.is_inference():
         raise TypeError(f"{name} was made under torch.inference_mode(), and can't be trained; copy it outside of the "
@@ -82,7 +82,8 @@ def gradient(p: Tensor, name: str) -> Tensor:
     if g.layout is not torch.strided:
         return _rows(g, p, name)
     if type(g.detach()) is not torch.Tensor or g.device.type != "cpu":
-        raise TypeError(f"the gradient of {name} is a {type(g).__name__} on {g.device}; it must be a plain CPU tensor")
+        kind = core.an(type(g).__name__)
+        raise TypeError(f"the gradient of {name} is {kind} on {g.device}; it must be a plain CPU tensor")
     if g.shape != p.shape:
         raise ValueError(f"the gradient of {name} has shape {tuple(g.shape)}, the parameter {tuple(p.shape)}")
     return laid_out(g.resolve_neg(), p)

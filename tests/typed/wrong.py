@@ -65,3 +65,10 @@ opt.t = "3"  # E
 print(opt.lr)  # E
 opt.update(w)  # E
 opt.step(w, lr="0.1")  # E
+opt.state_dict(format="keras")  # E
+
+# what else takes words
+ac.minimize(lambda x: 0.0, w, jac="yes")  # E
+ac.minimize(lambda x: (0.0, x), w, jac=True, average="mean")  # E
+ac.schedules.one_cycle(1.0, 10, anneal_strategy="sine")  # E
+ac.schedules.plateau(1.0, mode="lowest")  # E
