@@ -30,6 +30,7 @@ MODULES = [
     "adaptive_c.typing",
     "adaptive_c.reference",
     "adaptive_c.figures.problems",
+    "adaptive_c.explore",
 ]
 for extra in ("torch", "mpi"):
     try:
