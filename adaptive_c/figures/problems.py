@@ -19,15 +19,33 @@ Array = np.ndarray[Any, Any]
 class Problem:
     """A function of one or two weights.
 
-    `value` takes weights of the shape (d, ...) and returns the shape (...), `gradient` returns the shape (d, ...), so
-    that both serve for one point and for a grid.  `formula` is the function as one writes it in Python.
+    Parameters
+    ----------
+    formula : str
+        The function as one writes it in Python, of w1 and w2.
+    value : callable
+        It takes weights of the shape (d, ...) and returns the shape (...), for one point and for a grid.
+    gradient : callable
+        It takes the same and returns the shape (d, ...).
+    start : tuple of float
+        Where an optimizer starts.
+    window : tuple of (float, float)
+        What to show of each weight.
+    minima : tuple of tuple of float, default ()
+        Where the minima are.
+
+    Examples
+    --------
+    >>> from adaptive_c.figures.problems import BOWL
+    >>> BOWL.formula, float(BOWL.value((1.0, 2.0))), BOWL.gradient((1.0, 2.0))
+    ('3*w1**2 + 10*w2**2', 43.0, array([ 6., 40.]))
     """
 
     formula: str
     value: Callable[[Array], Array]
     gradient: Callable[[Array], Array]
     start: tuple[float, ...]
-    window: tuple[tuple[float, float], ...]  # what to show of each weight
+    window: tuple[tuple[float, float], ...]
     minima: tuple[tuple[float, ...], ...] = ()
 
 
@@ -102,12 +120,30 @@ SYMBOLS = {"square_avg": "s", "exp_avg_sq": "s", "sum": "s", "exp_avg": "m", "mo
 
 @dataclass(frozen=True)
 class Trace:
-    """The course of an optimizer: row t of each array is what there is after t steps."""
+    """The course of an optimizer: row t of each array is what there is after t steps.
 
-    w: Array  # (steps + 1, d)
-    error: Array  # (steps + 1,)
-    gradient: Array  # (steps + 1, d), at w
-    state: dict[str, Array]  # (steps + 1, d), by the names of the optimizer's state; 0 before the first step
+    Parameters
+    ----------
+    w : (steps + 1, d) array
+        The weights.
+    error : (steps + 1,) array
+        The function there.
+    gradient : (steps + 1, d) array
+        The gradient there.
+    state : dict of (steps + 1, d) arrays
+        By the names of the optimizer's state; 0 before the first step.
+
+    Examples
+    --------
+    >>> from adaptive_c.figures.problems import BOWL, trace
+    >>> trace("Adam", BOWL, steps=100).w.shape
+    (101, 2)
+    """
+
+    w: Array
+    error: Array
+    gradient: Array
+    state: dict[str, Array]
 
     @property
     def update(self) -> Array:
@@ -118,10 +154,34 @@ class Trace:
 
 def trace(rule: str, problem: Problem, steps: int, start: tuple[float, ...] | None = None, *,
           dtype: str = "float64", **options: Any) -> Trace:  # fmt: skip
-    """Run an optimizer from `start`, by default the problem's, and keep its course.
+    """Run an optimizer and keep its course.
 
-    `rule` is the name of one of the library's classes, `options` are its arguments.  Weights that overflow are kept as
-    infinity or NaN.
+    Parameters
+    ----------
+    rule : str
+        The name of one of the library's classes.
+    problem : Problem
+        The function.
+    steps : int
+        How many steps to make.
+    start : tuple of float, optional
+        Where to start, by default where the problem says.
+    dtype : {"float64", "float32"}, default "float64"
+        The type of the weights.
+    **options
+        Arguments of the class.
+
+    Returns
+    -------
+    Trace
+        The course.  Weights that overflow are kept as infinity or NaN.
+
+    Examples
+    --------
+    >>> from adaptive_c.figures.problems import BOWL, trace
+    >>> course = trace("SGD", BOWL, steps=50, lr=0.05)
+    >>> bool(course.error[-1] < 1e-3 * course.error[0])
+    True
     """
     w = np.array(problem.start if start is None else start, dtype)
     opt = getattr(optimizers, rule)(w, **options)
@@ -142,7 +202,29 @@ def trace(rule: str, problem: Problem, steps: int, start: tuple[float, ...] | No
 
 
 def amplified(beta: float, first: Array, second: Array) -> Array:
-    """``|v(2)| - |g2|``: how much longer RMSprop's second update is than that gradient, with lr 1, eps 1e-8 inside."""
+    """``|v(2)| - |g2|``: how much longer RMSprop's second update is than that gradient, with lr 1, eps 1e-8 inside.
+
+    Parameters
+    ----------
+    beta : float in [0, 1]
+        The decay of the running mean.
+    first : array
+        The first gradients.
+    second : array of the same shape
+        The second gradients.
+
+    Returns
+    -------
+    array of the same shape
+        The difference, negative where RMSprop shortens the step.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from adaptive_c.figures.problems import amplified
+    >>> amplified(0.5, np.array([0.1, 10.0]), np.array([0.5, 2.0])).round(2)
+    array([ 0.9 , -1.62])
+    """
     w = np.zeros(first.shape)
     opt = optimizers.RMSprop(w, lr=1.0, alpha=beta, eps=1e-8, eps_mode="inside")
     opt.step(first)
