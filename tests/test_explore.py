@@ -331,6 +331,13 @@ def test_every_rule_has_its_numbers_and_its_state(rule, one_page):
     assert not page.surface.items[1].visible
 
 
+def test_the_first_state_that_there_is_is_shown_to_begin_with():
+    page, _ = shown("A=SGD&B=Rprop&C=Adam")
+    lines = [[line.visible for item in items for line in item.renderers] for items in page.state.items]
+    assert [sum(shown) for shown in lines] == [0, 2, 0]
+    assert page.state.items[1][0].label.value == "B: e1, e2 (dotted)"
+
+
 def test_each_widget_changes_what_it_names():
     page, _ = shown()
     page.lanes[0].numbers["alpha"].value = "0.5"
@@ -518,9 +525,8 @@ def test_the_first_updates_and_the_amplification_have_the_numbers_of_the_library
 # --- the server ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def server():
-    """A server of its own process; the address is in `address`."""
+def launch():
+    """A server in a process of its own, which has its `port`."""
     pytest.importorskip("bokeh")
     process = subprocess.Popen(
         [sys.executable, "-P", "-W", "error", "-m", "adaptive_c", "explore", "--no-browser", "--port", "0"],
@@ -530,9 +536,14 @@ def server():
     found = re.search(r"http://127\.0\.0\.1:(\d+)/", said)
     assert found, said + process.stderr.read()
     process.port = int(found[1])
+    return process
+
+
+@pytest.fixture(scope="module")
+def server():
+    process = launch()
     yield process
-    if process.poll() is None:
-        process.kill()
+    process.kill()
     process.communicate()
 
 
@@ -640,9 +651,13 @@ def test_a_missing_extra_is_named(tmp_path):
     )
 
 
-def test_ctrl_c_ends_it_without_a_traceback(server):  # the last one, because the others need the server
-    server.send_signal(signal.SIGINT)
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_ctrl_c_ends_it_without_a_traceback(name):
+    server = launch()
+    token = re.search(r'"token":"([^"]+)"', answer(server)[1])[1]
+    assert websocket(server, token) == 101  # a page that has been open
+    server.send_signal(getattr(signal, name))
     out, err = server.communicate()
     assert server.returncode == 0
     assert out == "stopped\n"
-    assert [line for line in err.splitlines() if not re.match("40[03] GET", line)] == []  # who was refused
+    assert err == ""

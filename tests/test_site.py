@@ -40,7 +40,7 @@ def test_the_links_of_a_page_lead_somewhere(page):
 def test_the_programs_of_the_gallery(script, tmp_path, monkeypatch):
     """The site runs them too, and shows what they draw."""
     text = script.read_text()
-    for library in ("matplotlib", "scipy"):
+    for library in ("matplotlib", "scipy", "torch"):
         if library in text:
             pytest.importorskip(library)
     import matplotlib as mpl

@@ -4,6 +4,13 @@
 Bokeh (the extra ``explore``).
 """
 
-from .expression import Expression as Expression
-from .expression import ExpressionError as ExpressionError
-from .expression import parse as parse
+from typing import Any
+
+from .._run.habits import absent
+from .expression import Expression, ExpressionError, parse
+
+__all__ = ["Expression", "ExpressionError", "parse"]
+
+
+def __getattr__(name: str) -> Any:
+    raise AttributeError(absent(__name__, name, __all__))

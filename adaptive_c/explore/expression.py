@@ -23,7 +23,29 @@ Tree = Callable[[Any], Any]  # from the pair of weights to the value
 
 
 class ExpressionError(ValueError):
-    """A text that is not such a function.  `position` is where, counted from 1."""
+    """A text that is no function of two weights that `parse` can read.
+
+    Parameters
+    ----------
+    position : int
+        Where in the text, counted from 1.
+    reason : str
+        What is wrong there.
+
+    Attributes
+    ----------
+    position : int
+        Where in the text, counted from 1.
+
+    Examples
+    --------
+    >>> from adaptive_c.explore import ExpressionError, parse
+    >>> try:
+    ...     parse("w1^2")
+    ... except ExpressionError as error:
+    ...     print(error)
+    position 3: '^' is not allowed; powers are written **, as in w1**2
+    """
 
     def __init__(self, position: int, reason: str) -> None:
         super().__init__(f"position {position}: {reason}")
@@ -129,22 +151,82 @@ def _apply(name: str, x: Any) -> Any:
 
 @dataclass(frozen=True)
 class Expression:
-    """A function of two weights.
+    """A function of two weights and its gradient; `parse` makes it.
 
-    `value` takes weights of the shape (2, ...) and returns the shape (...), `gradient` returns the shape (2, ...).
-    Where the function has no value, or is too large, they are NaN or infinite.
+    Parameters
+    ----------
+    text : str
+        The function as it was written.
+    tree : callable
+        From a pair of weights to the value.
+
+    Attributes
+    ----------
+    text : str
+        The function as it was written.
+    tree : callable
+        From a pair of weights to the value.
+
+    Notes
+    -----
+    Gradients are found by forward differentiation with dual numbers and are exact up to rounding.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from adaptive_c.explore import parse
+    >>> parse("w1*w2").value(np.array([2.0, 3.0]))
+    array(6.)
     """
 
     text: str
     tree: Tree
 
     def value(self, w: Array) -> Array:
+        """The value at one point or at many.
+
+        Parameters
+        ----------
+        w : array of shape (2, ...)
+            The weights.
+
+        Returns
+        -------
+        array of shape (...)
+            The values in float64, NaN where the function has none and infinite where it is too large.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from adaptive_c.explore import parse
+        >>> parse("sqrt(w1)").value(np.array([[4.0, -1.0], [0.0, 0.0]]))
+        array([ 2., nan])
+        """
         out = np.empty(w.shape[1:])
         with np.errstate(all="ignore"):
             out[...] = self.tree(w)
         return out
 
     def gradient(self, w: Array) -> Array:
+        """The gradient at one point or at many.
+
+        Parameters
+        ----------
+        w : array of shape (2, ...)
+            The weights.
+
+        Returns
+        -------
+        array of shape (2, ...)
+            The derivatives along w1 and w2 in float64, NaN or infinite where there are none.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from adaptive_c.explore import parse
+        >>> parse("3*w1**2 + 10*w2**2").gradient(np.array([-15.0, 20.0]))
+        array([-90., 400.])
+        """
         first, second = w[0], w[1]
         out = np.zeros(w.shape)
         with np.errstate(all="ignore"):
@@ -207,14 +289,36 @@ class _Reader:
 
 
 def parse(text: str) -> Expression:
-    """The function that a text describes.
+    """The function of two weights that a text describes.
+
+    Parameters
+    ----------
+    text : str
+        Numbers, ``w1``, ``w2``, ``pi``, ``e``, ``+ - * / **``, brackets, and the functions sin, cos, tan, asin, acos,
+        atan, sinh, cosh, tanh, exp, log, log10, sqrt and abs.  At most 400 characters and 150 parts, of which 40 may
+        lie in each other.
+
+    Returns
+    -------
+    Expression
+        The function, with its exact gradient.
 
     Raises
     ------
     ExpressionError
-        If it contains anything but numbers, w1, w2, pi, e, ``+ - * / **``, brackets and the functions in `FUNCTIONS`,
-        or if it is longer or deeper than `LENGTH`, `PARTS` and `DEPTH` allow.  The message names the part and says
-        where it is.
+        If the text contains anything else, or too much.  The message names the part and says where it is.
+
+    Notes
+    -----
+    The text is read by a whitelist over Python's syntax tree.  Nothing in it is ever evaluated or compiled.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from adaptive_c.explore import parse
+    >>> function = parse("exp(w1) + w2**2")
+    >>> function.gradient(np.array([0.0, 3.0]))
+    array([1., 6.])
     """
     if not isinstance(text, str):
         raise ExpressionError(1, f"a function is given as a text, got {text!r}")

@@ -11,7 +11,7 @@ from bokeh.plotting import figure
 from bokeh.plotting.contour import contour_data, from_contour
 
 from ..figures.palette import BLUE, COURSE, GREEN, GROUND, RED, Colour, shades
-from ..figures.problems import Array, Trace
+from ..figures.problems import SYMBOLS, Array, Trace
 from .settings import LANES, Lane, Settings
 
 WIDTH = 700
@@ -25,9 +25,6 @@ LOOKS: list[tuple[str, tuple[Colour, Colour], str, str]] = [
     (RED, ((0.42, 0.15, 0.00), (1.00, 0.60, 0.20)), "triangle", "dashed"),
     (GREEN, ((0.00, 0.25, 0.15), (0.25, 0.85, 0.60)), "square", "dotdash"),
 ]
-# What the arrays of the optimizers' state are called in formulas.
-SYMBOLS = {"square_avg": "s", "exp_avg_sq": "s", "sum": "s", "exp_avg": "m", "momentum_buffer": "b",
-           "step_size": "rate", "acc_delta": "u", "exp_inf": "u", "prev": "sign"}  # fmt: skip
 
 
 def hexes(colours: Sequence[Colour]) -> list[str]:
@@ -240,8 +237,7 @@ class State:
                          for k in (1, 2)]  # fmt: skip
                 items.append(LegendItem(label=value(""), renderers=lines, visible=False))
             self.items.append(items)
-        for line in self.items[0][0].renderers:  # one to begin with
-            line.visible = True
+        self.begun = False  # whether one of them was switched on to begin with
         flat = [item for items in self.items for item in items]
         self.figure.add_layout(_legend(flat, name="states", ncols=5), "above")
 
@@ -251,3 +247,7 @@ class State:
                 used = slot < len(course.symbols)
                 s = course.symbols[slot] if used else ""
                 item.label, item.visible = value(f"{course.name}: {s}1, {s}2 (dotted)" if used else ""), used
+                if used and not self.begun:
+                    self.begun = True
+                    for line in item.renderers:
+                        line.visible = True

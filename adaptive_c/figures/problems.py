@@ -113,6 +113,11 @@ PLANE = {"bowl": BOWL, "ravine": RAVINE, "Rosenbrock": ROSENBROCK, "waves": WAVE
 LINE = {"quartic": QUARTIC, "ripples": RIPPLES}
 
 
+# What the arrays of the optimizers' state are called in formulas.
+SYMBOLS = {"square_avg": "s", "exp_avg_sq": "s", "sum": "s", "exp_avg": "m", "momentum_buffer": "b", "step_size": "e",
+           "acc_delta": "u", "exp_inf": "u", "prev": "q"}  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Trace:
     """The course of an optimizer: row t of each array is what there is after t steps.

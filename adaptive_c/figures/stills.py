@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from .palette import GREEN, ORANGE
 from .picture import COURSE, WIDTH, Movie, Picture, contours, minimum, rows_of, styled
-from .problems import PLANE, WAVES, Problem, Trace, trace
+from .problems import PLANE, SYMBOLS, WAVES, Problem, Trace, trace
 
 # The name of a problem, and what runs on it: title, rule, steps, options, and the state that is shown.
 FRAMES: dict[str, tuple[str, str, int, dict[str, Any], str]] = {
@@ -15,7 +15,6 @@ FRAMES: dict[str, tuple[str, str, int, dict[str, Any], str]] = {
     "waves": ("Adam, lr 0.2", "Adam", 80, {"lr": 0.2}, "exp_avg"),
     "Himmelblau": ("Rprop, lr 0.1", "Rprop", 80, {"lr": 0.1}, "step_size"),
 }
-SYMBOLS = {"square_avg": "s", "exp_avg": "m", "step_size": "e"}
 
 
 def _frame(axes: Any, problem: Problem, x: Trace, state: str) -> list[Any]:

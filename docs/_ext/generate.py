@@ -26,7 +26,7 @@ ROOT = DOCS.parent
 GENERATED = DOCS / "generated"
 API, GALLERY, SCRIPTS = GENERATED / "api", GENERATED / "gallery", GENERATED / "scripts"
 MODULES = ("adaptive_c", "adaptive_c.schedules", "adaptive_c.torch", "adaptive_c.mpi", "adaptive_c.typing",
-           "adaptive_c.reference", "adaptive_c.figures.problems")  # fmt: skip
+           "adaptive_c.reference", "adaptive_c.explore", "adaptive_c.figures.problems")  # fmt: skip
 METHODS = (FunctionType, classmethod, staticmethod, property)
 
 COPIES = {  # pages that stand elsewhere in the repository
