@@ -372,6 +372,7 @@ def test_a_record_that_is_damaged_or_gone(tmp_path):
         with pytest.raises(ValueError, match=r"record (is damaged|is no checkpoint|does not end)"):
             construct(folder, start())
         flip(folder / "record", place)
+    (folder / "begun").touch()  # as if it were killed when the first record was written
     construct(folder, start()).close()
     (folder / "record").unlink()
     with pytest.raises(ValueError, match=r"has buckets of state, but no file 'record', .*empty the folder"):
@@ -383,9 +384,11 @@ def test_other_versions_optimizers_and_formats(tmp_path):
     construct(folder, start()).close()
 
     def refused(message, cls=ac.AdamW, params=None, error=ValueError, **options):
-        with pytest.raises(error, match=message):
+        with pytest.raises(error, match=message) as caught:
             cls(start() if params is None else params, state_path=folder,
                 **{"state_parameters": True, "ema_decay": 0.9, **options})  # fmt: skip
+        said = "".join([str(caught.value), *getattr(caught.value, "__notes__", [])])
+        assert re.search(r"construct the optimizer (with the same|as the one)|use the one that wrote it", said)
 
     refused("is of AdamW, this optimizer is Adam", ac.Adam)
     refused("its state_dtype is 'float32', this optimizer's 'uint8'", state_dtype="uint8")

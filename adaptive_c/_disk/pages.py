@@ -136,15 +136,12 @@ class Pages:
         """Write the first record, or go on from the one that there is.  The caller holds the guard."""
         self._run = weakref.ref(run)
         if self._found is None:
-            run.plan.conduct(self._first)
+            run.plan.conduct(self.commit)
         else:
             found, self._found = self._found, None
             write = record.prepare(run, found)
             run.plan.conduct(self._bring)
             write()
-
-    def _first(self) -> None:
-        self.commit()
         self._folder.complete()
 
     def _bring(self) -> None:
