@@ -23,6 +23,7 @@ from .typing import (
     NormOver,
     OnNonfinite,
     Params,
+    Path,
     Real,
     Rounding,
     RowsMode,
@@ -42,6 +43,8 @@ class Optimizer(Habits, Stepping, Saving):
     ------
     TypeError, ValueError
         If something can't be done in place or is out of range, before the first write.
+    OSError
+        With state_path, from any method that reads or writes it.
     RuntimeError
         From any method that steps, changes, saves or loads: while another call is inside the optimizer (of another
         thread, or from a schedule or a signal handler); inside `averaged_parameters`, from all but `accumulate`,
@@ -104,6 +107,9 @@ class Optimizer(Habits, Stepping, Saving):
         rounding: Rounding | None = None,
         uint16_as: Uint16As | None = None,
         seed: int = 0,
+        state_path: Path | None = None,
+        state_memory: int | None = None,
+        state_parameters: bool = False,
         **unknown: Any,
     ) -> None:
         given = locals()
@@ -116,17 +122,65 @@ class Optimizer(Habits, Stepping, Saving):
             raise TypeError(f"{type(self).__name__} has no argument {name!r}{meant(name, (*defaults, *settings))}"
                             + ("; drop it: there is one implementation, always fused" if name in _TORCH_ONLY else
                                f"; it has params, {', '.join(defaults)}, n_threads, uint16_as, keep_undo, "
-                                 f"{', '.join(SETTINGS)}"))  # fmt: skip
+                                 f"state_path, state_memory, state_parameters, {', '.join(SETTINGS)}"))  # fmt: skip
         if (
             isinstance(params, dict)
             and "params" in params
             and (not hasattr(params["params"], "__array_interface__") or any(name in defaults for name in params))
         ):
             raise ValueError("params looks like one group dict; groups come in a list: [{'params': ...}]")
-        run = Run(self.rule._replace(label=type(self).__name__), defaults, uint16_as, part=self._part)
-        run.plan.n_threads = checked_threads(n_threads)
-        run.start(params, settings, flag("keep_undo", keep_undo))
+        keeps, threads = flag("keep_undo", keep_undo), checked_threads(n_threads)
+        pages = self._pages_of(state_path, state_memory, state_parameters)
+        run = Run(self.rule._replace(label=type(self).__name__), defaults, uint16_as, self._part, pages)
+        run.plan.n_threads = threads
+        run.start(params, settings, keeps)
         self._bind(run)
+
+    def _pages_of(self, path: Any, memory: int | None, parameters: bool) -> Any:
+        """What brings the state from a folder, if there is one."""
+        if memory is not None and (isinstance(memory, bool) or not isinstance(memory, int) or memory < 1):
+            raise ValueError(f"state_memory must be a number of bytes, from 1 on, got {memory!r}")
+        if path is None:
+            if flag("state_parameters", parameters) or memory is not None:
+                raise ValueError("state_memory and state_parameters are for state on disk: give state_path, too, or "
+                                 "drop them")  # fmt: skip
+            return None
+        from ._disk.pages import Pages
+
+        return Pages(path, 1 << 30 if memory is None else memory, flag("state_parameters", parameters))
+
+    @property
+    def bytes_written(self) -> int:
+        """Bytes that this optimizer has written to the folder of `state_path`; 0 without one."""
+        pages = self._run.plan.pages
+        return 0 if pages is None else int(pages.bytes_written)
+
+    def close(self) -> None:
+        """Let go of the folder of `state_path`, so that another optimizer can have it.
+
+        Nothing is left to be written: each step has done that.  Every later call that steps, changes, saves or loads
+        raises RuntimeError.  An optimizer that nothing refers to any more lets go of it by itself.
+
+        Raises
+        ------
+        RuntimeError
+            While another call is inside the optimizer.
+
+        Examples
+        --------
+        >>> import tempfile
+        >>> import numpy as np
+        >>> from adaptive_c import AdamW
+        >>> folder = tempfile.mkdtemp()
+        >>> AdamW(np.ones(3), state_path=folder).close()
+        >>> AdamW(np.ones(3), state_path=folder).close()
+        """
+        plan = self._run.plan
+        if not plan.guard.ended:
+            with plan.guard:
+                plan.end("this optimizer is closed; construct a new one")
+        if plan.pages is not None:
+            plan.pages.close()
 
     def _bind(self, run: Run) -> None:
         self._run, self._state_view = run, State(run)
@@ -212,7 +266,8 @@ class Optimizer(Habits, Stepping, Saving):
         """
         averages = [group.store.arrays.get("ema") for group in self._run.groups]
         found = [
-            None if x is None else group.layout.views(x) for x, group in zip(averages, self._run.groups, strict=True)
+            None if x is None else group.layout.views(group.store.array("ema"))
+            for x, group in zip(averages, self._run.groups, strict=True)
         ]
         return found if self._run.plan.structured else found[0]
 
@@ -327,10 +382,11 @@ class Optimizer(Habits, Stepping, Saving):
     def nbytes(self) -> int:
         """The bytes of state.
 
-        They include averages, scales, master copies, sums of gradients and what keep_undo and sum_to_one keep.
+        They include averages, scales, master copies, sums of gradients and what keep_undo and sum_to_one keep, and
+        state on disk.
         """
         beside: int = self._run.plan.beside_nbytes
-        return beside + sum(x.nbytes for group in self._run.groups for x in group.store.arrays.values())
+        return beside + sum(int(x.nbytes) for group in self._run.groups for x in group.store.arrays.values())
 
     def __repr__(self) -> str:
         groups = self._run.groups

@@ -165,6 +165,9 @@ class Saving:
 
     def __getstate__(self) -> dict[str, Any]:
         """For pickle and deepcopy; see docs/hosts.md."""
+        if self._run.plan.pages is not None:
+            raise TypeError("an optimizer with state_path can't be pickled or copied, since its state is on disk: "
+                            "opt.save(path) keeps everything")  # fmt: skip
         kept = {name: value for name, value in vars(self).items() if name not in _BOUND}
         return {**kept, "_form": pickled.form(self._run)}
 

@@ -29,6 +29,7 @@ class Stepping:
         lr: float | Sequence[float | None] | None = None,
         target: Any = ...,
         params: Any = None,
+        progress: Callable[[int, int], object] | None = None,
     ) -> None:
         """Update the parameters in place.
 
@@ -58,6 +59,9 @@ class Stepping:
         params : the structure of params, optional
             Arrays that take the place of the parameters before this step, and stay, as with `rebind`; a step that is
             refused leaves the old ones bound.
+        progress : callable, optional
+            ``progress(done, total)`` is called as buckets of the state on disk are done, the last time with done equal
+            to total; once, with 1 and 1, where all state is in memory.  What it raises is raised after the step.
 
         Raises
         ------
@@ -82,7 +86,7 @@ class Stepping:
         >>> p
         {'w': array([0., 0.]), 'b': array([1., 1., 1.])}
         """
-        if loss_scale is None and metric is None and lr is None and target is ... and params is None:
+        if loss_scale is metric is lr is params is progress is None and target is ...:
             self._step(grads)
             return
         targets = target is not ...
@@ -90,9 +94,9 @@ class Stepping:
             raise TypeError("a step takes either grads or a target, whose difference to the parameters is the gradient")
         given = target if targets else grads
         if loss_scale is None and metric is None and "lr" not in self.rule.read_once:  # there is nothing to check
-            self._step(given, 0.0, None, 0.0, lr, params, targets)
+            self._step(given, 0.0, None, 0.0, lr, params, targets, progress)
         else:
-            self._step(given, *self._for_one_step(metric, loss_scale, lr), params, targets)
+            self._step(given, *self._for_one_step(metric, loss_scale, lr), params, targets, progress)
 
     def rebind(self, params: Any) -> None:
         """Put other arrays into the place of the parameters: they are updated from now on.

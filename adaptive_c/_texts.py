@@ -154,6 +154,17 @@ uint16_as : {"bfloat16"}
 seed : int in [0, 2**64)
     The seed of stochastic rounding, which is a function of seed, step, group and place, and the same for every
     number of threads.  Give optimizers that are averaged or compared different seeds.
+state_path : str or path-like
+    A folder in which the state lies: moments, scales, master copies and averages; None keeps it in memory.  It is
+    streamed through memory while a step runs.  Each step is durable when it returns; after a kill or a power cut the
+    folder holds the state of one whole step.  A folder that has a state is gone on from: counts, options and schedules
+    become those that are in it, as with `load`.
+state_memory : int > 0
+    Bytes of memory for the buckets in which that state comes and goes; None is 1 GiB.  What fits stays in memory, and
+    is written all the same.
+state_parameters : bool
+    Keep the parameters in the folder too.  They are written into `params` when the folder is gone on from, and put back
+    after a step that fails on the disk.
 """
 
 ARGUMENTS = """

@@ -16,6 +16,7 @@ A group in a list that is written where it is used needs no annotation.  One tha
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from os import PathLike
 from typing import Any, Literal, Required, TypedDict
 
 import numpy as np
@@ -42,6 +43,7 @@ StateDtype = Literal["float32", "bfloat16", "uint8"] | Format
 Master = Literal["float32"] | Format
 Rounding = Literal["stochastic"]
 Uint16As = Literal["bfloat16"]
+Path = str | PathLike[str]
 
 
 class OfGroups(TypedDict, total=False):
@@ -84,6 +86,9 @@ class Shared(OfGroups, total=False):
     flush_denormals: bool
     uint16_as: Uint16As | None
     seed: int
+    state_path: Path | None
+    state_memory: int | None
+    state_parameters: bool
 
 
 class Group(OfGroups, total=False):

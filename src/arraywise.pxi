@@ -25,6 +25,9 @@ cdef class Stepping:
         cdef Counts before
         plan.guard.take(STEPPING)
         try:
+            if plan.pages is not None:
+                raise ValueError("stepping() is refused with state_path, since each of its calls would read and write "
+                                 "a bucket of the state; use step(grads)")
             if plan.max_grad_norm or plan.on_nonfinite != IGNORE:
                 limit = plan.settings["max_grad_norm"]
                 needed = "on_nonfinite" if limit is None else f"max_grad_norm={limit!r}"
@@ -35,7 +38,7 @@ cdef class Stepping:
             if self.lr is not None:
                 take_lr(plan, self.lr)
             if plan.counts.pending:
-                plan.refuse_sums(False)
+                refuse_sums(plan, False)
             self.moved = observe(plan, self.observed, self.metric) if self.observed is not None else None
             before = plan.counts
             plan.form_keys()

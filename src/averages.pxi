@@ -21,11 +21,15 @@ cdef Py_ssize_t held(Plan plan, const Group* group, const Array* a, Py_ssize_t* 
 
 
 cdef exchange(Plan plan, bint entering):
-    """Exchange parameters and averages.  Narrow parameters are saved apart, since an average is not narrow."""
+    """Exchange parameters and averages.
+
+    Parameters that are narrow are saved apart, since an average is not narrow; so are those whose averages are not in
+    memory, where these stay as they are.
+    """
     cdef Group* group
     cdef Array* a
     cdef Py_ssize_t i, j, n, size, start, at
-    saved = iter(plan.narrow_saved)
+    saved = iter(plan.saved)
     for i in range(plan.space.n_groups):
         group = plan.space.groups[i]
         size = native_itemsize(group)
@@ -33,12 +37,19 @@ cdef exchange(Plan plan, bint entering):
             a = group.arrays + j
             n = held(plan, group, a, &start)
             at = start - a.start
-            if group.format == NATIVE:
+            if not saves_apart(group):
                 swap(a.p + at * size, group.ema + start * size, n * size)
-            else:
-                carry(a.p + 2 * at, PyByteArray_AS_STRING(next(saved)), 2 * n, not entering)
-                if entering:
-                    narrow(group.format, n, a.p, at, <float*> group.ema + start)
+                continue
+            carry(a.p + at * parameter_itemsize(group), PyByteArray_AS_STRING(next(saved)),
+                  n * parameter_itemsize(group), not entering)
+            if entering and not group.away:
+                narrow(group.format, n, a.p, at, <float*> group.ema + start)
+    if entering and plan.pages is not None:
+        plan.sweep_all(AVERAGE)
+
+
+cdef inline bint saves_apart(const Group* group) noexcept:
+    return group.ema != NULL and (group.format != NATIVE or group.away)
 
 
 cdef class Averages:
@@ -55,17 +66,24 @@ cdef class Averages:
         guard.take(AVERAGED)
         try:
             bring_up(self.plan)
-            self.plan.narrow_saved = []
+            self.plan.saved = []
             for i in range(self.plan.space.n_groups):
                 group = self.plan.space.groups[i]
-                for j in range(group.n_arrays if group.ema != NULL and group.format != NATIVE else 0):
-                    self.plan.narrow_saved.append(bytearray(2 * held(self.plan, group, group.arrays + j, &start)))
+                for j in range(group.n_arrays if saves_apart(group) else 0):
+                    self.plan.saved.append(bytearray(parameter_itemsize(group)
+                                                     * held(self.plan, group, group.arrays + j, &start)))
             guard.rest = AVERAGED
-            exchange(self.plan, True)
+            try:
+                exchange(self.plan, True)
+                raise_late(self.plan)
+            except BaseException:  # averages could not be read, or a signal came meanwhile
+                exchange(self.plan, False)
+                self.plan.saved, guard.rest = None, FREE
+                raise
         finally:
             guard.release()
 
     def __exit__(self, *error):
         exchange(self.plan, False)  # also while another thread accumulates: it copies, whatever the mode
-        self.plan.narrow_saved = None
+        self.plan.saved = None
         self.plan.guard.leave(AVERAGED)

@@ -62,6 +62,18 @@ cdef void derive_group(const Group* group, Py_ssize_t start, Py_ssize_t end) noe
     copy_parameters(group, start, end)
 
 
+cdef void take_averages(const Group* group, Py_ssize_t start, Py_ssize_t end) noexcept nogil:
+    """Write the averages into the parameters."""
+    cdef Piece piece = pieces_from(group, start)
+    cdef Py_ssize_t n, size = native_itemsize(group)
+    while group.ema != NULL and next_piece(&piece, end):
+        n = piece.stop - piece.start
+        if group.format == NATIVE:
+            memcpy(piece.array.p + piece.at * size, group.ema + piece.start * size, n * size)
+        else:
+            narrow(group.format, n, piece.array.p, piece.at, <float*> group.ema + piece.start)
+
+
 cdef void copy_parameters(const Group* group, Py_ssize_t start, Py_ssize_t end) noexcept nogil:
     """Write the arrays of copy_to, from the parameters or their master copy."""
     cdef Piece piece = pieces_from(group, start)

@@ -26,7 +26,7 @@ cdef link_groups(Plan plan, list new, bint structured, bint keeps_undo):
         work += group.group.size
         spans += group.new_spans()
         if keeps_undo:
-            keep_undo(group)
+            keep_undo(group, plan.pages is None or not plan.pages.parameters)
     space.n_groups = len(groups)
     memory = plan.memory.joined(spans)
     i = memory.overlap()

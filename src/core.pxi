@@ -34,6 +34,7 @@ include "catch_up.pxi"   # rows brought up to date
 include "usable.pxi"     # norm, finite check, factor, dynamic loss scale
 include "settings.pxi"   # options of the optimizer as a whole, in force
 include "once.pxi"       # a learning rate for one call
+include "pages.pxi"      # state that is not in memory
 include "averages.pxi"   # parameters and averages exchanged
 include "arraywise.pxi"  # a step array by array, as gradients arrive
 include "binding.pxi"    # groups linked, and their arrays replaced

@@ -24,6 +24,15 @@ cdef int expect_gradients(Group* group, bint targets) noexcept:
     return 0
 
 
+cdef int refuse_sums(Plan plan, bint summed) except -1:
+    """summed: the call has no gradients of its own."""
+    if summed:
+        raise ValueError("step() without gradients takes the mean of accumulated ones, and there are none; pass "
+                         "grads, or call accumulate(grads) before it")
+    raise ValueError(f"{plan.counts.pending} accumulated gradients are pending, which step(grads) would leave "
+                     "unused; step() takes their mean, discard() drops them")
+
+
 cdef tuple parts_of(Plan plan, x, str what):
     """What was given for each of several groups."""
     cdef Py_ssize_t count = plan.space.n_groups

@@ -40,6 +40,7 @@ cdef class BoundGroup:
     cdef list followers
     cdef list keep               # whatever else its pointers point into
     cdef tuple in_force          # the bounds
+    cdef tuple copies            # the arrays of copy_to
     cdef list spans              # of the memory that is not in the plan's index yet
     cdef Py_ssize_t* shapes
     cdef Touched** touched       # of each array, where its rows have been sorted; NULL: none ever were
@@ -58,6 +59,7 @@ cdef class BoundGroup:
         self.guard, self.arrays, self.keys, self.where, self.where_grads = guard, arrays, keys, where, "grads"
         self.bare, self.uint16_is_bfloat16 = keys == (), uint16_is_bfloat16
         self.options, self.followers, self.keep, self.spans, self.row_sums = {}, [], [], [], {}
+        self.copies = ()
         self.group.rule = <Rule> <int> RULES[rule]
         self.group.squares = squares
         self.group.arrays = <Array*> calloc(n + 1, sizeof(Array))
@@ -213,6 +215,10 @@ cdef class BoundGroup:
         """Have rows missed steps?"""
         return lags(&self.group)
 
+    cdef int refuse_count(self, Py_ssize_t j) except -1:
+        raise ValueError(f"the count of steps of {self.name(j)}, in state['step'], is {self.group.t[j]}; it must be "
+                         "in [0, 2**62)")
+
     cdef int refuse_cuts(self, Py_ssize_t lo, Py_ssize_t hi) except -1:
         """Of a range: its ends must not cut a row that has one second moment, which is taken of the whole row."""
         cdef Piece piece
@@ -266,7 +272,21 @@ cdef class BoundGroup:
         if "ema" in store.arrays:
             group.ema = self.own(store.arrays["ema"]) - start * native_itemsize(group)
 
+    def flat_number(self, name):
+        """Which of its flat arrays it is: see `flat_array`."""
+        if name == "master" or name == "ema":
+            return 2 * SLOTS + (name == "ema")
+        names = list(self.store.slots)
+        return names.index(name) if name in names else SLOTS + names.index(name.removesuffix("_scale"))
+
+    def cuts_row(self, Py_ssize_t at):
+        """Does element `at` lie in the middle of a row that is to sum to one?"""
+        return cuts_row(&self.group, at)
+
     cdef char* own(self, array) except? NULL:
+        if type(array) is not ndarray:
+            self.group.away = True
+            return <char*> 1  # so that it is known to be there
         self.keep.append(array)
         if array.size:
             self.spans.append((address(array), address(array) + array.nbytes, STATE))
@@ -287,7 +307,7 @@ cdef class BoundGroup:
     def attach_copies(self, str kind, tuple copies):
         """Take the arrays that receive the parameters."""
         cdef Py_ssize_t i
-        self.keep.append(copies)
+        self.copies = copies
         for i, copy in enumerate(copies):
             self.group.arrays[i].copy = <char*> address(copy)
             if copy.size:
@@ -303,13 +323,17 @@ cdef class BoundGroup:
         found, self.spans = [(low, high, self.group.index, item) for low, high, item in self.spans], []
         return found
 
-    def decode(self, int slot, out):
-        """Narrow state into a flat float32 array."""
+    def decode(self, int slot, out, codes, scales):
+        """Narrow state into a flat float32 array.  codes, scales: all of this state."""
         cdef Py_ssize_t i, n = out.size
         cdef float* x = <float*> address(out)
         cdef uint64_t mode = enter_mode(False)
+        cdef Group group = self.group
+        group.state[slot], group.scales[slot] = <char*> address(codes), NULL
+        if scales is not None:
+            group.scales[slot] = <float*> address(scales)
         for i in range((n + BLOCK - 1) // BLOCK):
-            decode_block(&self.group, slot, i * BLOCK, min(n - i * BLOCK, BLOCK), x + i * BLOCK)
+            decode_block(&group, slot, i * BLOCK, min(n - i * BLOCK, BLOCK), x + i * BLOCK)
         leave_mode(mode, False)
 
     def encode(self, int slot, values):

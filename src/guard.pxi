@@ -10,6 +10,7 @@ cdef enum Holder:
     HELD        # Python code in a `with` block: a save, a load, a new group
     AVERAGED    # a `with` block in which the averages are in the parameters' place
     ARRAYWISE   # a `with` block that steps array by array
+    ENDED       # nobody any more
 
 
 cdef class Guard:
@@ -17,6 +18,7 @@ cdef class Guard:
     cdef Holder holder
     cdef Holder rest     # what it goes back to: FREE, or the block that is open, whatever else goes on in it
     cdef uint64_t mode   # the floating-point mode of the thread that holds it, as it was
+    cdef str why         # it ended
 
     cdef int take(self, Holder holder, Holder block=FREE) except -1:
         """RuntimeError if somebody has it.  block: it may be taken inside this one, too."""
@@ -28,6 +30,8 @@ cdef class Guard:
                                "block first")
         if self.holder == ARRAYWISE:
             raise RuntimeError("not inside stepping(), whose arrays all take the same step: leave the block first")
+        if self.holder == ENDED:
+            raise RuntimeError(self.why)
         raise RuntimeError("this optimizer is in use: another call (step, save, load or the like) has not ended.  From "
                            "another thread: use a lock, or give each thread an optimizer of its own.  From a schedule "
                            "or a signal handler: set a flag, and act on it after the step.  In a forked child: the "
@@ -42,6 +46,14 @@ cdef class Guard:
         self.rest = FREE
         if self.holder == block:
             self.holder = FREE
+
+    cdef void end(self, str why) noexcept:
+        """Once it is released, nobody gets it any more."""
+        self.rest, self.why = ENDED, why
+
+    @property
+    def ended(self):
+        return self.holder == ENDED
 
     def __enter__(self):
         self.take(HELD)

@@ -25,6 +25,9 @@ cdef class Plan:
     cdef public int n_threads      # 0: not chosen
     cdef public Py_ssize_t low, high  # the positions that this process sweeps; others have the rest
     cdef public object combine     # what completes a reduction by what other processes have found, or None
+    cdef public object pages       # what brings state that is not in memory, and takes it away, or None
+    cdef object job, late          # that such a call waits for; an exception that waits for the end of this call
+    cdef bint told                 # somebody, of the progress of this call
     cdef readonly bint dynamic     # the loss scale is
     cdef readonly bint keeps_undo
     cdef Space space
@@ -37,7 +40,7 @@ cdef class Plan:
     cdef NormOver norm_over
     cdef OnNonfinite on_nonfinite
     cdef bint zero_grad, cast
-    cdef list narrow_saved         # narrow parameters as they were, while their averages are in place
+    cdef list saved                # parameters as they were, while their averages are in place, if these are apart
     cdef Counts before             # the last step, with what else undoes it
     cdef list moved                # the schedules that it changed: (group, old, new)
     cdef str gone                  # why there is no step to undo; None: there is one
@@ -147,6 +150,15 @@ cdef class Plan:
 
     # --- calls of the user's -------------------------------------------------------------------------------------
 
+    def conduct(self, call):
+        """Make a call in a thread of its own, which no signal interrupts: what a handler raises comes at its end."""
+        conduct(self, call, None)
+        raise_late(self)
+
+    def end(self, str why):
+        """Let nothing step or change this run any more.  The caller holds the guard."""
+        self.guard.end(why)
+
     def averages(self):
         """For a ``with`` block, inside which the parameters are their averages."""
         return Averages(self)
@@ -234,6 +246,7 @@ cdef class Plan:
             restore(self)
         finally:
             self.guard.release()
+        raise_late(self)
 
     def accumulate(self, grads):
         """Add gradients to the sums."""
@@ -262,13 +275,19 @@ cdef class Plan:
         """Put other arrays into the place of the parameters."""
         self.guard.take(STEPPING)
         try:
-            if rebind(self, params) is not None:
-                derive(self)
+            replaced = rebind(self, params)
+            if replaced is not None:
+                try:
+                    derive(self)
+                except BaseException:
+                    put_back(self, <tuple> replaced)
+                    raise
         finally:
             self.guard.release()
+        raise_late(self)
 
     def step(self, grads=..., double loss_scale=0.0, observed=None, double metric=0.0, lr=None, params=None,
-             bint targets=False, tuple part=None):
+             bint targets=False, progress=None, tuple part=None):
         """Step every group, or a part of one.
 
         grads: without any, the mean of what was accumulated.
@@ -277,6 +296,7 @@ cdef class Plan:
         lr: that of this step, instead of the groups' own.
         targets: grads are targets, the gradient is p - target.
         params: arrays that take the place of the parameters first, unless the step is refused.
+        progress(done, total): is told how many parts of the step are done; there is one where all state is in memory.
         part: (group, lo, hi, count), elements lo .. hi-1 of one group's parameter space (group -1: the only one).  lo
         and hi are multiples of CHUNK or the end (hi -1).  The pieces of one step are calls of which all but the last
         have count=False: they share a step number, and equal the whole step whatever their order.
@@ -287,6 +307,7 @@ cdef class Plan:
         cdef list moved = None
         cdef tuple replaced = None  # until nothing can be refused any more
         self.guard.take(STEPPING)
+        self.told = False
         try:
             if params is not None:
                 replaced = rebind(self, params)
@@ -297,9 +318,9 @@ cdef class Plan:
             if lr is not None:
                 take_lr(self, lr)
             if summed != (self.counts.pending > 0):
-                self.refuse_sums(summed)
+                refuse_sums(self, summed)
             if part is not None:
-                first, last = self.positions(part[0], part[1], part[2])
+                first, last = positions(self, part[0], part[1], part[2])
                 count = part[3]
             if self.keeps_undo and (last - first < self.space.end or not count):
                 raise ValueError("a range can't be stepped with keep_undo=True, which undoes whole steps")
@@ -308,6 +329,8 @@ cdef class Plan:
             work = acquire_sums(self) if summed else acquire(self, grads, targets)
             if self.space.zero_grad:
                 check_apart(self)
+            if self.pages is not None:
+                refuse_cut_rows(self)
             work = min(work, last - first)
             before = self.counts
             before.pending = 0
@@ -321,25 +344,30 @@ cdef class Plan:
             if replaced is not None:
                 derive(self)
                 replaced = None
-            if work >= 0 and not usable:
-                self.counts.skipped_steps += count
-                if self.space.zero_grad:
-                    zero_gradients(self)
+            if work >= 0 and not usable and self.space.zero_grad:
+                zero_gradients(self)
             for i in range(self.space.n_groups if usable else 0):
                 summing |= self.space.groups[i].options.sum_to_one != 0
                 if self.space.groups[i].options.exact:
                     prepare_group(self, self.space.groups[i])
             if self.keeps_undo:
                 keep(self, before, usable, work)
-            if usable:
-                self.run(STEP, work, first, last)
-            if usable and summing:
-                finish_rows(self, work, first, last)
+            if self.pages is not None:
+                if work >= 0:
+                    step_paged(self, Visit(self, STEP, work, summing, usable, moved), before.grad_norm, progress)
+            else:
+                if usable:
+                    self.run(STEP, work, first, last)
+                if usable and summing:
+                    finish_rows(self, work, first, last)
+                if usable and count:
+                    self.count(moved)
+                elif work >= 0:
+                    self.counts.skipped_steps += count
+                if self.dynamic and count and work >= 0:
+                    rescale(&self.counts, usable)
             if usable and count:
                 zero_rows(self)
-                self.count(moved)
-            if self.dynamic and count and work >= 0:
-                rescale(&self.counts, usable)
             if summed and count:
                 self.drop_sums()
         finally:
@@ -347,6 +375,9 @@ cdef class Plan:
                 put_back(self, replaced)
             self.space.zero_grad = self.zero_grad
             self.release()
+        if progress is not None and not self.told:
+            progress(1, 1)
+        raise_late(self)
 
     # --- the parts of a call -------------------------------------------------------------------------------------
 
@@ -376,12 +407,18 @@ cdef class Plan:
         return 0
 
     cdef int run(self, Work what, Py_ssize_t work, Py_ssize_t first, Py_ssize_t last) except -1:
-        """Sweep over positions first .. last-1, of which `work` are written, without the GIL if they are many."""
-        cdef int n_threads
+        """Sweep over positions first .. last-1, of which `work` are written."""
         if what != ADD:  # other processes' positions are theirs
             first, last = max(first, self.low), min(last, self.high)
             if first >= last:
                 return 0
+        if self.pages is not None:
+            return run_paged(self, what, work, first, last)
+        return self.sweep_range(what, work, first, last)
+
+    cdef int sweep_range(self, Work what, Py_ssize_t work, Py_ssize_t first, Py_ssize_t last) except -1:
+        """The same, with all in memory that it needs; without the GIL if elements are many."""
+        cdef int n_threads
         if work < PARALLEL_FROM:
             sweep(&self.space, what, first, last, 1)
             return 0
@@ -392,32 +429,6 @@ cdef class Plan:
 
     cdef int sweep_all(self, Work what) except -1:
         return self.run(what, self.space.end, 0, self.space.end)
-
-    cdef (Py_ssize_t, Py_ssize_t) positions(self, Py_ssize_t group, Py_ssize_t lo, Py_ssize_t hi) except *:
-        if self.space.zero_grad and (self.max_grad_norm or self.on_nonfinite != IGNORE):
-            raise ValueError("a range can't be stepped with zero_grad and a norm or check, which need all of them")
-        if group == -1 and self.space.n_groups == 1:
-            group = 0
-        if not 0 <= group < self.space.n_groups:
-            raise ValueError(f"a range needs a group, 0 .. {self.space.n_groups - 1}, got {group}")
-        cdef Py_ssize_t size = self.space.groups[group].size, first = self.space.groups[group].position
-        if hi == -1:
-            hi = size
-        if not (0 <= lo <= hi <= size and (lo % CHUNK == 0 or lo == size) and (hi % CHUNK == 0 or hi == size)):
-            raise ValueError(f"lo and hi must be multiples of {CHUNK} or the end, {size}, with lo <= hi; "
-                             f"got {lo} and {hi}")
-        for at in (lo, hi):
-            if cuts_row(self.space.groups[group], at):
-                raise ValueError(f"a range can't end within a row that is to sum to one, as element {at} is")
-        (<BoundGroup> self.groups[group]).refuse_cuts(lo, hi)
-        return first + lo, first + chunks_to(hi) * CHUNK
-
-    cdef int refuse_sums(self, bint summed) except -1:
-        if summed:
-            raise ValueError("step() without gradients takes the mean of accumulated ones, and there are none; pass "
-                             "grads, or call accumulate(grads) before it")
-        raise ValueError(f"{self.counts.pending} accumulated gradients are pending, which step(grads) would leave "
-                         "unused; step() takes their mean, discard() drops them")
 
     cdef int form_steps(self) except -1:
         """The constants of this step: formed once for neighbouring arrays that have taken the same steps."""
@@ -441,7 +452,7 @@ cdef class Plan:
     cdef int form_step(self, Group* group, Py_ssize_t j, Py_ssize_t n) except -1:
         """The constants of this step of one array, as number n of space.steps."""
         if not 0 <= group.t[j] < 1LL << 62:
-            self.refuse_count(group.index, j)
+            (<BoundGroup> self.groups[group.index]).refuse_count(j)
         form_step(group.rule, &group.options, group.t[j] + 1, not group.started[j] or group.t[j] == 0,
                   group.product[j] if group.product != NULL else 1, self.space.steps + n)
         self.space.steps[n].by_row = group.arrays[j].row_length != 0
@@ -458,11 +469,6 @@ cdef class Plan:
                 for j in range(1 + SLOTS):
                     group.keys[j] = noise_key(self.space.seed, self.space.t, i, j)
         return 0
-
-    cdef int refuse_count(self, Py_ssize_t i, Py_ssize_t j) except -1:
-        cdef BoundGroup group = <BoundGroup> self.groups[i]
-        raise ValueError(f"the count of steps of {group.name(j)}, in state['step'], is {group.group.t[j]}; it must be "
-                         "in [0, 2**62)")
 
     cdef int count(self, list moved) except -1:
         """Count a step of the arrays that have a gradient.  moved: the schedules that it changes."""

@@ -2,6 +2,27 @@
 # Plan.high.  They give one another gradients before they step, and parameters afterwards; how, is Python's.
 
 
+cdef (Py_ssize_t, Py_ssize_t) positions(Plan plan, Py_ssize_t group, Py_ssize_t lo, Py_ssize_t hi) except *:
+    """The first position of elements lo .. hi-1 of a group (-1: the only one), and the one after the last."""
+    if plan.space.zero_grad and (plan.max_grad_norm or plan.on_nonfinite != IGNORE):
+        raise ValueError("a range can't be stepped with zero_grad and a norm or check, which need all of them")
+    if group == -1 and plan.space.n_groups == 1:
+        group = 0
+    if not 0 <= group < plan.space.n_groups:
+        raise ValueError(f"a range needs a group, 0 .. {plan.space.n_groups - 1}, got {group}")
+    cdef Py_ssize_t size = plan.space.groups[group].size, first = plan.space.groups[group].position
+    if hi == -1:
+        hi = size
+    if not (0 <= lo <= hi <= size and (lo % CHUNK == 0 or lo == size) and (hi % CHUNK == 0 or hi == size)):
+        raise ValueError(f"lo and hi must be multiples of {CHUNK} or the end, {size}, with lo <= hi; "
+                         f"got {lo} and {hi}")
+    for at in (lo, hi):
+        if cuts_row(plan.space.groups[group], at):
+            raise ValueError(f"a range can't end within a row that is to sum to one, as element {at} is")
+    (<BoundGroup> plan.groups[group]).refuse_cuts(lo, hi)
+    return first + lo, first + chunks_to(hi) * CHUNK
+
+
 cdef class Sharing:
     """``with plan.sharing(...) as now:`` the processes' gradients are summed and, if asked for, stepped.
 
@@ -31,7 +52,7 @@ cdef class Sharing:
                 if self.lr is not None:
                     take_lr(plan, self.lr)
                 if (not given) != (plan.counts.pending > 0):
-                    plan.refuse_sums(not given)
+                    refuse_sums(plan, not given)
                 if self.observed is not None:
                     self.moved = observe(plan, self.observed, self.metric)
             if given:

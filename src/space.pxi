@@ -124,6 +124,7 @@ cdef struct Group:
     char* sums               # of gradients, as the rule computes; NULL until they are wanted
     uint8_t* summed          # of each array: is there a sum?
     Undo* undo               # NULL: nothing is kept
+    bint away                # state is not in memory: pointers to it are good within a visit only
 
 cdef struct Space:
     Group** groups

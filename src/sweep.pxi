@@ -10,7 +10,7 @@ cdef enum:
     PARALLEL_FROM = 1 << 14  # elements: from here on a step takes several threads, and runs without the GIL
 
 cdef enum Work:          # of a sweep
-    STEP, FINISH, START, COPY, ADD, SQUARES, LARGEST, KEEP, RESTORE, CATCH_UP, DERIVE, BEGIN
+    STEP, FINISH, START, COPY, ADD, SQUARES, LARGEST, KEEP, RESTORE, CATCH_UP, DERIVE, BEGIN, AVERAGE
 
 
 cdef inline bint staged(const Space* space, const Group* group) noexcept nogil:
@@ -455,6 +455,8 @@ cdef void run_part(const Space* space, Work work, Py_ssize_t first, Py_ssize_t l
             copy_parameters(group, start, end)
         elif work == DERIVE:
             derive_group(group, start, end)
+        elif work == AVERAGE:
+            take_averages(group, start, end)
         elif work == CATCH_UP:
             catch_up_group(space, group, start, end)
         elif work == BEGIN:

@@ -33,13 +33,14 @@ cdef void move_elements(const Group* group, Py_ssize_t start, Py_ssize_t end, bi
     cdef int i
     for i in range(KEPT):
         flat = flat_array(group, i)
-        if flat.p != NULL:
+        if undo.kept[i] != NULL:
             low = start // flat.per * flat.itemsize
             size = (end + flat.per - 1) // flat.per * flat.itemsize - low
             carry(flat.p + low, undo.kept[i] + low, size, back)
     while next_piece(&piece, end):
         size = piece.stop - piece.start
-        carry(piece.array.p + piece.at * p_size, undo.p + piece.start * p_size, size * p_size, back)
+        if undo.p != NULL:
+            carry(piece.array.p + piece.at * p_size, undo.p + piece.start * p_size, size * p_size, back)
         if group.copy_format != NATIVE:
             carry(piece.array.copy + piece.at * copy_size, undo.copies + piece.start * copy_size, size * copy_size,
                   back)
@@ -87,8 +88,11 @@ cdef char* kept_bytes(BoundGroup bound, Py_ssize_t nbytes) except NULL:
     return <char*> address(memory)
 
 
-cdef int keep_undo(BoundGroup bound) except -1:
-    """Allocate what undoing a step of this group takes, once its state is attached."""
+cdef int keep_undo(BoundGroup bound, bint parameters) except -1:
+    """Allocate what undoing a step of this group takes, once its state is attached.
+
+    parameters: are they to be kept here?  State that is not in memory is kept elsewhere.
+    """
     cdef Group* group = &bound.group
     cdef Undo* undo = &bound.undo
     cdef Py_ssize_t n = group.n_arrays
@@ -96,12 +100,13 @@ cdef int keep_undo(BoundGroup bound) except -1:
     cdef int i
     for i in range(KEPT):
         flat = flat_array(group, i)
-        if flat.p != NULL:
+        if flat.p != NULL and not group.away:
             undo.kept[i] = kept_bytes(bound, (group.size + flat.per - 1) // flat.per * flat.itemsize)
     for i in range(SLOTS):
         if group.moments[i] != NULL:
             undo.moments[i] = kept_bytes(bound, group.n_rows * native_itemsize(group))
-    undo.p = kept_bytes(bound, group.size * parameter_itemsize(group))
+    if parameters:
+        undo.p = kept_bytes(bound, group.size * parameter_itemsize(group))
     if group.copy_format != NATIVE:
         undo.copies = kept_bytes(bound, group.size * copy_itemsize(group))
     undo.chunks = <uint8_t*> kept_bytes(bound, chunks_to(group.size))
@@ -150,7 +155,18 @@ cdef int restore(Plan plan) except -1:
         group = plan.space.groups[i]
         for j in range(chunks_to(group.size)):
             work += group.undo.chunks[j] * CHUNK
-    plan.run(RESTORE, work, 0, plan.space.end)
+    if plan.pages is not None:
+        conduct(plan, Visit(plan, RESTORE, work).rollback, None)
+    else:
+        plan.run(RESTORE, work, 0, plan.space.end)
+        restore_counts(plan)
+    return 0
+
+
+cdef int restore_counts(Plan plan) except -1:
+    """What is counted, as it was before the last step."""
+    cdef Group* group
+    cdef Py_ssize_t i, j
     for i in range(plan.space.n_groups):
         group = plan.space.groups[i]
         move_counts(group, True)

@@ -364,6 +364,7 @@ def test_ranks_that_construct_different_optimizers():
     refused(lambda: build(reduction=wrong(last, "mean", "max")), ValueError, "reduction must be")
     refused(lambda: build(wrong(0, flat, flat[::2])), ValueError, "not C-contiguous")
     refused(lambda: build(keep_undo=True), ValueError, "keep_undo=True is refused")
+    refused(lambda: build(state_path="nowhere"), ValueError, "state_path is refused")
     refused(lambda: build(second_moment="row"), ValueError, "second_moment='row' is refused")
     refused(lambda: build(cls="AdamW"), TypeError, "must be the class of an optimizer")
     refused(lambda: build(bucket_bytes=wrong(last, 1, 0)), ValueError, "bucket_bytes must be")

@@ -163,7 +163,30 @@ def assert_same(a, b, what=""):
         assert a == b or a != a, what
 
 
-# --- threads and processes ---------------------------------------------------------------------------------------------
+# --- interrupts, threads and processes ---------------------------------------------------------------------------------
+
+
+def press():
+    raise KeyboardInterrupt
+
+
+def at(n, call, then=press):
+    """Call something, and something else at its n-th place: does it have so many?"""
+    places = 0
+
+    def profile(frame, event, argument):
+        nonlocal places
+        if event in ("call", "c_return"):
+            places += 1
+            if places == n:
+                then()
+
+    sys.setprofile(profile)
+    try:
+        call()
+    finally:
+        sys.setprofile(None)
+    return places >= n
 
 
 def race(call, threads, times):

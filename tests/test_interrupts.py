@@ -16,7 +16,7 @@ from itertools import count
 
 import numpy as np
 import pytest
-from support import assert_same, child, everything, in_another_thread, make
+from support import assert_same, at, child, everything, in_another_thread, make
 
 import adaptive_c as ac
 from adaptive_c._checkpoint import file
@@ -32,29 +32,6 @@ def dropped(monkeypatch):
     gc.disable()
     yield found
     gc.enable()
-
-
-def press():
-    raise KeyboardInterrupt
-
-
-def at(n, call, then=press):
-    """Call something, and something else at its n-th place: does it have so many?"""
-    places = 0
-
-    def profile(frame, event, argument):
-        nonlocal places
-        if event in ("call", "c_return"):
-            places += 1
-            if places == n:
-                then()
-
-    sys.setprofile(profile)
-    try:
-        call()
-    finally:
-        sys.setprofile(None)
-    return places >= n
 
 
 def interrupted(call, n, dropped):

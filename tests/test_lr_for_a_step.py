@@ -145,7 +145,7 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize(("lr", "error", "message"), WRONG, ids=[str(case[0]) for case in WRONG])
+@pytest.mark.parametrize(("lr", "error", "message"), WRONG, ids=[case[2] for case in WRONG])
 @pytest.mark.parametrize("way", ["step", "sums", "stepping"])
 def test_what_lr_may_not_be_is_refused_before_anything_is_written(lr, error, message, way):
     w = np.ones(3, "f4")

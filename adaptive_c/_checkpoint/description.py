@@ -7,6 +7,7 @@ it, the caller gives again: see docs/checkpoints.md.
 
 import math
 from collections.abc import Callable, Hashable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -100,7 +101,6 @@ def _group(group: ParamGroup) -> dict[str, Any]:
 def _describe(run: Run) -> dict[str, Any]:
     """A run without its arrays."""
     plan = run.plan
-    plan.settle()
     return {
         "format": "adaptive_c",
         "version": VERSION,
@@ -123,25 +123,34 @@ def state_dict(run: Run) -> dict[str, Any]:
 
 def held(run: Run) -> dict[str, Any]:
     """All of a run but the parameters, while the caller holds the guard."""
+    run.plan.settle()
     found, pending = _describe(run), run.plan.pending
     for group, about in zip(run.groups, found["groups"], strict=True):
-        arrays = {name: entry.pieces[0] for name, entry in _live(group, False, pending).items()}
+        arrays = {name: group.store.array(name) for name in _live(group, False, pending)}
         about["arrays"] = {**arrays, **_counts(group, pending)}
     return found
 
 
 def contents(run: Run, parameters: bool) -> tuple[dict[str, Any], dict[str, Entry]]:
     """What a file has: a run without its arrays, and the arrays as far as this process holds them."""
-    about, pending = _describe(run), run.plan.pending
+    run.plan.settle()
+    about, counts = counted(run, run.plan.pending)
     arrays: dict[str, Entry] = {}
+    for i, group in enumerate(run.groups):
+        arrays |= {f"{i}.{name}": entry for name, entry in _live(group, parameters, run.plan.pending).items()}
+    return about, arrays | counts
+
+
+def counted(run: Run, pending: int) -> tuple[dict[str, Any], dict[str, Entry]]:
+    """A run without its arrays, and the counts of these.  pending: how many calls of accumulate are to be in it."""
+    about = {**_describe(run), "pending": pending}
     counts: dict[str, list[Array]] = {}  # of all groups, one after the other
     for i, group in enumerate(run.groups):
         if (names := about["groups"][i]["names"]) is not None:
             about["groups"][i]["names"] = [encoded(key, f"params of group {i}") for key in names]
         for name, array in _counts(group, pending).items():
             counts.setdefault(name, []).append(array)
-        arrays |= {f"{i}.{name}": entry for name, entry in _live(group, parameters, pending).items()}
-    return about, arrays | {name: Entry(_COUNTS[name], pieces) for name, pieces in counts.items()}
+    return about, {name: Entry(_COUNTS[name], pieces) for name, pieces in counts.items()}
 
 
 def save(run: Run, path: Any, parameters: bool) -> None:
@@ -176,8 +185,8 @@ def load(run: Run, path: Any, parameters: bool) -> None:
         prepare(run, head, arrays, str(path), parameters)()
 
 
-def prepare(run: Run, head: Any, arrays: Mapping[str, Any], where: str, parameters: bool) -> Callable[[], None]:
-    """Check what a file has, and allocate what is needed; what is returned reads it, and writes."""
+def prepare(run: Run, head: Any, arrays: Mapping[str, Any], where: str, parameters: bool) -> Callable[..., None]:
+    """Check what a file has, and allocate what is needed; what is returned reads it, and writes; see `_prepare`."""
     groups = _get(head, "groups", list, where)
     for group in groups:
         group["arrays"] = {}
@@ -223,8 +232,8 @@ def _count(d: Any, key: str, where: str) -> int:
     return int(n)
 
 
-def _prepare(run: Run, d: Any, where: str, parameters: bool) -> Callable[[], None]:
-    """Check everything and allocate what is needed; what is returned writes."""
+def _prepare(run: Run, d: Any, where: str, parameters: bool) -> Callable[..., None]:
+    """Check everything and allocate what is needed; what is returned writes: all, or with False all but the arrays."""
     plan = run.plan
     version = _get(d, "version", int, where)
     if _get(d, "format", str, where) != "adaptive_c" or not 1 <= version <= VERSION:
@@ -258,20 +267,25 @@ def _prepare(run: Run, d: Any, where: str, parameters: bool) -> Callable[[], Non
     for group, (changes, _, _) in zip(run.groups, work, strict=True):
         group.bound.make_room(changes)
 
-    def write() -> None:  # from here on nothing is refused
+    def write(all_arrays: bool = True) -> None:  # from here on nothing is refused
         plan.forget()
         plan.configure(settings)
         for group, about, (changes, bounds, counts) in zip(run.groups, groups, work, strict=True):
             group.bound.commit(changes, bounds)
             for name, array in counts.items():
                 group.store.counts[name][:] = array
-            for name, entry in _live(group, parameters, pending).items():
+            for name, entry in _live(group, parameters, pending).items() if all_arrays else ():
                 at = group.store.place(name)[0]
                 for piece in entry.pieces:
-                    _read(about["arrays"][name], at, piece)
+                    if isinstance(piece, np.ndarray):
+                        _read(about["arrays"][name], at, piece)
                     at += piece.size
+        if all_arrays and plan.pages is not None:
+            plan.conduct(partial(plan.pages.fill, lambda i, name, at, out: _read(groups[i]["arrays"][name], at, out)))
         plan.set_counts(t, skipped, float(grad_norm), pending, scale, tracker)
         plan.write_copies()
+        if all_arrays and plan.pages is not None:
+            plan.conduct(plan.pages.commit)
 
     return write
 

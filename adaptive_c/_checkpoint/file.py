@@ -41,10 +41,14 @@ _DTYPES = {code: np.dtype("uint16" if kind == "bfloat16" else kind) for kind, co
 
 
 class Entry(NamedTuple):
-    """An array that is to be written: the kind of its elements, and the flat arrays that it consists of."""
+    """An array that is to be written: the kind of its elements, and the flat arrays that it consists of.
+
+    A piece that is not in memory has a size, and `parts` that read it bit by bit, as bytes; each is good until the next
+    one is read.
+    """
 
     kind: str
-    pieces: Sequence[Array]
+    pieces: Sequence[Any]
 
 
 class Stored(NamedTuple):
@@ -118,7 +122,7 @@ def replacing(path: Any) -> Iterator[Any]:
         # The old file has no name any more, and closing it frees its contents, which takes the system a while.
         if old is not None and not _start(old.close):
             old.close()
-    _sync_folder(folder)
+    sync_folder(folder)
 
 
 def header(head: Mapping[str, Any], sizes: Mapping[str, tuple[str, int]]) -> tuple[bytes, dict[str, int]]:
@@ -145,7 +149,11 @@ def _parts(head: Mapping[str, Any], arrays: Mapping[str, Entry]) -> list[list[An
     """The bytes of the file up to the line _END, in parts of _PIECE to twice as many bytes, each a list of arrays."""
     sizes = {name: (entry.kind, sum(piece.size for piece in entry.pieces)) for name, entry in arrays.items()}
     text, order = header(head, sizes)
-    raw = [piece.view(np.uint8) for name in order if name != "end" for piece in arrays[name].pieces]
+    pieces = [piece for name in order if name != "end" for piece in arrays[name].pieces]
+    if not all(isinstance(piece, np.ndarray) for piece in pieces):
+        each = [[piece.view(np.uint8)] if isinstance(piece, np.ndarray) else piece.parts() for piece in pieces]
+        return [[text], *([part] for parts in each for part in parts)]
+    raw = [piece.view(np.uint8) for piece in pieces]
     parts: list[list[Any]] = [[text]]
     room = _PIECE
     for piece in raw:
@@ -161,11 +169,16 @@ def _parts(head: Mapping[str, Any], arrays: Mapping[str, Entry]) -> list[list[An
 def _fill(file: Any, parts: list[list[Any]]) -> None:
     """Write the parts and the line _END, and let Linux begin to write them to the disk."""
     sums: dict[int, tuple[int, int]] = {}
-    _start(_sum_up, enumerate(parts), sums)
+    beside = not any(callable(piece) for part in parts for piece in part)  # what is read is read once
+    if beside:
+        _start(_sum_up, enumerate(parts), sums)
     pushed = 0
-    for part in parts:
+    for i, part in enumerate(parts):
         for piece in part:
-            file.write(piece)
+            memory = piece() if callable(piece) else piece
+            file.write(memory)
+            if not beside:
+                sums[i] = zlib.crc32(memory), len(memory)
         if (size := file.tell()) - pushed >= 16 * _PIECE and hasattr(os, "posix_fadvise"):
             os.posix_fadvise(file.fileno(), pushed, size - pushed, os.POSIX_FADV_DONTNEED)
             pushed = size
@@ -258,7 +271,7 @@ def _create_temporary(folder: str) -> Any:
         file.close()
 
 
-def _sync_folder(folder: str) -> None:
+def sync_folder(folder: str) -> None:
     """Let the rename, too, survive a power cut, where the file system can, and the folder may be read."""
     try:
         fd = os.open(folder, os.O_RDONLY)

@@ -78,6 +78,9 @@ def _state_dict(run: Run, torch: Any) -> dict[str, Any]:
 
 
 def load_state_dict(run: Run, d: Mapping[str, Any]) -> None:
+    if run.plan.pages is not None:
+        raise ValueError("PyTorch's state_dict can't be loaded with state_path: load it into an optimizer without, "
+                         "save(path) there, and load(path) here")  # fmt: skip
     check_class(run.rule, [group.options for group in run.groups])
     with run.guard:
         restore(run, d)

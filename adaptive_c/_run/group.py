@@ -236,14 +236,14 @@ class ParamGroup(MutableMapping[str, Any]):
         if name in store.slots or name == "master":
             if name not in store.arrays:
                 return None
-            flat = store.decoded(name, self.bound) if decoded else store.arrays[name]
+            flat = store.decoded(name, self.bound) if decoded else store.array(name)
             return self.layout.views(flat, name in store.by_row)
         if name in store.counts:  # a count, or NAdam's product
             counts = store.counts[name]
             if self.layout.keys == ():
                 return counts.reshape(())
             return self.layout.arrange([row.reshape(()) for row in counts[:, None]])
-        return store.arrays.get(name) if name.endswith("_scale") else None
+        return store.array(name) if name.endswith("_scale") and name in store.arrays else None
 
     def bind_copies(self, where: str) -> None:
         """Check copy_to and hand it to the core."""

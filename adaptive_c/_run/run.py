@@ -1,7 +1,8 @@
 """A run: groups of parameters bound to a rule, and the plan that steps them."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import accumulate
 from typing import Any
 
@@ -22,7 +23,7 @@ from .options import (
     picklable,
 )
 from .rule import Rule
-from .store import CHUNK, Allocate, zeros
+from .store import CHUNK, zeros
 
 _SMALLEST_SCALE, _LARGEST_SCALE, GROWTH_INTERVAL = core.SCALE_LIMITS
 
@@ -45,8 +46,8 @@ def shares(sizes: Sequence[int], parts: int) -> tuple[list[int], list[int]]:
 class Run:
     """What every face works on: made once, and extended by groups.
 
-    defaults: the options of a group that does not have its own.  allocate: makes the arrays of the state.  part: which
-    of how many processes this is, each of which holds the state of its share and steps that.
+    defaults: the options of a group that does not have its own.  part: which of how many processes this is, each of
+    which holds the state of its share and steps that.  pages: what brings state that is not in memory.
     """
 
     groups: tuple[ParamGroup, ...]
@@ -56,13 +57,13 @@ class Run:
         rule: Rule,
         defaults: Mapping[str, Any],
         uint16_as: str | None = None,
-        allocate: Allocate = zeros,
         part: tuple[int, int] = (0, 1),
+        pages: Any = None,
     ) -> None:
         self.rule, self.groups = rule, ()
         self.defaults = {**defaults, "bounds": copied_bounds(defaults["bounds"])}  # for groups that come later, too
         self.plan = core.Plan(core.Guard(), check_followed_setting)
-        self._uint16_as, self._allocate, self._part = uint16_as, allocate, part
+        self._uint16_as, self._part, self._pages = uint16_as, part, pages
         self._checked: dict[str, Any] = {}  # the defaults, by the type that the rule computes in
 
     @property
@@ -104,7 +105,7 @@ class Run:
         structured = isinstance(params, tuple) and any(isinstance(item, dict) for item in params)
         specs = params if structured else ({"params": params},)
         wheres = [f"params[{i}]" if structured else "" for i in range(len(specs))]
-        with self.guard:
+        with self.guard, self._place():
             bound = [self._bind(spec, where) for spec, where in zip(specs, wheres, strict=True)]
             held = self._share([sum(layout.sizes) for _, layout, _ in bound])
             new = [
@@ -112,11 +113,31 @@ class Run:
                 for i, (parts, where) in enumerate(zip(bound, wheres, strict=True))
             ]
             self.plan.configure(self.checked(settings, new))
+            if self._pages is not None:
+                self._pages.lay_out(new)
+                self.plan.pages = self._pages
             self.plan.link([group.bound for group in new], structured, keep_undo, self, tuple(new))
+            if self._pages is not None:
+                self._pages.begin(self)
+
+    @contextmanager
+    def _place(self) -> Iterator[None]:
+        """Give the place of the state back, if a run can't be made."""
+        try:
+            yield
+        except BaseException:
+            if self._pages is not None:
+                self._pages.close()
+            raise
 
     def add(self, spec: Any) -> None:
         """Add a group; from now on the groups are a list."""
         with self.guard:
+            if self._pages is not None:
+                raise ValueError(
+                    "add_param_group is refused with state_path, whose buckets are cut for the groups that there are: "
+                    "construct a new optimizer with all groups, and a new state_path"
+                )
             if self.plan.pending:
                 raise ValueError(
                     f"{self.plan.pending} accumulated gradients are pending, which the new group has no part in; "
@@ -193,7 +214,17 @@ class Run:
         check_formats(self.rule, options, bound.dtype, prefix)
         check_axes(options, layout, prefix)
         bounds = check_bounds(options["bounds"], bound.dtype, prefix, layout.flat)
-        group = ParamGroup(self.rule, self.plan, bound, layout, index, options, bounds, self._allocate, held)
+        group = ParamGroup(
+            self.rule,
+            self.plan,
+            bound,
+            layout,
+            index,
+            options,
+            bounds,
+            zeros if self._pages is None else self._pages.allocate,
+            held,
+        )
         if options["copy_to"] is not None:
             group.bind_copies(f"{where}['copy_to']" if where else "copy_to")
         return group

@@ -53,14 +53,14 @@ class Store:
         self.start, n = held[0], held[1] - held[0]
         slots = rule.state
         self.slots, self.computed, self.size, self._total = slots, computed, n, sum(layout.sizes)
-        self._allocate, self._rows = allocate, sum(layout.rows)
+        self._rows = sum(layout.rows)
         self.kind = options["state_dtype"] if options["state_dtype"] in ("bfloat16", "uint8") else "native"
         by_row = options.get("second_moment") == "row"
         self.by_row = {name for name, slot in slots.items() if slot.moment and by_row}  # one number for each row
-        self.arrays: dict[str, Array] = {}
+        self.arrays: dict[str, Any] = {}  # one that is not in memory has a size, a dtype and `read`
         for turn, (name, slot) in enumerate(slots.items(), 1):
             if name in self.by_row and slot.needed(options):
-                self.arrays[name] = allocate(self._rows, computed, turn)
+                self.arrays[name] = zeros(self._rows, computed, turn)
                 self.arrays[name][:] = options[slot.start] if slot.start else 0.0
             elif slot.needed(options):
                 dtype = {"native": computed, "bfloat16": "uint16", "uint8": "uint8"}[self.kind]
@@ -82,8 +82,13 @@ class Store:
         They reach into the next share: where each array is clipped by itself, the last chunk that begins here does.
         """
         n = min(self.size + CHUNK, self._total - self.start) if self.size else 0
-        self.arrays["sums"] = self._allocate(n, self.computed, 0)
-        return self.arrays["sums"]
+        self.arrays["sums"] = found = zeros(n, self.computed)
+        return found
+
+    def array(self, name: str) -> Array:
+        """An array by name; a copy that can't be written, if it is not in memory."""
+        found: Array = self.arrays[name] if isinstance(self.arrays[name], np.ndarray) else self.arrays[name].read()
+        return found
 
     @property
     def state(self) -> list[str]:
@@ -107,11 +112,13 @@ class Store:
 
     def decoded(self, name: str, bound: Any) -> Array:
         """A copy of a state array as the rule computes, widened from whatever it is stored in."""
-        stored = self.arrays[name]
+        stored = self.array(name)
         if self.kind == "native" or name in self.by_row:
             return stored.astype(self.computed)
         flat = np.empty(stored.size, "float32")
-        bound.decode(list(self.slots).index(name), flat)
+        bound.decode(
+            list(self.slots).index(name), flat, stored, self.array(f"{name}_scale") if self.kind == "uint8" else None
+        )
         return flat
 
 

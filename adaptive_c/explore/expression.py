@@ -117,9 +117,12 @@ def _chained(value: Any, factor: Any, derivative: Any) -> Any:
     0, and is given the slope of ``abs``.  Where there is no finite value, there is no slope either.
     """
     product = factor * derivative
-    if isinstance(product, float) and product == product:
-        return product  # one number that is no NaN, which is most of them: np.where takes much longer
-    return np.where((factor == 0) & np.isfinite(value), 0.0, product)
+    return product if _known(product) else np.where((factor == 0) & np.isfinite(value), 0.0, product)
+
+
+def _known(x: Any) -> bool:
+    """Whether this is one number, and no NaN: most are, and what others need takes NumPy much longer."""
+    return isinstance(x, float) and x == x
 
 
 # Each function with its derivative, which is given the argument and the value.
@@ -264,7 +267,8 @@ class Expression:
                 along = self.tree(weights)
                 if isinstance(along, Dual):
                     out[i], along = along.slope, along.value
-                np.copyto(out[i, ...], np.nan, where=np.isnan(along))
+                if not _known(along):
+                    np.copyto(out[i, ...], np.nan, where=np.isnan(along))
         return out
 
 

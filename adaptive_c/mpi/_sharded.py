@@ -73,7 +73,8 @@ class Sharded:
         more.  There are two such buffers to receive into and, where arrays are many or small, two to send from.
     **options
         Options of the optimizer, the same on all ranks, which is checked; but n_threads may differ.  Where neither it
-        nor OMP_NUM_THREADS is given, ranks that may use the same processors share them out.  keep_undo is refused.
+        nor OMP_NUM_THREADS is given, ranks that may use the same processors share them out.  keep_undo and state_path
+        are refused.
 
     Attributes
     ----------
@@ -153,6 +154,9 @@ class Sharded:
                 bucket_bytes = max(_BUCKET, _MESSAGE * (comm.size - 1))
             elif isinstance(bucket_bytes, bool) or not isinstance(bucket_bytes, int) or bucket_bytes < 1:
                 raise ValueError(f"bucket_bytes must be an integer from 1 on, got {bucket_bytes!r}")
+            if options.get("state_path") is not None:
+                raise ValueError("state_path is refused: a step of several ranks is not one of all their folders; drop "
+                                 "it, or use state_dtype='uint8'")  # fmt: skip
             self._opt = _part_of(optimizer, comm)(params, **options)
             self._run = self._opt._run
             if self._run.plan.keeps_undo:

@@ -19,6 +19,9 @@ ELSEWHERE = {
     "cast": "a tensor's gradient has its dtype, and any layout",
     "uint16_as": "a tensor says itself that it is bfloat16",
     "keep_undo": "rollback() is for arrays, in adaptive_c's own classes",
+    **dict.fromkeys(
+        ("state_path", "state_memory", "state_parameters"), "state on disk is for arrays, in adaptive_c's own classes"
+    ),
 }
 
 

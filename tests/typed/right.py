@@ -36,6 +36,7 @@ ac.Adagrad(w, initial_accumulator_value=0.1)
 # options of every rule
 ac.Lion(w, n_threads=None, max_grad_norm=1.0, norm_over="array", max_grad_value=0.5, on_nonfinite="skip")
 ac.Yogi(w, loss_scale="dynamic", zero_grad=True, cast=True, keep_undo=True, flush_denormals=True, seed=3)
+ac.Yogi(w, state_path="folder", state_memory=1 << 20, state_parameters=True)
 ac.AdaBelief(w, ema_decay=0.99, bounds=(None, 1.0), sum_to_one="project", rows="exact", copy_to=np.empty(3, "float16"))
 ac.Adam([w, matrix], bounds=([w, matrix], None), copy_to=[w, matrix])
 ac.Adam({"w": w}, bounds=[{"w": w}, 1.0], sum_to_one=True)

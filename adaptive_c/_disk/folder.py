@@ -1,0 +1,251 @@
+"""The folder of a run's state: who has it, and the files of its buckets, each with two slots.
+
+A bucket is written to one slot while the other one holds what is durable.  Files are opened for each transfer, so that
+one that is gone is missed at once, and their number has no limit.
+"""
+
+import contextlib
+import errno
+import os
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from .._checkpoint.file import sync_folder
+from .buckets import PAGE, Bucket
+
+try:
+    import fcntl
+except ImportError:
+    fcntl = None  # type: ignore[assignment]
+
+RECORD = "record"
+_LOCK, _BEGUN = "lock", "begun"  # the second one: buckets are being written for the first time
+_PIECE = 16 << 20  # bytes of one call of the system
+_DIRECT = getattr(os, "O_DIRECT", 0)
+_locks: "weakref.WeakSet[_Lock]" = weakref.WeakSet()
+
+
+class StoppedError(Exception):
+    """A transfer that nobody wants any more."""
+
+
+class _Lock:
+    """A file that is locked for as long as this process lives, or this object."""
+
+    def __init__(self, path: str) -> None:
+        self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        self._close = weakref.finalize(self, os.close, self.fd)
+        try:
+            fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            owner = os.pread(self.fd, 32, 0).decode(errors="replace").strip()
+            self.close()
+            raise BlockingIOError(
+                errno.EAGAIN,
+                f"another optimizer has the state in this folder{f', in process {owner}' if owner else ''}; wait until "
+                "that has ended, close() it, or give another state_path",
+                os.path.dirname(path),
+            ) from None
+        os.ftruncate(self.fd, 0)
+        os.pwrite(self.fd, f"{os.getpid()}\n".encode(), 0)
+        _locks.add(self)
+
+    def close(self) -> None:
+        self._close()
+
+
+def _after_fork() -> None:
+    """A child must not keep a folder locked when its parent has ended."""
+    for lock in list(_locks):
+        lock.close()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+@contextlib.contextmanager
+def told(path: str, what: str) -> Iterator[None]:
+    """Say of errors of the system what could not be done, and what then."""
+    try:
+        yield
+    except OSError as error:
+        text = error.strerror or str(error)
+        remedy = (
+            "free space; the folder holds the last whole step"
+            if error.errno in (errno.ENOSPC, errno.EDQUOT)
+            else "put the folder back if it was moved, or load a checkpoint with a new state_path"
+            if error.errno == errno.ENOENT
+            else "the folder holds the last whole step, as far as it can be read"
+        )
+        number = errno.EIO if error.errno is None else error.errno
+        raise OSError(number, f"{text}: the state on disk can't be {what}; {remedy}", path) from error
+
+
+class Folder:
+    """A folder that this object has for itself."""
+
+    def __init__(self, path: Any) -> None:
+        if fcntl is None or not hasattr(os, "preadv"):
+            raise NotImplementedError("state_path needs a POSIX system; drop it")
+        self.path = os.path.realpath(os.fsdecode(path))
+        if not os.path.isdir(self.path):
+            if os.path.exists(self.path):
+                raise NotADirectoryError(errno.ENOTDIR, "state_path must be a folder, and this is none", self.path)
+            parent = os.path.dirname(self.path)
+            if not os.path.isdir(parent):
+                raise FileNotFoundError(errno.ENOENT, "there is no such folder to make state_path in", parent)
+            os.mkdir(self.path)
+            sync_folder(parent)
+        self.stopped = False
+        self._check_names()
+        self._pid = os.getpid()
+        self._lock: _Lock | None = _Lock(self.name(_LOCK))
+        self._flags = os.O_RDWR | os.O_CLOEXEC | (_DIRECT if _DIRECT and self._can_go_direct() else 0)
+
+    def close(self) -> None:
+        if self._lock is not None:
+            self._lock.close()
+
+    def name(self, name: str) -> str:
+        return os.path.join(self.path, name)
+
+    @property
+    def record(self) -> str:
+        return self.name(RECORD)
+
+    def check(self) -> None:
+        """Is this still the process that has the folder?"""
+        if os.getpid() != self._pid:
+            raise RuntimeError("this optimizer's state is on disk and belongs to the process that made it, of which "
+                               "this is a forked child; construct another one, with another state_path")  # fmt: skip
+
+    def _check_names(self) -> None:
+        known = (RECORD, _LOCK, _BEGUN)
+        for name in os.listdir(self.path):
+            if name not in known and not name.endswith(".bucket") and not name.startswith("."):
+                raise ValueError(f"state_path: {self.path} has other files in it, such as {name!r}; give an empty "
+                                 "folder, or one that does not exist yet")  # fmt: skip
+
+    def has_record(self) -> bool:
+        """Is there the state of a run?"""
+        if os.path.exists(self.record):
+            return True
+        names = [name for name in os.listdir(self.path) if name.endswith(".bucket")]
+        if names and not os.path.exists(self.name(_BEGUN)):
+            raise ValueError(f"{self.path} has buckets of state, but no file {RECORD!r}, without which they are "
+                             "worthless; empty the folder to begin anew")  # fmt: skip
+        return False
+
+    def _can_go_direct(self) -> bool:
+        """Does the file system transfer pages past the system's own memory?"""
+        import mmap
+
+        path = self.name(f".adaptive_c-{os.getpid()}")
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | _DIRECT, 0o600)
+            try:
+                page = mmap.mmap(-1, PAGE)
+                return os.pwritev(fd, [page], 0) == PAGE and os.preadv(fd, [page], 0) == PAGE
+            finally:
+                os.close(fd)
+        except OSError:
+            return False
+        finally:
+            with contextlib.suppress(OSError):
+                os.unlink(path)
+
+    # --- files --------------------------------------------------------------------------------------------------------
+
+    def file(self, bucket: Bucket) -> str:
+        return self.name(f"{bucket.number:06d}.bucket")
+
+    def create(self, buckets: Sequence[Bucket]) -> None:
+        """Make the files, and have the system set all of their space aside."""
+        os.close(os.open(self.name(_BEGUN), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666))
+        keep = {os.path.basename(self.file(bucket)) for bucket in buckets if bucket.size}
+        for name in os.listdir(self.path):  # of an earlier beginning
+            if name.endswith(".bucket") and name not in keep:
+                os.unlink(self.name(name))
+        done: list[str] = []
+        try:
+            for bucket in buckets:
+                if bucket.size:
+                    path = self.file(bucket)
+                    done.append(path)
+                    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+                    try:
+                        os.ftruncate(fd, 2 * bucket.size)
+                        os.posix_fallocate(fd, 0, 2 * bucket.size)
+                    finally:
+                        os.close(fd)
+        except OSError as error:
+            for path in done:
+                with contextlib.suppress(OSError):
+                    os.unlink(path)
+            total = sum(2 * bucket.size for bucket in buckets)
+            text = os.strerror(error.errno or errno.EIO)
+            raise OSError(
+                error.errno or errno.EIO,
+                f"{text}: the state needs {total} bytes, which are set aside at the beginning; give a state_path with "
+                "more space",
+                path,
+            ) from error
+        sync_folder(self.path)
+
+    def complete(self) -> None:
+        """There is a record now."""
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self.name(_BEGUN))
+
+    def check_sizes(self, buckets: Sequence[Bucket]) -> None:
+        for bucket in buckets:
+            if bucket.size:
+                with told(self.file(bucket), "read"):
+                    found = os.stat(self.file(bucket)).st_size
+                if found != 2 * bucket.size:
+                    raise OSError(errno.EIO, f"has {found} bytes, but must have {2 * bucket.size}: it was cut short or "
+                                  "replaced; load a checkpoint with a new state_path", self.file(bucket))  # fmt: skip
+
+    # --- transfers ----------------------------------------------------------------------------------------------------
+
+    def read(self, bucket: Bucket, slot: int, memory: memoryview, at: int = 0) -> None:
+        """Read what a slot has from byte `at` on, whole pages."""
+        with told(self.file(bucket), "read"), self._opened(bucket) as fd:
+            self._move(fd, os.preadv, memory, slot * bucket.size + at, "ends here: it was cut short")
+            self._forget(fd, slot * bucket.size + at, len(memory))
+
+    def write(self, bucket: Bucket, slot: int, memory: memoryview) -> None:
+        """Write a slot to the disk itself."""
+        with told(self.file(bucket), "written"), self._opened(bucket) as fd:
+            self._move(fd, os.pwritev, memory, slot * bucket.size, "takes no more bytes")
+            getattr(os, "fdatasync", os.fsync)(fd)
+            self._forget(fd, slot * bucket.size, len(memory))
+
+    @contextlib.contextmanager
+    def _opened(self, bucket: Bucket) -> Iterator[int]:
+        fd = os.open(self.file(bucket), self._flags)
+        try:
+            yield fd
+        finally:
+            os.close(fd)
+
+    def _move(self, fd: int, call: Callable[..., int], memory: memoryview, start: int, at_end: str) -> None:
+        at = 0
+        while at < len(memory):
+            if self.stopped:
+                raise StoppedError
+            n = call(fd, [memory[at : at + _PIECE]], start + at)
+            if n == 0:
+                raise OSError(errno.EIO, f"{os.strerror(errno.EIO)}: byte {start + at}: the file {at_end}")
+            at += n
+            if self._flags & _DIRECT and at % PAGE and at < len(memory):  # the rest must begin with a page
+                at -= at % PAGE
+                if n < PAGE:
+                    raise OSError(errno.EIO, f"{os.strerror(errno.EIO)}: byte {start + at}: the file {at_end}")
+
+    def _forget(self, fd: int, start: int, size: int) -> None:
+        """Don't fill the system's own memory with what is read once."""
+        if not self._flags & _DIRECT and hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(fd, start, size, os.POSIX_FADV_DONTNEED)
