@@ -37,6 +37,12 @@ def test_the_ready_functions_and_their_exact_gradients_are_those_of_the_figures(
     np.testing.assert_allclose(function.gradient(one), problem.gradient(one), rtol=1e-13, atol=1e-12)
 
 
+def test_parse_is_found_in_the_package_without_a_further_import():
+    script = "import adaptive_c as ac; print(ac.explore.parse('w1**2').value([3, 0]), ac.typing.__name__)"
+    out = subprocess.run([sys.executable, "-P", "-W", "error", "-c", script], capture_output=True, text=True, cwd="/")
+    assert (out.stdout, out.stderr) == ("9.0 adaptive_c.typing\n", "")
+
+
 # Each function's derivative, written by someone else: by complex numbers, a step along the imaginary axis.
 @pytest.mark.parametrize("name", [name for name in FUNCTIONS if name != "abs"])
 def test_derivatives_of_the_functions_are_exact(name):
