@@ -12,7 +12,7 @@ from urllib.parse import parse_qsl
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from adaptive_c import optimizers
@@ -35,6 +35,12 @@ def test_the_ready_functions_and_their_exact_gradients_are_those_of_the_figures(
     one = w[:, 3, 4]
     assert function.gradient(one).shape == (2,)
     np.testing.assert_allclose(function.gradient(one), problem.gradient(one), rtol=1e-13, atol=1e-12)
+
+
+def test_parse_is_found_in_the_package_without_a_further_import():
+    script = "import adaptive_c as ac; print(ac.explore.parse('w1**2').value([3, 0]), ac.typing.__name__)"
+    out = subprocess.run([sys.executable, "-P", "-W", "error", "-c", script], capture_output=True, text=True, cwd="/")
+    assert (out.stdout, out.stderr) == ("9.0 adaptive_c.typing\n", "")
 
 
 # Each function's derivative, written by someone else: by complex numbers, a step along the imaginary axis.
@@ -61,27 +67,58 @@ TEXTS = st.recursive(LEAVES, lambda inner: st.one_of(
 ), max_leaves=8)  # fmt: skip
 
 
+@np.errstate(all="ignore")
+def slopes(text, w):
+    """The gradient by complex numbers: Python itself computes the text, and an imaginary step gives the slope.
+
+    None where it is not to be had: where numbers are too large, and where complex numbers go on though the function has
+    no value.
+    """
+    names = {**{name: f for name, (f, _) in FUNCTIONS.items()}, "pi": np.pi, "e": np.e}
+    out = []
+    for i in range(2):
+        along = [np.complex128(x) for x in w]
+        along[i] += 1e-200j
+        try:
+            value = eval(text, {**names, "w1": np.float64(w[0]), "w2": np.float64(w[1])})
+            slope = np.complex128(eval(text, {**names, "w1": along[0], "w2": along[1]})).imag / 1e-200
+        except (OverflowError, ZeroDivisionError):
+            return None
+        if isinstance(value, complex) or not np.isfinite(value) or not abs(slope) < 1e40:
+            return None
+        assert parse(text).value(np.array(w)) == pytest.approx(value, rel=1e-9)
+        out.append(slope)
+    return out
+
+
 @given(TEXTS, st.floats(0.1, 3), st.floats(0.1, 3))
+@example("(w1-w1)**2**-1", 1.0, 1.0)
+@example("(w1-w1)**w2", 1.0, 1.0)
+@example("(w1-w1)**w1", 0.5, 1.0)
+@example("(w1-w2)*sqrt(w1-w2)", 1.0, 1.0)
 @settings(deadline=None, max_examples=200)
 def test_gradients_of_any_function_are_exact(text, w1, w2):
-    """Python itself computes the same text with complex numbers, of which an imaginary step gives the slope."""
-    function = parse(text)
-    names = {name: f for name, (f, _) in FUNCTIONS.items()}
-    with np.errstate(all="ignore"):
-        for i in range(2):
-            w = [np.complex128(w1), np.complex128(w2)]
-            w[i] += 1e-200j
-            try:
-                along = np.complex128(eval(text, {**names, "w1": w[0], "w2": w[1], "pi": np.pi, "e": np.e}))
-                value = eval(text, {**names, "w1": np.float64(w1), "w2": np.float64(w2), "pi": np.pi, "e": np.e})
-            except (OverflowError, ZeroDivisionError):
-                return
-            if not (np.isfinite(value) and np.isfinite(along)) or isinstance(value, complex):
-                return  # complex numbers go on where these have no value
-            assert function.value(np.array([w1, w2])) == pytest.approx(value, rel=1e-9)
-            slope = along.imag / 1e-200
-            if abs(slope) < 1e100:
-                assert function.gradient(np.array([w1, w2]))[i] == pytest.approx(slope, rel=1e-6, abs=1e-9)
+    """Where a part has an infinite slope, as sqrt(w1-w2) where w1 = w2, they may be NaN, but not beside that place."""
+    w = [w1, w2]
+    gradient, expected = parse(text).gradient(np.array(w)), slopes(text, w)
+    if expected and not np.isfinite(gradient).all():
+        w = [w1 * 1.01, w2 / 1.02]
+        gradient, expected = parse(text).gradient(np.array(w)), slopes(text, w)
+    if expected:
+        assert gradient == pytest.approx(expected, rel=1e-6, abs=1e-9)
+
+
+@pytest.mark.parametrize(("text", "w", "gradient"), [
+    ("sqrt(w1**2 + w2**2)", (0, 0), (0, 0)),  # the tip of a cone, as the slope of abs
+    ("sqrt(w1)**0", (0, 0), (0, 0)), ("0**w2", (1, 2), (0, 0)), ("w1**w2", (0, 0), (0, -np.inf)),
+    ("log(w1) + w2", (-1, 2), (np.nan, np.nan)), ("0/0", (1, 1), (np.nan, np.nan)),
+    ("w2*asin(w1)", (2, 0), (np.nan, np.nan)),
+    ("log(w1**2)", (0, 1), (np.nan, 0)), ("sqrt(w1)", (0, 1), (np.inf, 0)),
+])  # fmt: skip
+def test_gradients_where_there_is_a_kink_an_edge_or_no_value(text, w, gradient):
+    w = np.array(w, float)
+    np.testing.assert_array_equal(parse(text).gradient(w), gradient)
+    np.testing.assert_array_equal(parse(text).gradient(np.stack([w] * 3, 1)), np.stack([gradient] * 3, 1))
 
 
 def test_a_weight_that_plays_no_part_has_the_slope_0_even_where_the_rest_is_infinite():
@@ -89,11 +126,36 @@ def test_a_weight_that_plays_no_part_has_the_slope_0_even_where_the_rest_is_infi
     assert parse("7").gradient(np.ones((2, 3))).tolist() == [[0] * 3] * 2
 
 
+def test_weights_may_be_any_numbers_but_two():
+    function = parse("w1**-1 + w2**2")
+    for w in ([2, 3], (2.0, 3.0), np.array([2, 3]), np.array([2, 3], "float32")):
+        assert function.value(w) == 9.5
+        assert function.gradient(w).tolist() == [-0.25, 6]
+    for wrong in (1.0, [1.0], np.ones(3), np.ones((3, 2)), []):
+        for call in (function.value, function.gradient):
+            with pytest.raises(ValueError, match=r"w must have the shape \(2, \.\.\.\), w1 before w2, as np\.array"):
+                call(wrong)
+
+
 @pytest.mark.parametrize(("text", "position", "message"), [
     ("w1^2", 3, r"'\^' is not allowed; powers are written \*\*, as in w1\*\*2"),
     ("w1 + foo(w2)", 6, "'foo' is no function here; there are sin, "),
     ("w1 + w3", 6, "'w3' is not known; there are numbers, w1, w2, pi, e, "),
-    ("2 + sin", 5, r"'sin' needs its argument: sin\(w1\)"),
+    ("w1\u00b2", 3, r"is not allowed; powers are written \*\*, as in w1\*\*2"),
+    ("2\u00d7w1", 2, r"is not allowed; products are written with \*, as in 2\*w1"),
+    ("w1 \u2212 2", 4, "is not allowed; minus is written -"),
+    ("2*\u03c0", 3, "is not allowed; write pi"),
+    ("|w1|", 1, r"the absolute value is abs\(w1\)"),
+    ("E = w1**2", 3, "'=' is not allowed; write only what stands to the right of it"),
+    ("x**2 + y**2", 1, "'x' is not known; the weights are w1 and w2"),
+    ("W1**2", 1, "'W1' is not known; the weights are w1 and w2"),
+    ("ln(w1)", 1, "'ln' is no function here; log is the natural logarithm"),
+    ("w2(w1 + 1)", 1, r"'w2' is no function here; products are written with \*"),
+    ("2(w1 + w2)", 1, r"'2' can't be followed by a bracket; products are written with \*"),
+    ("sin(w1)(w2)", 1, r"'sin\(w1\)' can't be followed by a bracket; products"),
+    ("1,5*w1", 1, "'1,5\\*w1' has a comma; decimals are written with a point, as in 1.5"),
+    ("3*sin w1", 7, r"can't read on from 'w1'; sin needs its argument in brackets: sin\(w1\)"),
+    ("2 + sin", 5, r"'sin' needs its argument in brackets: sin\(w1\)"),
     ("sin(w1, w2)", 1, r"'sin\(w1, w2\)' must have one argument, as in sin\(w1\)"),
     ("sin()", 1, "must have one argument"),
     ("w1 +", 5, "the function ends too early"),
@@ -110,8 +172,6 @@ def test_a_weight_that_plays_no_part_has_the_slope_0_even_where_the_rest_is_infi
     ("w1 % 2", 4, "'%' is not allowed"),
     ("w1 // 2", 1, "'w1 // 2' is not allowed"),
     ("sin(*w1)", 5, "is not allowed"),
-    ("(w1, w2)", 1, "is not allowed"),
-    ("sin(w1)(w2)", 1, "is not allowed"),
     ("not w1", 1, "is not allowed"),
     ("lambda", 7, "the function ends too early"),
     ("__import__('os').system('id')", 12, "\"'\" is not allowed"),
@@ -246,6 +306,11 @@ def test_the_numbers_of_a_rule_are_its_options_at_their_defaults(rule):
     ("steps=inf", "the link's steps must be a whole number, got 'inf'"),
     ("A=Adm", "there is no rule 'Adm'; there are SGD, "),
     ("A=__class__", "there is no rule '__class__'"),
+    ("A=", "the link's A must be a rule and its numbers, each once, as in Adam,lr=0.1; got ''"),
+    ("B=Adam,,", "the link's B must be a rule and its numbers, each once, as in Adam,lr=0.1; got 'Adam,,'"),
+    ("C=Adam,lr=1,lr=2", "the link's C must be a rule and its numbers, each once"),
+    ("C=Adam,schedule=step,schedule=step", "the link's C must be a rule and its numbers, each once"),
+    ("A=Adam,lr", "the link's lr must be a number, got ''"),
     ("A=Adam,alpha=1", "Adam has no 'alpha'; it has lr, beta1, beta2, eps"),
     ("A=Adam,beta1=1", r"betas\[0\] must be in \[0, 1\), got 1.0"),
     ("A=Adam,lr=-1", r"lr must be in \[0, inf\), got -1.0"),
@@ -331,13 +396,6 @@ def test_every_rule_has_its_numbers_and_its_state(rule, one_page):
     assert not page.surface.items[1].visible
 
 
-def test_the_first_state_that_there_is_is_shown_to_begin_with():
-    page, _ = shown("A=SGD&B=Rprop&C=Adam")
-    lines = [[line.visible for item in items for line in item.renderers] for items in page.state.items]
-    assert [sum(shown) for shown in lines] == [0, 2, 0]
-    assert page.state.items[1][0].label.value == "B: e1, e2 (dotted)"
-
-
 def test_each_widget_changes_what_it_names():
     page, _ = shown()
     page.lanes[0].numbers["alpha"].value = "0.5"
@@ -417,8 +475,11 @@ def test_a_page_that_was_tampered_with_gets_a_message_too(widget, attribute, val
 
 
 def test_what_diverges_or_has_no_value_is_drawn_as_far_as_it_goes():
-    page, _ = shown("f=sqrt(w1)%2Bw2**2&start=2,20&window=-1,3,-25,25&steps=400&A=SGD,lr=5&B=SGD,lr=0.01")
-    assert "A diverges: after" in page.notes.text
+    page, _ = shown(
+        "f=sqrt(w1)%2Bw2**2&start=2,20&window=-1,3,-25,25&steps=400&A=SGD,lr=5&B=SGD,lr=0.01&C=SGD,lr=9e307"
+    )
+    assert "A ends after 2 steps, where the function has no value" in page.notes.text
+    assert "C diverges: its weights are finite numbers for 0 steps only" in page.notes.text
     lost = page.courses.all[0].lost
     assert np.isfinite(path(page)[: min(lost, 5)]).all()
     error = column(page, 0, "error")
@@ -434,6 +495,42 @@ def test_what_diverges_or_has_no_value_is_drawn_as_far_as_it_goes():
     assert page.settings.formula == "1e308*w1 - 1e308*w2"
     page.formula.value = "5"
     assert page.settings.formula == "5"
+
+
+@pytest.mark.parametrize("f", ["log(w1)", "0/0", "sqrt(w1)", "exp(exp(w1**2))"])
+def test_a_start_without_a_value_or_a_gradient_is_named(f):
+    page, _ = shown(f"f={f}&start={9 if 'exp' in f else 0},2.5&A=SGD,lr=0.1&B=Adam")
+    place = "(9, 2.5)" if "exp" in f else "(0, 2.5)"
+    assert f"At the start {place} the function or its gradient is no finite number" in page.notes.text
+    assert "diverges" not in page.notes.text
+    page.formula.value = "w1**2"
+    assert not page.notes.text
+
+
+def test_a_flat_bottom_is_part_of_the_surface():
+    page, _ = shown("f=abs(w1)-5%2Babs(abs(w1)-5)&window=-10,10,0,10")  # 0 where |w1| <= 5
+    drawn = page.surface.contours.fill_renderer.data_source.data
+    area = 0.0
+    for xs, ys in zip(drawn["xs"][0], drawn["ys"][0], strict=True):
+        for i, (x, y) in enumerate(zip(xs, ys, strict=True)):  # the outline, and the holes in it
+            area += (1, -1)[i > 0] * abs(np.dot(x, np.roll(y, 1)) - np.dot(y, np.roll(x, 1))) / 2
+    assert area >= 0.98 * 10 * 10
+
+
+def test_one_part_of_the_state_is_shown_to_begin_with_whoever_has_one():
+    def visible(page):
+        return [item.label.value[:4] for item in page.state.flat if item.visible and item.renderers[0].visible]
+
+    page, _ = shown("A=SGD&B=Adam&C=RMSprop")
+    assert visible(page) == ["B: m"]
+    for line in page.state.items[1][0].renderers:  # a click on the legend
+        line.visible = False
+    page.lanes[1].numbers["lr"].value = "0.5"
+    assert visible(page) == []
+    page.lanes[1].rule.value = "SGD"
+    assert visible(page) == ["C: s"]
+    page.lanes[2].rule.value = "none"
+    assert visible(page) == []
 
 
 def test_a_slider_costs_one_run_and_one_patch_of_data_and_never_the_surface(monkeypatch):

@@ -100,17 +100,29 @@ class Dual:
         return Dual(value, -value / self.value * self.slope)
 
     def __pow__(self, other: Any) -> "Dual":
-        if isinstance(other, Dual):
-            value = self.value**other.value
-            first = other.value * self.value ** (other.value - 1) * self.slope
-            return Dual(value, first + value * np.log(self.value) * other.slope)
-        if isinstance(other, float) and other == 0:
-            return Dual(self.value**other, 0.0)  # the line below would be NaN where the value is 0
-        return Dual(self.value**other, other * self.value ** (other - 1) * self.slope)
+        exponent = other.value if isinstance(other, Dual) else other
+        value = self.value**exponent
+        along = _chained(value, exponent, _chained(value, self.slope, self.value ** (exponent - 1)))
+        return Dual(value, along + other.__rpow__(self.value).slope if isinstance(other, Dual) else along)
 
     def __rpow__(self, other: Any) -> "Dual":
         value = other**self.value
-        return Dual(value, value * np.log(other) * self.slope)
+        return Dual(value, _chained(value, self.slope, _chained(value, value, np.log(other))))
+
+
+def _chained(value: Any, factor: Any, derivative: Any) -> Any:
+    """A factor times a derivative of a function with this value, by the chain rule: 0 where the factor is 0.
+
+    There the function is constant, though its derivative may be infinite.  Or it has a kink, as ``sqrt(w1**2)`` has at
+    0, and is given the slope of ``abs``.  Where there is no finite value, there is no slope either.
+    """
+    product = factor * derivative
+    return product if _known(product) else np.where((factor == 0) & np.isfinite(value), 0.0, product)
+
+
+def _known(x: Any) -> bool:
+    """Whether this is one number, and no NaN: most are, and what others need takes NumPy much longer."""
+    return isinstance(x, float) and x == x
 
 
 # Each function with its derivative, which is given the argument and the value.
@@ -138,6 +150,14 @@ OPERATORS: dict[type[ast.AST], Callable[..., Any]] = {
     ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
     ast.Pow: operator.pow, ast.USub: operator.neg, ast.UAdd: operator.pos,
 }  # fmt: skip
+# How what others write is written here.
+POWERS, PRODUCTS = "powers are written **, as in w1**2", "products are written with *, as in 2*w1"
+HINTS = {
+    **dict.fromkeys("^\u00b2\u00b3", POWERS), **dict.fromkeys("\u00b7\u00d7", PRODUCTS), "\u2212": "minus is written -",
+    "|": "the absolute value is abs(w1)", "=": "write only what stands to the right of it",
+    **dict.fromkeys(("x", "y", "X", "Y", "W1", "W2"), "the weights are w1 and w2"),
+    "ln": "log is the natural logarithm", "\u03c0": "write pi",
+}  # fmt: skip
 ALLOWED = f"numbers, {', '.join(NAMES)}, + - * / ** ( ), and {', '.join(FUNCTIONS)}"
 
 
@@ -146,7 +166,7 @@ def _apply(name: str, x: Any) -> Any:
     if not isinstance(x, Dual):
         return function(x)
     value = function(x.value)
-    return Dual(value, derivative(x.value, value) * x.slope)
+    return Dual(value, _chained(value, x.slope, derivative(x.value, value)))
 
 
 @dataclass(frozen=True)
@@ -169,7 +189,8 @@ class Expression:
 
     Notes
     -----
-    Gradients are found by forward differentiation with dual numbers and are exact up to rounding.
+    Gradients are found by forward differentiation with dual numbers and are exact up to rounding.  At a kink with two
+    slopes, as those of ``abs(w1)`` and ``sqrt(w1**2 + w2**2)`` at 0, the gradient is 0.
 
     Examples
     --------
@@ -195,6 +216,11 @@ class Expression:
         array of shape (...)
             The values in float64, NaN where the function has none and infinite where it is too large.
 
+        Raises
+        ------
+        ValueError
+            If `w` has another shape.
+
         Examples
         --------
         >>> import numpy as np
@@ -202,6 +228,7 @@ class Expression:
         >>> parse("sqrt(w1)").value(np.array([[4.0, -1.0], [0.0, 0.0]]))
         array([ 2., nan])
         """
+        w = _weights(w)
         out = np.empty(w.shape[1:])
         with np.errstate(all="ignore"):
             out[...] = self.tree(w)
@@ -220,6 +247,11 @@ class Expression:
         array of shape (2, ...)
             The derivatives along w1 and w2 in float64, NaN or infinite where there are none.
 
+        Raises
+        ------
+        ValueError
+            If `w` has another shape.
+
         Examples
         --------
         >>> import numpy as np
@@ -227,14 +259,25 @@ class Expression:
         >>> parse("3*w1**2 + 10*w2**2").gradient(np.array([-15.0, 20.0]))
         array([-90., 400.])
         """
+        w = _weights(w)
         first, second = w[0], w[1]
         out = np.zeros(w.shape)
         with np.errstate(all="ignore"):
             for i, weights in enumerate(((Dual(first, 1.0), second), (first, Dual(second, 1.0)))):
                 along = self.tree(weights)
                 if isinstance(along, Dual):
-                    out[i] = along.slope
+                    out[i], along = along.slope, along.value
+                if not _known(along):
+                    np.copyto(out[i, ...], np.nan, where=np.isnan(along))
         return out
+
+
+def _weights(w: Any) -> Array:
+    weights: Array = np.asarray(w, float)
+    if weights.shape[:1] != (2,):
+        got = f"got the shape {weights.shape}"
+        raise ValueError(f"w must have the shape (2, ...), w1 before w2, as np.array([1.0, 2.0]) has; {got}")
+    return weights
 
 
 class _Reader:
@@ -258,8 +301,9 @@ class _Reader:
             case ast.Name(id=name) if name in NAMES:
                 return NAMES[name]
             case ast.Name(id=name):
-                called = f"needs its argument: {name}(w1)"
-                raise self.refuse(node, called if name in FUNCTIONS else f"is not known; there are {ALLOWED}")
+                called = f"needs its argument in brackets: {name}(w1)"
+                unknown = f"is not known; {HINTS.get(name) or f'there are {ALLOWED}'}"
+                raise self.refuse(node, called if name in FUNCTIONS else unknown)
             case ast.BinOp(left=left, op=op, right=right) if type(op) in OPERATORS:
                 call, a, b = OPERATORS[type(op)], self.read(left, depth + 1), self.read(right, depth + 1)
                 return lambda w: call(a(w), b(w))
@@ -268,6 +312,10 @@ class _Reader:
                 return lambda w: sign(x(w))
             case ast.Call(func=ast.Name(id=name) as function):
                 return self._call(node, function, name, depth)
+            case ast.Call(func=function):
+                raise self.refuse(function, f"can't be followed by a bracket; {PRODUCTS}")
+            case ast.Tuple():
+                raise self.refuse(node, "has a comma; decimals are written with a point, as in 1.5")
         raise self.refuse(node, f"is not allowed; there are {ALLOWED}")
 
     def _number(self, node: ast.expr, number: float) -> Tree:
@@ -281,7 +329,8 @@ class _Reader:
 
     def _call(self, node: ast.Call, function: ast.Name, name: str, depth: int) -> Tree:
         if name not in FUNCTIONS:
-            raise self.refuse(function, f"is no function here; there are {', '.join(FUNCTIONS)}")
+            hint = PRODUCTS if name in NAMES else HINTS.get(name) or f"there are {', '.join(FUNCTIONS)}"
+            raise self.refuse(function, f"is no function here; {hint}")
         if len(node.args) != 1 or node.keywords:
             raise self.refuse(node, f"must have one argument, as in {name}(w1)")
         x = self.read(node.args[0], depth + 1)
@@ -328,7 +377,7 @@ def parse(text: str) -> Expression:
     if len(text) > LENGTH:
         raise ExpressionError(LENGTH + 1, f"the function is longer than {LENGTH} characters")
     if odd := re.search(r"[^A-Za-z0-9_ .+\-*/(),]", text):
-        hint = "powers are written **, as in w1**2" if odd[0] == "^" else f"there are {ALLOWED}"
+        hint = HINTS.get(odd[0]) or f"there are {ALLOWED}"
         raise ExpressionError(odd.start() + 1, f"{odd[0]!r} is not allowed; {hint}")
     try:
         with warnings.catch_warnings():
@@ -350,5 +399,8 @@ def _unreadable(text: str, error: Exception) -> ExpressionError:
     elif not rest.strip():
         reason = "the function ends too early"
     else:
-        reason = f"can't read on from {rest[:20]!r}; products are written with *, as in 2*w1"
+        before = re.search(r"(\w+)\s*$", text[: place - 1])
+        name = before[1] if before else ""
+        hint = f"{name} needs its argument in brackets: {name}(w1)" if name in FUNCTIONS else PRODUCTS
+        reason = f"can't read on from {rest[:20]!r}; {hint}"
     return ExpressionError(place, reason)

@@ -115,7 +115,7 @@ class Page:
         self.state, self.first = State(self.courses, self.iterations), FirstUpdates(self.courses)
         self.amplification = Amplification()
         self.views = self._views()
-        self.root = row(self._controls(), self.views)
+        self.root = row(self._controls(), self.views, margin=8, styles={"flex-wrap": "wrap"})
         self._put(settings)
         self._wire()
         self._draw(settings, everything=True)
@@ -147,7 +147,9 @@ class Page:
             "amplification": column(self.beta, self.amplification.layout),
             "Python": self.code,
         }
-        return Tabs(tabs=[TabPanel(child=child, title=title) for title, child in panels.items()], name="views")
+        # As wide as the courses at least, whatever the hidden tabs need; in a narrower window below the controls.
+        return Tabs(tabs=[TabPanel(child=child, title=title) for title, child in panels.items()], name="views",
+                    styles={"flex": "1 1 740px"})  # fmt: skip
 
     def _wire(self) -> None:
         for lane in self.lanes:
@@ -280,8 +282,22 @@ class Page:
                 self.code.text = self.settings.code()
 
     def _notes(self) -> list[str]:
-        return [f"{course.name} diverges: after {course.lost} steps its weights are no longer finite numbers."
-                for course in self.courses.all if course.lost is not None]  # fmt: skip
+        problem, start = self.settings.problem, np.array(self.settings.start)
+        if not (np.isfinite(problem.value(start)) and np.isfinite(problem.gradient(start)).all()):
+            place = ", ".join(f"{x:g}" for x in start)
+            return [f"At the start ({place}) the function or its gradient is no finite number, so that there is no "
+                    "course. Click on another place of the surface, or type another start."]  # fmt: skip
+        notes = []
+        for course, x in zip(self.courses.all, self.traces, strict=True):
+            if x is None or course.lost is None:
+                continue
+            n = course.lost - 1
+            steps = f"{n} step{'s' * (n != 1)}"
+            if np.isnan(x.error[n]):
+                notes.append(f"{course.name} ends after {steps}, where the function has no value.")
+            else:
+                notes.append(f"{course.name} diverges: its weights are finite numbers for {steps} only.")
+        return notes
 
 
 def show(document: Document, arguments: Mapping[str, str], later: Later = lambda call: call()) -> Page:

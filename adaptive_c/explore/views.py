@@ -17,7 +17,7 @@ from .settings import LANES, Lane, Settings
 WIDTH = 700
 SLOTS = 3  # of state arrays that a rule has
 GRID = 100  # points along each side of the surface
-LEVELS = 16
+LEVELS = [-1.0, *np.linspace(0, 1, 17)[1:]]  # of the surface's heights, 0 to 1; the lowest must be above the first
 
 # Each lane's colour, its shades from the first iteration to the last, its mark and the dashes of its lines.
 LOOKS: list[tuple[str, tuple[Colour, Colour], str, str]] = [
@@ -135,10 +135,9 @@ class Surface:
         self.figure.background_fill_color = "#F6DED3"  # where the function has no value
         self.figure.grid.visible = False
         side = np.linspace(-1, 1, 3)
-        levels = np.linspace(0, 1, LEVELS + 1)
-        self.contours = from_contour(side, side, np.outer(side, side) ** 2, list(levels),
-                                     fill_color=hexes(shades(GROUND[0], GROUND[-1], LEVELS)), line_color="white",
-                                     line_width=0.7)  # fmt: skip
+        self.contours = from_contour(side, side, np.outer(side, side) ** 2, LEVELS,
+                                     fill_color=hexes(shades(GROUND[0], GROUND[-1], len(LEVELS) - 1)),
+                                     line_color="white", line_width=0.7)  # fmt: skip
         self.figure.renderers.append(self.contours)
         self.items = []
         for course in courses.all:
@@ -165,7 +164,7 @@ class Surface:
             if (axis.start, axis.end) != (low, high):
                 axis.update(start=low, end=high, reset_start=low, reset_end=high)
         sides = [np.linspace(*span, GRID) for span in settings.window]
-        self.contours.set_data(contour_data(*sides, heights(error), list(np.linspace(0, 1, LEVELS + 1))))
+        self.contours.set_data(contour_data(*sides, heights(error), LEVELS))
 
 
 def grid(settings: Settings) -> Array:
@@ -237,17 +236,18 @@ class State:
                          for k in (1, 2)]  # fmt: skip
                 items.append(LegendItem(label=value(""), renderers=lines, visible=False))
             self.items.append(items)
-        self.begun = False  # whether one of them was switched on to begin with
-        flat = [item for items in self.items for item in items]
-        self.figure.add_layout(_legend(flat, name="states", ncols=5), "above")
+        self.flat = [item for items in self.items for item in items]
+        self.figure.add_layout(_legend(self.flat, name="states", ncols=5), "above")
 
     def show(self) -> None:
+        before = [item.label for item in self.flat]
         for course, items in zip(self.courses, self.items, strict=True):
             for slot, item in enumerate(items):
                 used = slot < len(course.symbols)
                 s = course.symbols[slot] if used else ""
                 item.label, item.visible = value(f"{course.name}: {s}1, {s}2 (dotted)" if used else ""), used
-                if used and not self.begun:
-                    self.begun = True
-                    for line in item.renderers:
-                        line.visible = True
+        used_items = [item for item in self.flat if item.visible]
+        shown = any(item.renderers[0].visible for item in used_items)
+        if used_items and not shown and before != [item.label for item in self.flat]:  # other parts: one to begin with
+            for line in used_items[0].renderers:
+                line.visible = True
