@@ -27,12 +27,14 @@ _HOME = {
     "set_num_threads": "_native",
     "show_config": "_native",
 }
-_SUBMODULES = ("optimizers", "reference", "schedules")
+_SUBMODULES = ("explore", "optimizers", "reference", "schedules", "typing")
 
 if TYPE_CHECKING:
+    from . import explore as explore
     from . import optimizers as optimizers
     from . import reference as reference
     from . import schedules as schedules
+    from . import typing as typing
     from ._minimize import minimize as minimize
     from ._native import Rows as Rows
     from ._native import get_num_threads as get_num_threads

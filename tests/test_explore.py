@@ -37,6 +37,12 @@ def test_the_ready_functions_and_their_exact_gradients_are_those_of_the_figures(
     np.testing.assert_allclose(function.gradient(one), problem.gradient(one), rtol=1e-13, atol=1e-12)
 
 
+def test_parse_is_found_in_the_package_without_a_further_import():
+    script = "import adaptive_c as ac; print(ac.explore.parse('w1**2').value([3, 0]), ac.typing.__name__)"
+    out = subprocess.run([sys.executable, "-P", "-W", "error", "-c", script], capture_output=True, text=True, cwd="/")
+    assert (out.stdout, out.stderr) == ("9.0 adaptive_c.typing\n", "")
+
+
 # Each function's derivative, written by someone else: by complex numbers, a step along the imaginary axis.
 @pytest.mark.parametrize("name", [name for name in FUNCTIONS if name != "abs"])
 def test_derivatives_of_the_functions_are_exact(name):
@@ -118,6 +124,17 @@ def test_gradients_where_there_is_a_kink_an_edge_or_no_value(text, w, gradient):
 def test_a_weight_that_plays_no_part_has_the_slope_0_even_where_the_rest_is_infinite():
     assert parse("sqrt(w2)").gradient(np.zeros(2)).tolist() == [0, np.inf]
     assert parse("7").gradient(np.ones((2, 3))).tolist() == [[0] * 3] * 2
+
+
+def test_weights_may_be_any_numbers_but_two():
+    function = parse("w1**-1 + w2**2")
+    for w in ([2, 3], (2.0, 3.0), np.array([2, 3]), np.array([2, 3], "float32")):
+        assert function.value(w) == 9.5
+        assert function.gradient(w).tolist() == [-0.25, 6]
+    for wrong in (1.0, [1.0], np.ones(3), np.ones((3, 2)), []):
+        for call in (function.value, function.gradient):
+            with pytest.raises(ValueError, match=r"w must have the shape \(2, \.\.\.\), w1 before w2, as np\.array"):
+                call(wrong)
 
 
 @pytest.mark.parametrize(("text", "position", "message"), [
@@ -289,6 +306,11 @@ def test_the_numbers_of_a_rule_are_its_options_at_their_defaults(rule):
     ("steps=inf", "the link's steps must be a whole number, got 'inf'"),
     ("A=Adm", "there is no rule 'Adm'; there are SGD, "),
     ("A=__class__", "there is no rule '__class__'"),
+    ("A=", "the link's A must be a rule and its numbers, each once, as in Adam,lr=0.1; got ''"),
+    ("B=Adam,,", "the link's B must be a rule and its numbers, each once, as in Adam,lr=0.1; got 'Adam,,'"),
+    ("C=Adam,lr=1,lr=2", "the link's C must be a rule and its numbers, each once"),
+    ("C=Adam,schedule=step,schedule=step", "the link's C must be a rule and its numbers, each once"),
+    ("A=Adam,lr", "the link's lr must be a number, got ''"),
     ("A=Adam,alpha=1", "Adam has no 'alpha'; it has lr, beta1, beta2, eps"),
     ("A=Adam,beta1=1", r"betas\[0\] must be in \[0, 1\), got 1.0"),
     ("A=Adam,lr=-1", r"lr must be in \[0, inf\), got -1.0"),
@@ -372,13 +394,6 @@ def test_every_rule_has_its_numbers_and_its_state(rule, one_page):
     assert page.settings.lanes[1] is None
     assert np.isnan(path(page, 1)).all()
     assert not page.surface.items[1].visible
-
-
-def test_the_first_state_that_there_is_is_shown_to_begin_with():
-    page, _ = shown("A=SGD&B=Rprop&C=Adam")
-    lines = [[line.visible for item in items for line in item.renderers] for items in page.state.items]
-    assert [sum(shown) for shown in lines] == [0, 2, 0]
-    assert page.state.items[1][0].label.value == "B: e1, e2 (dotted)"
 
 
 def test_each_widget_changes_what_it_names():
@@ -500,6 +515,22 @@ def test_a_flat_bottom_is_part_of_the_surface():
         for i, (x, y) in enumerate(zip(xs, ys, strict=True)):  # the outline, and the holes in it
             area += (1, -1)[i > 0] * abs(np.dot(x, np.roll(y, 1)) - np.dot(y, np.roll(x, 1))) / 2
     assert area >= 0.98 * 10 * 10
+
+
+def test_one_part_of_the_state_is_shown_to_begin_with_whoever_has_one():
+    def visible(page):
+        return [item.label.value[:4] for item in page.state.flat if item.visible and item.renderers[0].visible]
+
+    page, _ = shown("A=SGD&B=Adam&C=RMSprop")
+    assert visible(page) == ["B: m"]
+    for line in page.state.items[1][0].renderers:  # a click on the legend
+        line.visible = False
+    page.lanes[1].numbers["lr"].value = "0.5"
+    assert visible(page) == []
+    page.lanes[1].rule.value = "SGD"
+    assert visible(page) == ["C: s"]
+    page.lanes[2].rule.value = "none"
+    assert visible(page) == []
 
 
 def test_a_slider_costs_one_run_and_one_patch_of_data_and_never_the_surface(monkeypatch):

@@ -117,9 +117,12 @@ def _chained(value: Any, factor: Any, derivative: Any) -> Any:
     0, and is given the slope of ``abs``.  Where there is no finite value, there is no slope either.
     """
     product = factor * derivative
-    if isinstance(product, float) and product == product:
-        return product  # one number that is no NaN, which is most of them: np.where takes much longer
-    return np.where((factor == 0) & np.isfinite(value), 0.0, product)
+    return product if _known(product) else np.where((factor == 0) & np.isfinite(value), 0.0, product)
+
+
+def _known(x: Any) -> bool:
+    """Whether this is one number, and no NaN: most are, and what others need takes NumPy much longer."""
+    return isinstance(x, float) and x == x
 
 
 # Each function with its derivative, which is given the argument and the value.
@@ -213,6 +216,11 @@ class Expression:
         array of shape (...)
             The values in float64, NaN where the function has none and infinite where it is too large.
 
+        Raises
+        ------
+        ValueError
+            If `w` has another shape.
+
         Examples
         --------
         >>> import numpy as np
@@ -220,6 +228,7 @@ class Expression:
         >>> parse("sqrt(w1)").value(np.array([[4.0, -1.0], [0.0, 0.0]]))
         array([ 2., nan])
         """
+        w = _weights(w)
         out = np.empty(w.shape[1:])
         with np.errstate(all="ignore"):
             out[...] = self.tree(w)
@@ -238,6 +247,11 @@ class Expression:
         array of shape (2, ...)
             The derivatives along w1 and w2 in float64, NaN or infinite where there are none.
 
+        Raises
+        ------
+        ValueError
+            If `w` has another shape.
+
         Examples
         --------
         >>> import numpy as np
@@ -245,6 +259,7 @@ class Expression:
         >>> parse("3*w1**2 + 10*w2**2").gradient(np.array([-15.0, 20.0]))
         array([-90., 400.])
         """
+        w = _weights(w)
         first, second = w[0], w[1]
         out = np.zeros(w.shape)
         with np.errstate(all="ignore"):
@@ -252,8 +267,17 @@ class Expression:
                 along = self.tree(weights)
                 if isinstance(along, Dual):
                     out[i], along = along.slope, along.value
-                np.copyto(out[i, ...], np.nan, where=np.isnan(along))
+                if not _known(along):
+                    np.copyto(out[i, ...], np.nan, where=np.isnan(along))
         return out
+
+
+def _weights(w: Any) -> Array:
+    weights: Array = np.asarray(w, float)
+    if weights.shape[:1] != (2,):
+        got = f"got the shape {weights.shape}"
+        raise ValueError(f"w must have the shape (2, ...), w1 before w2, as np.array([1.0, 2.0]) has; {got}")
+    return weights
 
 
 class _Reader:

@@ -115,7 +115,7 @@ class Page:
         self.state, self.first = State(self.courses, self.iterations), FirstUpdates(self.courses)
         self.amplification = Amplification()
         self.views = self._views()
-        self.root = row(self._controls(), self.views, margin=8)
+        self.root = row(self._controls(), self.views, margin=8, styles={"flex-wrap": "wrap"})
         self._put(settings)
         self._wire()
         self._draw(settings, everything=True)
@@ -147,7 +147,9 @@ class Page:
             "amplification": column(self.beta, self.amplification.layout),
             "Python": self.code,
         }
-        return Tabs(tabs=[TabPanel(child=child, title=title) for title, child in panels.items()], name="views")
+        # As wide as the courses at least, whatever the hidden tabs need; in a narrower window below the controls.
+        return Tabs(tabs=[TabPanel(child=child, title=title) for title, child in panels.items()], name="views",
+                    styles={"flex": "1 1 740px"})  # fmt: skip
 
     def _wire(self) -> None:
         for lane in self.lanes:

@@ -124,7 +124,7 @@ class Settings:
         known = ["f", "start", "window", "steps", *LANES]
         if unknown := [key for key in entries if key not in known]:
             raise ValueError(f"the link has an unknown entry {unknown[0]!r}; there are {', '.join(known)}")
-        settings = cls(lanes=tuple(_lane(entries[name]) if name in entries else None for name in LANES))
+        settings = cls(lanes=tuple(_lane(name, entries[name]) if name in entries else None for name in LANES))
         if "f" in entries:
             settings = replace(settings, formula=entries["f"])
         if "start" in entries:
@@ -203,13 +203,13 @@ def _whole(what: str, text: str) -> int:
     return int(number)
 
 
-def _lane(text: str) -> Lane:
+def _lane(name: str, text: str) -> Lane:
     rule, *parts = text.split(",")
-    numbers, schedule = {}, "constant"
-    for part in parts:
-        key, _, value = part.partition("=")
-        if key == "schedule":
-            schedule = value
-        else:
-            numbers[key] = _number(key, value)
-    return Lane(rule, numbers, schedule)
+    pairs = [part.partition("=") for part in parts]
+    values = {key: value for key, _, value in pairs}
+    if not rule or "" in values or len(values) < len(pairs):
+        raise ValueError(
+            f"the link's {name} must be a rule and its numbers, each once, as in Adam,lr=0.1; got {text!r}"
+        )
+    schedule = values.pop("schedule", "constant")
+    return Lane(rule, {key: _number(key, value) for key, value in values.items()}, schedule)

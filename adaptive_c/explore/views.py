@@ -236,17 +236,18 @@ class State:
                          for k in (1, 2)]  # fmt: skip
                 items.append(LegendItem(label=value(""), renderers=lines, visible=False))
             self.items.append(items)
-        self.begun = False  # whether one of them was switched on to begin with
-        flat = [item for items in self.items for item in items]
-        self.figure.add_layout(_legend(flat, name="states", ncols=5), "above")
+        self.flat = [item for items in self.items for item in items]
+        self.figure.add_layout(_legend(self.flat, name="states", ncols=5), "above")
 
     def show(self) -> None:
+        before = [item.label for item in self.flat]
         for course, items in zip(self.courses, self.items, strict=True):
             for slot, item in enumerate(items):
                 used = slot < len(course.symbols)
                 s = course.symbols[slot] if used else ""
                 item.label, item.visible = value(f"{course.name}: {s}1, {s}2 (dotted)" if used else ""), used
-                if used and not self.begun:
-                    self.begun = True
-                    for line in item.renderers:
-                        line.visible = True
+        used_items = [item for item in self.flat if item.visible]
+        shown = any(item.renderers[0].visible for item in used_items)
+        if used_items and not shown and before != [item.label for item in self.flat]:  # other parts: one to begin with
+            for line in used_items[0].renderers:
+                line.visible = True
