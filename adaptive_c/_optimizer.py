@@ -248,7 +248,8 @@ class Optimizer(Habits, Stepping, Saving):
         names = [name for name in self.rule.state if any(name in group.store.arrays for group in run.groups)]
         if name not in names:
             raise KeyError(f"{name!r} is no state that could be decoded; there is {', '.join(names) or 'none'}")
-        found = [group.find(name, decoded=True) for group in run.groups]
+        with run.looking():
+            found = [group.find(name, decoded=True) for group in run.groups]
         return found if run.plan.structured else found[0]
 
     @property
@@ -264,11 +265,11 @@ class Optimizer(Habits, Stepping, Saving):
         They are float32 for narrower parameters.  Inside `averaged_parameters` this holds the weights that were
         exchanged for them, for float32 and float64 parameters.
         """
-        averages = [group.store.arrays.get("ema") for group in self._run.groups]
-        found = [
-            None if x is None else group.layout.views(group.store.array("ema"))
-            for x, group in zip(averages, self._run.groups, strict=True)
-        ]
+        with self._run.looking():
+            found = [
+                group.layout.views(group.store.array("ema")) if "ema" in group.store.arrays else None
+                for group in self._run.groups
+            ]
         return found if self._run.plan.structured else found[0]
 
     def averaged_parameters(self) -> AbstractContextManager[None]:

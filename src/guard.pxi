@@ -60,3 +60,21 @@ cdef class Guard:
 
     def __exit__(self, *error):
         self.release()
+
+    @property
+    def inside(self):
+        """``with guard.inside:`` holds it, too, also inside a block in which averages are in the parameters' place."""
+        return Inside(self)
+
+
+cdef class Inside:
+    cdef Guard guard
+
+    def __init__(self, Guard guard):
+        self.guard = guard
+
+    def __enter__(self):
+        self.guard.take(HELD, AVERAGED)
+
+    def __exit__(self, *error):
+        self.guard.release()

@@ -106,9 +106,10 @@ cdef class Visit:
 
     def sweep(self):
         """Sweep over all buckets."""
-        self.plan.pages.sweep(self, self.what != START, self.what == START or self.what == DERIVE)
         if self.what == DERIVE:
-            self.plan.pages.commit()
+            self.plan.pages.derive(self)
+        else:
+            self.plan.pages.sweep(self, self.what != START, self.what == START)
 
     def step(self):
         """Make a step, or count one that is skipped: all of it, or nothing."""

@@ -142,6 +142,8 @@ cdef int keep(Plan plan, Counts before, bint usable, Py_ssize_t work) except -1:
                     keep_past(group.arrays + j)
     if usable:
         plan.run(KEEP, work, 0, plan.space.end)
+    if plan.pages is not None:
+        plan.pages.keep()
     plan.before = before
     plan.gone = None
     return 0

@@ -18,6 +18,7 @@ import disk_steps
 import numpy as np
 
 import adaptive_c as ac
+import adaptive_c._disk.pages  # here, not in each of the forks
 
 CALLS = (
     "pwritev",

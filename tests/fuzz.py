@@ -4,7 +4,7 @@
 
 Each seed is a run of two twins: optimizers over the same numbers, which differ in everything that must not matter
 (the cut of the parameter space into arrays, their shapes and places in memory, lists or dicts, the number of threads,
-the dtypes that gradients are widened from).  After every call both must hold the same bits, and what a model of a few
+the dtypes that gradients are widened from, memory or disk).  After every call both must hold the same bits, and what a model of a few
 lines knows of counts, bounds, copies and gradients must be so.  A call that raises must leave everything as it was.
 
 Only the public interface is used.  A failure prints the seed and the shortest list of calls that still shows it; the
@@ -70,6 +70,11 @@ class Run(Calls):
         self.sums_bad = self.sums_wild = self.written = self.aside = False  # aside: there are sums of rows
         self.assigned = []
         self.length = int(rng.integers(3, 16))
+        self.on_disk = rng.random() < 0.2  # the state of the second twin
+        self.memory = pick(rng, [1 << 20, 1 << 23])
+        self.kept = bool(rng.random() < 0.7) and not self.settings["keep_undo"]  # parameters too
+        for group in self.groups if self.on_disk else ():
+            group.options["rows"] = "lazy"
         shown = [
             f"{g.dtype} {g.segments} rows of {g.length} {g.options} copies={g.copies} bounds={g.bounds and 'set'}"
             for g in self.groups
@@ -104,7 +109,7 @@ class Run(Calls):
         self.looks = True
         values = [group.start for group in self.groups]
         try:
-            self.twins = [Twin(rng, self, values) for _ in range(2)]
+            self.twins = [Twin(rng, self, values, folder=folder) for folder in (None, "" if self.on_disk else None)]
         except REFUSALS as error:
             self.log.append(f"refused: {error}")
             return False
@@ -114,7 +119,8 @@ class Run(Calls):
     def go(self, only=None):
         if not self.start():
             return False
-        names = [name for name, weight in CALLS.items() for _ in range(weight)]
+        names = [name for name, weight in CALLS.items() for _ in range(weight)
+                 if not (self.on_disk and name == "add_group")]  # fmt: skip
         for i in range(1, self.length + 1):
             rng = np.random.default_rng([self.seed, i])
             name, self.looks = pick(rng, names), i == self.length or rng.random() < 0.3
@@ -254,6 +260,9 @@ class Run(Calls):
             )
             want = squares**0.5 / extra.get("loss_scale", twin.opt.loss_scale)
             assert abs(twin.opt.grad_norm - want) <= 1e-9 * want, f"norm {twin.opt.grad_norm}, not {want}"
+        may_reopen = self.on_disk and not (self.assigned or self.written or self.settings["keep_undo"] or self.hot)
+        if may_reopen and not error and self.t > self.before_t:
+            self.reopen(rng)
 
     def dense_step(self, rng, grads, extra):
         with contextlib.suppress(*REFUSALS):

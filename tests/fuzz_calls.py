@@ -74,9 +74,9 @@ class Calls:
         has = any(ema is not None for ema in self.twins[0].per_group(self.twins[0].opt.ema))
         assert bool(self.both(inside)) != has
 
-    def other(self, rng, values):
+    def other(self, rng, values, folder=None):
         """A new optimizer over another cut of the same numbers, with all that a checkpoint does not hold."""
-        twin = Twin(rng, self, values, alone=pick(rng, ["list", "tuple"]))
+        twin = Twin(rng, self, values, alone=pick(rng, ["list", "tuple"]), folder=folder)
         for place, name, value in self.assigned:
             with contextlib.suppress(*REFUSALS):
                 if place is None:
@@ -84,6 +84,13 @@ class Calls:
                 else:
                     twin.opt.param_groups[place][name] = twin.parts[place].bounds(value) if name == "bounds" else value
         return twin
+
+    def reopen(self, rng):
+        """After a step, the twin on disk goes on from its folder, with other arrays."""
+        second = self.twins[1]
+        values = [np.zeros_like(x) for x in second.values()] if self.kept else second.values()
+        second.opt.close()
+        self.twins[1] = self.other(rng, values, second.folder)
 
     def save(self, rng):
         first = self.twins[0]
@@ -114,7 +121,7 @@ class Calls:
 
     def replace(self, rng, values, load):
         """The first twin takes its own checkpoint, and a new optimizer, that takes it too, becomes the second."""
-        first, second = self.twins[0], self.other(rng, values)
+        first, second = self.twins[0], self.other(rng, values, "" if self.on_disk else None)
         before = first.snapshot()
         try:
             load(second.opt)

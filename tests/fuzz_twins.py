@@ -2,6 +2,9 @@
 
 import inspect
 import itertools
+import shutil
+import tempfile
+import weakref
 
 import ml_dtypes
 import numpy as np
@@ -249,7 +252,8 @@ class Part:
 class Twin:
     """An optimizer with its arrays."""
 
-    def __init__(self, rng, run, values, *, alone=None):
+    def __init__(self, rng, run, values, *, alone=None, folder=None):
+        """folder: its state is there; "": in a new one."""
         self.run = run
         structures = [pick(rng, ["list", "tuple", "dict"] + (["bare"] * 3 if len(group.segments) == 1 else []))
                       if alone is None else alone for group in run.groups]  # fmt: skip
@@ -265,6 +269,12 @@ class Twin:
             params = [{"params": x, **part.options()} for x, part in zip(params, self.parts, strict=True)]
         else:
             params, options = params[0], {**options, **self.parts[0].options()}
+        if folder is not None:
+            if not folder:
+                folder = tempfile.mkdtemp()
+                weakref.finalize(run, shutil.rmtree, folder, ignore_errors=True)
+            options |= {"state_path": folder, "state_memory": run.memory, "state_parameters": run.kept}
+        self.folder = folder
         self.opt = getattr(ac, run.rule)(params, **options)
 
     def values(self):
@@ -322,7 +332,7 @@ class Twin:
     def step(self, rng, passed, arriving, **extra):
         """A step; where that is possible and wanted one array after the other, in any order."""
         opt = self.opt
-        if not arriving or opt.max_grad_norm or opt.on_nonfinite != "ignore":
+        if not arriving or self.folder or opt.max_grad_norm or opt.on_nonfinite != "ignore":
             opt.step(passed, **extra)
             return
         places = [(*place, grad) for own, grads in zip(self.places(), self.per_group(passed), strict=True)

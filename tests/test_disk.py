@@ -185,6 +185,21 @@ def test_progress(tmp_path):
     assert_same(everything(memory), everything(disk))
 
 
+def test_state_is_not_looked_at_in_a_step(tmp_path):
+    """It would be read into the memory through which buckets pass."""
+    memory, disk = twins(tmp_path / "state", ema_decay=0.9)
+    looks = [lambda: disk.state["exp_avg"], lambda: disk.decoded_state("exp_avg"), lambda: disk.ema]
+
+    def look(done, total):
+        for call in looks:
+            with pytest.raises(RuntimeError, match=r"this optimizer is in use"):
+                call()
+
+    memory.step(numbers(1))
+    disk.step(numbers(1), progress=look)
+    assert_same(everything(memory), everything(disk))
+
+
 def test_state_is_seen_and_not_written(tmp_path):
     memory, disk = twins(tmp_path / "state", state_dtype="uint8", ema_decay=0.9)
     step_both((memory, disk), 1)
@@ -202,6 +217,7 @@ def test_state_is_seen_and_not_written(tmp_path):
     for opt in (memory, disk):
         before = [x.copy() for x in arrays_in(params(opt))]
         with opt.averaged_parameters():
+            opt.state["exp_avg"]
             for a, b in zip(arrays_in(params(opt)), memory.ema if opt is disk else opt.ema, strict=True):
                 assert_same_bits(a, b if opt is disk else a)
         assert_same(before, arrays_in(params(opt)))
@@ -239,6 +255,24 @@ def test_lazy_rows(tmp_path):
             opt.accumulate([None, None, None, numbers(seed)[3], rows])
             opt.step()
     assert_same(everything(memory), everything(disk))
+
+
+@pytest.mark.parametrize("parameters", [False, True])
+@pytest.mark.parametrize("grads", ["none", "some", "not finite"])
+def test_rollback_of_a_step_that_leaves_something(grads, parameters, tmp_path):
+    """What the last step did not touch stays, whatever the step before it did."""
+    pair = twins(tmp_path / "state", parameters=parameters, keep_undo=True, on_nonfinite="skip")
+    step_both(pair, 1)
+    step_both(pair, 2)
+    for opt in pair:
+        given = [None] * len(SHAPES)
+        if grads != "none":
+            given[1] = np.full(SHAPES[1], np.inf if grads == "not finite" else 1.0, "f4")
+        opt.step(given)
+        opt.rollback()
+    assert_same(*map(everything, pair))
+    step_both(pair, 3)
+    assert_same(*map(everything, pair))
 
 
 @pytest.mark.parametrize("parameters", [False, True])

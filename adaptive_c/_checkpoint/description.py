@@ -177,12 +177,20 @@ def load_state_dict(run: Run, d: Any) -> None:
                 raise TypeError(f"state_dict['groups'][{i}]['arrays'][{name!r}] must be a flat NumPy array, as "
                                 f"state_dict() gives it; got {type(array).__name__}")  # fmt: skip
     with run.guard:
-        _prepare(run, d, "state_dict", parameters=False)()
+        _complete(run, _prepare(run, d, "state_dict", parameters=False))
 
 
 def load(run: Run, path: Any, parameters: bool) -> None:
     with run.guard, file.reading(path) as (head, arrays):
-        prepare(run, head, arrays, str(path), parameters)()
+        _complete(run, prepare(run, head, arrays, str(path), parameters))
+
+
+def _complete(run: Run, write: Callable[[], None]) -> None:
+    """Make the writes of a load."""
+    if run.plan.pages is None:
+        write()
+    else:
+        run.plan.conduct(partial(run.plan.pages.load, write))
 
 
 def prepare(run: Run, head: Any, arrays: Mapping[str, Any], where: str, parameters: bool) -> Callable[..., None]:
@@ -281,11 +289,9 @@ def _prepare(run: Run, d: Any, where: str, parameters: bool) -> Callable[..., No
                         _read(about["arrays"][name], at, piece)
                     at += piece.size
         if all_arrays and plan.pages is not None:
-            plan.conduct(partial(plan.pages.fill, lambda i, name, at, out: _read(groups[i]["arrays"][name], at, out)))
+            plan.pages.fill(lambda i, name, at, out: _read(groups[i]["arrays"][name], at, out))
         plan.set_counts(t, skipped, float(grad_norm), pending, scale, tracker)
         plan.write_copies()
-        if all_arrays and plan.pages is not None:
-            plan.conduct(plan.pages.commit)
 
     return write
 

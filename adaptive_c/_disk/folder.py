@@ -36,6 +36,7 @@ class _Lock:
     def __init__(self, path: str) -> None:
         self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         self._close = weakref.finalize(self, os.close, self.fd)
+        self._close.atexit = False  # type: ignore[misc]  # steps may still come when Python ends
         try:
             fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -116,10 +117,14 @@ class Folder:
         return self.name(RECORD)
 
     def check(self) -> None:
-        """Is this still the process that has the folder?"""
+        """Is this still the process that has the folder, and the folder the one that it has?"""
         if os.getpid() != self._pid:
             raise RuntimeError("this optimizer's state is on disk and belongs to the process that made it, of which "
                                "this is a forked child; construct another one, with another state_path")  # fmt: skip
+        path = self.name(_LOCK)
+        with told(path, "found"):
+            if self._lock is not None and not os.path.samestat(os.stat(path), os.fstat(self._lock.fd)):
+                raise FileNotFoundError(errno.ENOENT, "another folder is in the place of this optimizer's", path)
 
     def _check_names(self) -> None:
         known = (RECORD, _LOCK, _BEGUN)

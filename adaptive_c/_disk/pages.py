@@ -11,6 +11,7 @@ import zlib
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import accumulate
 from typing import Any, NamedTuple
 
@@ -174,18 +175,13 @@ class Pages:
         wanted = [bucket for bucket in self._buckets if visit.wants(bucket.first, bucket.last)]
         streamed = self.watch(visit.mapped())
         self._touched = []
-        try:
-            for bucket, buffer in self._pass(wanted, reads, writes, visit.report):
-                self._touched.append(bucket)
-                visit(_places(bucket, buffer), bucket.first, bucket.last, streamed)
-                if writes:
-                    self._take(bucket, buffer)
-                if streamed:
-                    self._maps.let_go(visit.spans(bucket.first, bucket.last))
-        except BaseException:
+        for bucket, buffer in self._pass(wanted, reads, writes, visit.report):
+            self._touched.append(bucket)
+            visit(_places(bucket, buffer), bucket.first, bucket.last, streamed)
             if writes:
-                self._drop()
-            raise
+                self._take(bucket, buffer)
+            if streamed:
+                self._maps.let_go(visit.spans(bucket.first, bucket.last))
 
     def step(self, visit: Any, usable: bool) -> None:
         """Make a step, or count one that is skipped.  If anything fails, nothing has happened, or the run ends."""
@@ -202,8 +198,7 @@ class Pages:
 
     def rollback(self, visit: Any) -> None:
         """Go back to the slots of the step before."""
-        plan = self._owner().plan
-        try:
+        with self.final("a rollback"):
             self._written = dict(self._before)
             for i in self._before:
                 self._leave(i)
@@ -213,26 +208,45 @@ class Pages:
                     self._put(bucket, buffer)
             visit.take_back()
             self.commit()
+
+    def derive(self, visit: Any) -> None:
+        """Make anew what is made of the parameters, which others have replaced."""
+        with self.final("a call that replaced the parameters"):
+            self.sweep(visit, True, True)
+            self.commit()
+
+    @contextmanager
+    def final(self, what: str) -> Iterator[None]:
+        """For a block that replaces what there is, and after whose failure the run can't go on."""
+        try:
+            yield
         except BaseException as error:
-            plan.end(self._ended("a rollback failed"))
-            error.add_note("the run can't go on in this process; see docs/state_on_disk.md")
+            why = self._ended(f"{what} failed")
+            self._owner().plan.end(why)
+            error.add_note(why)
             raise
+
+    def keep(self) -> None:
+        """A step begins that a rollback will undo; what it leaves as it is, is not touched by that."""
+        self._before = {}
+
+    def load(self, write: Callable[[], None]) -> None:
+        """Make the writes of a load count, of which `fill` is one."""
+        with self.final("a load"):
+            write()
+            self.commit()
 
     def fill(self, read: Callable[[int, str, int, Array], None]) -> None:
         """Replace all state.  read(group, name, first item, array): gives it."""
-        self._touched = list(self._buckets)
-        try:
-            for bucket, buffer in self._pass(self._buckets, False, True):
-                for extent in bucket.extents[: bucket.n_state]:
-                    dtype = self._owner().groups[extent.group].store.arrays[extent.name].dtype
-                    read(extent.group, extent.name, extent.first, buffer.array(extent).view(dtype))
-                self._take(bucket, buffer)
-        except BaseException:
-            self._drop()
-            raise
+        for bucket, buffer in self._pass(self._buckets, False, True):
+            for extent in bucket.extents[: bucket.n_state]:
+                dtype = self._owner().groups[extent.group].store.arrays[extent.name].dtype
+                read(extent.group, extent.name, extent.first, buffer.array(extent).view(dtype))
+            self._take(bucket, buffer)
 
     def commit(self) -> None:
         """Make durable what was written since the last commit, with the counts and options of the run."""
+        self._folder.check()
         kept = [self._written.get(i, old) for i, old in enumerate(self._kept)]
         self._uncertain = False
         try:
@@ -278,6 +292,9 @@ class Pages:
                 for bucket, buffer in self._pass(self._touched, True, False, whole=True):
                     self._put(bucket, buffer)
                     visit.copy(_places(bucket, buffer), bucket.first, bucket.last)
+                error.add_note("parameters and state are as the last step left them; what you have assigned to "
+                               "parameters since then is undone, too")  # fmt: skip
+                return
             else:
                 plan.end(self._ended("a step failed when a part of the parameters was stepped"))
                 error.add_note(f"{len(self._touched)} of {len(self._buckets)} buckets of the parameters are stepped, "
@@ -377,8 +394,9 @@ class Pages:
         if self._free:
             return self._free.pop()
         if self._n_buffers < self._most:
+            buffer = Buffer(self._largest)
             self._n_buffers += 1
-            return Buffer(self._largest)
+            return buffer
         return None
 
     def _keep(self, bucket: Bucket, buffer: Buffer) -> None:
@@ -430,9 +448,10 @@ class Pages:
         """One extent; good until the next one is looked at."""
         buffer = self._here.get(bucket.number)
         if buffer is None:
-            buffer = self._buffer(bucket)
-            assert buffer is not None  # no pass is under way
-            self._free.append(buffer)
+            if not self._free:  # no pass is under way, so that there is room for one
+                self._free.append(Buffer(self._largest))
+                self._n_buffers += 1
+            buffer = self._free[-1]
             self._folder.check()
             kept, extent = self._written.get(bucket.number, self._kept[bucket.number]), bucket.extents[k]
             start, end = extent.offset // PAGE * PAGE, -(-extent.end // PAGE) * PAGE

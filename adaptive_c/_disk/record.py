@@ -84,11 +84,11 @@ def write(run: Run, folder: Folder, cuts: Sequence[int], kept: Sequence[Any], pa
     try:
         with told(folder.record, "written"):
             file.write(folder.record, head, found)
+            return os.stat(folder.record).st_size
     except BaseException as error:
         if _identity(folder.record) != before:
             raise UncertainError(error) from error
         raise
-    return os.stat(folder.record).st_size
 
 
 def read(folder: Folder, parameters: bool) -> Found:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from itertools import accumulate
 from typing import Any
 
@@ -70,6 +70,10 @@ class Run:
     def guard(self) -> Any:
         """``with run.guard:`` nothing steps or changes this run."""
         return self.plan.guard
+
+    def looking(self) -> Any:
+        """For a ``with`` block that looks at state: on disk, that is read into memory which a step needs, too."""
+        return nullcontext() if self._pages is None else self.guard.inside
 
     @classmethod
     def made_of(cls, rule: Rule, form: Mapping[str, Any]) -> "Run":

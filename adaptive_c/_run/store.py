@@ -134,11 +134,12 @@ class State(Mapping[str, Any]):
     def __getitem__(self, name: str) -> Any:
         groups, structured = self._run.groups, self._run.plan.structured
         found = None
-        if isinstance(name, str) and structured:
-            found = [group.find(name) for group in groups]
-            found = None if all(x is None for x in found) else found
-        elif isinstance(name, str):
-            found = groups[0].find(name)
+        with self._run.looking():
+            if isinstance(name, str) and structured:
+                found = [group.find(name) for group in groups]
+                found = None if all(x is None for x in found) else found
+            elif isinstance(name, str):
+                found = groups[0].find(name)
         if found is None:
             raise KeyError(f"{name!r} is no state of this optimizer; it has {', '.join(self) or 'none'}")
         return found
