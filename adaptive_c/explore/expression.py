@@ -17,7 +17,7 @@ import numpy as np
 
 from ..figures.problems import Array
 
-LENGTH, PARTS, DEPTH = 400, 150, 40  # of a text: its characters, its parts, and how deep they lie in each other
+LENGTH, PARTS = 400, 150  # of a text: its characters, and its parts, which may all lie in each other
 
 Tree = Callable[[Any], Any]  # from the pair of weights to the value
 
@@ -290,11 +290,10 @@ class _Reader:
         part = self.text[node.col_offset : node.end_col_offset]
         return ExpressionError(node.col_offset + 1, f"{part if len(part) <= 40 else part[:37] + '...'!r} {reason}")
 
-    def read(self, node: ast.expr, depth: int = 1) -> Tree:
+    def read(self, node: ast.expr) -> Tree:
         self.parts += 1
-        if self.parts > PARTS or depth > DEPTH:
-            what = f"more than {PARTS} parts" if depth <= DEPTH else f"parts more than {DEPTH} deep in each other"
-            raise self.refuse(node, f"is too much: the function has {what}")
+        if self.parts > PARTS:
+            raise self.refuse(node, f"is too much: the function has more than {PARTS} parts")
         match node:
             case ast.Constant(value=int() | float() as number) if not isinstance(number, bool):
                 return self._number(node, number)
@@ -305,13 +304,13 @@ class _Reader:
                 unknown = f"is not known; {HINTS.get(name) or f'there are {ALLOWED}'}"
                 raise self.refuse(node, called if name in FUNCTIONS else unknown)
             case ast.BinOp(left=left, op=op, right=right) if type(op) in OPERATORS:
-                call, a, b = OPERATORS[type(op)], self.read(left, depth + 1), self.read(right, depth + 1)
+                call, a, b = OPERATORS[type(op)], self.read(left), self.read(right)
                 return lambda w: call(a(w), b(w))
             case ast.UnaryOp(op=op, operand=operand) if type(op) in OPERATORS:
-                sign, x = OPERATORS[type(op)], self.read(operand, depth + 1)
+                sign, x = OPERATORS[type(op)], self.read(operand)
                 return lambda w: sign(x(w))
             case ast.Call(func=ast.Name(id=name) as function):
-                return self._call(node, function, name, depth)
+                return self._call(node, function, name)
             case ast.Call(func=function):
                 raise self.refuse(function, f"can't be followed by a bracket; {PRODUCTS}")
             case ast.Tuple():
@@ -327,13 +326,13 @@ class _Reader:
             raise self.refuse(node, "is too large a number")
         return lambda w: constant
 
-    def _call(self, node: ast.Call, function: ast.Name, name: str, depth: int) -> Tree:
+    def _call(self, node: ast.Call, function: ast.Name, name: str) -> Tree:
         if name not in FUNCTIONS:
             hint = PRODUCTS if name in NAMES else HINTS.get(name) or f"there are {', '.join(FUNCTIONS)}"
             raise self.refuse(function, f"is no function here; {hint}")
         if len(node.args) != 1 or node.keywords:
             raise self.refuse(node, f"must have one argument, as in {name}(w1)")
-        x = self.read(node.args[0], depth + 1)
+        x = self.read(node.args[0])
         return lambda w: _apply(name, x(w))
 
 
@@ -344,8 +343,7 @@ def parse(text: str) -> Expression:
     ----------
     text : str
         Numbers, ``w1``, ``w2``, ``pi``, ``e``, ``+ - * / **``, brackets, and the functions sin, cos, tan, asin, acos,
-        atan, sinh, cosh, tanh, exp, log, log10, sqrt and abs.  At most 400 characters and 150 parts, of which 40 may
-        lie in each other.
+        atan, sinh, cosh, tanh, exp, log, log10, sqrt and abs.  At most 400 characters and 150 parts.
 
     Returns
     -------
