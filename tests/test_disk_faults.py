@@ -569,7 +569,8 @@ def test_ctrl_c_at_every_place_of_a_load(tmp_path):
             reached = True
         seen.add(opt.t)
         assert_same(new if opt.t else old, opt.state_dict())
-        opt.load_state_dict(old)
+        if opt.t:
+            opt.load_state_dict(old)
         if not reached:
             break
     assert seen == {0, 1}
