@@ -139,7 +139,7 @@ class Optimizer(Habits, Stepping, Saving):
     def _pages_of(self, path: Any, memory: int | None, parameters: bool) -> Any:
         """What brings the state from a folder, if there is one."""
         if memory is not None and (isinstance(memory, bool) or not isinstance(memory, int) or memory < 1):
-            raise ValueError(f"state_memory must be a number of bytes, from 1 on, got {memory!r}")
+            raise ValueError(f"state_memory must be an integer, a number of bytes from 1 on, got {memory!r}")
         if path is None:
             if flag("state_parameters", parameters) or memory is not None:
                 raise ValueError("state_memory and state_parameters are for state on disk: give state_path, too, or "

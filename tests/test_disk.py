@@ -369,8 +369,10 @@ def test_an_optimizer_that_is_dropped_lets_go(tmp_path):
 @pytest.mark.parametrize(("options", "error", "message"), [
     ({"rows": "exact"}, ValueError, "rows='exact' is refused with state_path.*use rows='lazy'"),
     ({"second_moment": "row"}, ValueError, "second_moment='row' is refused with state_path"),
-    ({"state_memory": 0}, ValueError, "state_memory must be a number of bytes, from 1 on, got 0"),
-    ({"state_memory": 1.5}, ValueError, "state_memory must be a number of bytes"),
+    ({"state_memory": 0}, ValueError, "state_memory must be an integer, a number of bytes from 1 on, got 0"),
+    ({"state_memory": 1.5}, ValueError, "state_memory must be an integer"),
+    ({"state_path": 3}, TypeError, "state_path must be the path of a folder, got 3"),
+    ({"state_path": ""}, TypeError, "state_path must be the path of a folder, got ''"),
     ({"state_memory": 9000}, ValueError, "state_memory=9000 is too small .* give at least"),
     ({"state_path": None, "state_memory": 9000}, ValueError, "state_memory and state_parameters are for state on disk"),
     ({"state_path": None, "state_parameters": True}, ValueError, "give state_path, too, or drop them"),

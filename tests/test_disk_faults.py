@@ -125,7 +125,6 @@ def test_without_parameters_a_failed_step_ends_the_run(name, tmp_path, monkeypat
     for call in (lambda: opt.step(gradients(1)), lambda: opt.save(tmp_path / "x"), opt.rollback, opt.state_dict):
         with pytest.raises(RuntimeError, match=r"can't go on: a step failed .*state_path="):
             call()
-    opt.close()
     assert_same(before, everything(made(tmp_path / "state", params)))
 
 
@@ -216,7 +215,6 @@ def test_a_record_that_may_be_on_disk_ends_the_run(tmp_path, monkeypatch):
     assert "it is not known whether the step is on disk" in caught.value.__notes__[0]
     with pytest.raises(RuntimeError, match=r"it is not known whether the last step is on disk"):
         opt.step(gradients(0))
-    opt.close()
     memory.step(gradients(0))
     assert_same(everything(memory), on_disk(tmp_path / "state", state_parameters=True))
 
@@ -246,7 +244,6 @@ def test_what_replaces_all_and_fails_ends_the_run(what, name, tmp_path, monkeypa
     assert re.search(r"can't go on: .*state_path=", caught.value.__notes__[0])
     with pytest.raises(RuntimeError, match=r"can't go on: a (load|rollback|call that .*) failed"):
         opt.step(halves(2))
-    opt.close()
     assert_same(before, everything(made(tmp_path / "state", [np.zeros_like(x) for x in halves(0)], **options)))
 
 
@@ -372,6 +369,7 @@ def test_a_record_that_is_damaged_or_gone(tmp_path):
         with pytest.raises(ValueError, match=r"record (is damaged|is no checkpoint|does not end)"):
             construct(folder, start())
         flip(folder / "record", place)
+    (folder / "begun").touch()  # as if it were killed when the first record was written
     construct(folder, start()).close()
     (folder / "record").unlink()
     with pytest.raises(ValueError, match=r"has buckets of state, but no file 'record', .*empty the folder"):
@@ -383,9 +381,11 @@ def test_other_versions_optimizers_and_formats(tmp_path):
     construct(folder, start()).close()
 
     def refused(message, cls=ac.AdamW, params=None, error=ValueError, **options):
-        with pytest.raises(error, match=message):
+        with pytest.raises(error, match=message) as caught:
             cls(start() if params is None else params, state_path=folder,
                 **{"state_parameters": True, "ema_decay": 0.9, **options})  # fmt: skip
+        said = "".join([str(caught.value), *getattr(caught.value, "__notes__", [])])
+        assert re.search(r"construct the optimizer (with the same|as the one)|use the one that wrote it", said)
 
     refused("is of AdamW, this optimizer is Adam", ac.Adam)
     refused("its state_dtype is 'float32', this optimizer's 'uint8'", state_dtype="uint8")

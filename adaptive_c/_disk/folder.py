@@ -90,6 +90,8 @@ class Folder:
     def __init__(self, path: Any) -> None:
         if fcntl is None or not hasattr(os, "preadv"):
             raise NotImplementedError("state_path needs a POSIX system; drop it")
+        if not isinstance(path, (str, bytes, os.PathLike)) or not os.fspath(path):
+            raise TypeError(f"state_path must be the path of a folder, got {path!r}")
         self.path = os.path.realpath(os.fsdecode(path))
         if not os.path.isdir(self.path):
             if os.path.exists(self.path):
@@ -97,7 +99,7 @@ class Folder:
             parent = os.path.dirname(self.path)
             if not os.path.isdir(parent):
                 raise FileNotFoundError(errno.ENOENT, "there is no such folder to make state_path in", parent)
-            os.mkdir(self.path)
+            os.makedirs(self.path, exist_ok=True)  # another process may do it now
             sync_folder(parent)
         self.stopped = False
         self._check_names()

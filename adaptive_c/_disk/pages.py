@@ -136,15 +136,12 @@ class Pages:
         """Write the first record, or go on from the one that there is.  The caller holds the guard."""
         self._run = weakref.ref(run)
         if self._found is None:
-            run.plan.conduct(self._first)
+            run.plan.conduct(self.commit)
         else:
             found, self._found = self._found, None
             write = record.prepare(run, found)
             run.plan.conduct(self._bring)
             write()
-
-    def _first(self) -> None:
-        self.commit()
         self._folder.complete()
 
     def _bring(self) -> None:
@@ -221,9 +218,7 @@ class Pages:
         try:
             yield
         except BaseException as error:
-            why = self._ended(f"{what} failed")
-            self._owner().plan.end(why)
-            error.add_note(why)
+            error.add_note(self._end(f"{what} failed"))
             raise
 
     def keep(self) -> None:
@@ -272,9 +267,8 @@ class Pages:
 
     def _recover(self, visit: Any, error: BaseException) -> None:
         """After a step that failed: bring back what it has changed, or let nothing go on from here."""
-        plan = self._owner().plan
         if self._uncertain:
-            plan.end(self._ended("it is not known whether the last step is on disk"))
+            self._end("it is not known whether the last step is on disk")
             error.add_note(
                 "all was stepped, but it is not known whether the step is on disk: a new optimizer with this "
                 "state_path starts from what is there"
@@ -296,21 +290,25 @@ class Pages:
                                "parameters since then is undone, too")  # fmt: skip
                 return
             else:
-                plan.end(self._ended("a step failed when a part of the parameters was stepped"))
+                self._end("a step failed when a part of the parameters was stepped")
                 error.add_note(f"{len(self._touched)} of {len(self._buckets)} buckets of the parameters are stepped, "
                                "the others not: put those of the last whole step back, and construct a new optimizer "
                                "with this state_path.  With state_parameters=True or keep_undo=True they are put "
                                "back by themselves")  # fmt: skip
                 return
         except BaseException:
-            plan.end(self._ended("a step failed, and the parameters could not be put back"))
+            self._end("a step failed, and the parameters could not be put back")
             error.add_note("the parameters could not be put back")
             return
         error.add_note("parameters and state are as they were before this step")
 
-    def _ended(self, why: str) -> str:
-        return (f"this optimizer can't go on: {why}.  Its folder holds the last whole step: construct a new optimizer "
+    def _end(self, why: str) -> str:
+        """Let nothing go on, and the folder be had by another optimizer; what is said of it."""
+        text = (f"this optimizer can't go on: {why}.  Its folder holds the last whole step: construct a new optimizer "
                 f"with state_path={self._folder.path!r}, over the parameters of that step")  # fmt: skip
+        self._owner().plan.end(text)
+        self.close()
+        return text
 
     def _leave(self, i: int) -> None:
         """Keep a bucket in memory no longer."""

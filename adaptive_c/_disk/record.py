@@ -128,7 +128,11 @@ def fits(found: Found, groups: Sequence[Any]) -> bool:
 def prepare(run: Run, found: Found) -> Callable[[], None]:
     """Compare a record with a run; what is returned takes over its counts and options."""
     head = json.loads(json.dumps(found.head))
-    write = description.prepare(run, head, found.arrays, found.path, parameters=False)
+    try:
+        write = description.prepare(run, head, found.arrays, found.path, parameters=False)
+    except (ValueError, TypeError) as error:
+        error.add_note("construct the optimizer as the one whose state this folder has, or give another state_path")
+        raise
     return lambda: write(False)
 
 
