@@ -236,7 +236,9 @@ class ParamGroup(MutableMapping[str, Any]):
         if name in store.slots or name == "master":
             if name not in store.arrays:
                 return None
-            flat = store.decoded(name, self.bound) if decoded else store.array(name)
+            flat = store.decoded(name, self.bound) if decoded else store.arrays[name]
+            if not isinstance(flat, np.ndarray):
+                flat = store.array(name)
             return self.layout.views(flat, name in store.by_row)
         if name in store.counts:  # a count, or NAdam's product
             counts = store.counts[name]

@@ -64,6 +64,7 @@ class Run:
         self.defaults = {**defaults, "bounds": copied_bounds(defaults["bounds"])}  # for groups that come later, too
         self.plan = core.Plan(core.Guard(), check_followed_setting)
         self._uint16_as, self._part, self._pages = uint16_as, part, pages
+        self.on_disk = pages is not None
         self._checked: dict[str, Any] = {}  # the defaults, by the type that the rule computes in
 
     @property
@@ -73,7 +74,7 @@ class Run:
 
     def looking(self) -> Any:
         """For a ``with`` block that looks at state: on disk, that is read into memory which a step needs, too."""
-        return nullcontext() if self._pages is None else self.guard.inside
+        return self.guard.inside if self.on_disk else nullcontext()
 
     @classmethod
     def made_of(cls, rule: Rule, form: Mapping[str, Any]) -> "Run":

@@ -132,17 +132,26 @@ class State(Mapping[str, Any]):
         self._run = run
 
     def __getitem__(self, name: str) -> Any:
-        groups, structured = self._run.groups, self._run.plan.structured
-        found = None
-        with self._run.looking():
-            if isinstance(name, str) and structured:
-                found = [group.find(name) for group in groups]
-                found = None if all(x is None for x in found) else found
-            elif isinstance(name, str):
-                found = groups[0].find(name)
+        run = self._run
+        if run.on_disk:
+            with run.looking():
+                found = self._find(name)
+        elif run.plan.structured or not isinstance(name, str):
+            found = self._find(name)
+        else:  # at once, since this is looked up often
+            found = run.groups[0].find(name)
         if found is None:
             raise KeyError(f"{name!r} is no state of this optimizer; it has {', '.join(self) or 'none'}")
         return found
+
+    def _find(self, name: str) -> Any:
+        groups, structured = self._run.groups, self._run.plan.structured
+        if not isinstance(name, str):
+            return None
+        if not structured:
+            return groups[0].find(name)
+        found = [group.find(name) for group in groups]
+        return None if all(x is None for x in found) else found
 
     def __getattr__(self, name: str) -> Never:
         hint = f" (did you mean opt.state[{name!r}]?)" if "_run" in vars(self) and name in self else ""
