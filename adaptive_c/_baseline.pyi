@@ -1,6 +1,7 @@
 """The compiled core.  _v3 and _v4 are the same for other instruction sets."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 SCALE_LIMITS: tuple[float, float, int]
@@ -18,6 +19,7 @@ def ceiling(
 
 class Guard:
     ended: bool  # nobody gets it any more
+    inside: AbstractContextManager[None]
     def __enter__(self) -> None: ...
     def __exit__(self, *error: object) -> None: ...
 
@@ -31,9 +33,20 @@ class Stepping:
     def __call__(self, *place_and_grad: Any, target: Any = ...) -> None: ...
 
 class Follower: ...
-class Job: ...
+
+class Job:
+    def __call__(self, *args: Any, **kwargs: Any) -> None: ...
 
 class Visit:
+    def __init__(
+        self,
+        plan: Plan,
+        what: int,
+        work: int,
+        summing: bool = False,
+        usable: bool = True,
+        moved: list[Any] | None = None,
+    ) -> None: ...
     def sweep(self) -> None: ...
     def step(self) -> None: ...
     def rollback(self) -> None: ...
