@@ -86,7 +86,14 @@ class Stepping:
         >>> p
         {'w': array([0., 0.]), 'b': array([1., 1., 1.])}
         """
-        if loss_scale is metric is lr is params is progress is None and target is ...:
+        if (  # one by one, which is less work for Python than a chain
+            loss_scale is None
+            and metric is None
+            and lr is None
+            and params is None
+            and progress is None
+            and target is ...
+        ):
             self._step(grads)
             return
         targets = target is not ...
