@@ -315,7 +315,7 @@ cdef int conduct(Plan plan, call, progress) except -1:
     return 0
 
 
-cdef int raise_late(Plan plan) except -1:
+cdef inline int raise_late(Plan plan) except -1:
     """At the end of a call: raise what has waited for it."""
     if plan.late is not None:
         late, plan.late = plan.late, None

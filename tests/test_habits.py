@@ -320,7 +320,7 @@ def test_schedules_by_their_names_elsewhere(theirs):
     ("theirs", "ours"),
     {"RMSProp": "RMSprop", "adam": "Adam", "AdaGrad": "Adagrad", "Nadam": "NAdam", "GradScaler": "the option loss_scale='dynamic'",
      "lr_scheduler": "adaptive_c.schedules", "clip_grad_norm_": "the option max_grad_norm", "Minimize": "minimize",
-     "SparseAdam": "Adam, with gradients of Rows", "LambdaLR": "any function of the step", "load": "opt.load(path)"}.items(),
+     "mpi": "import adaptive_c.mpi, which needs the extra 'mpi'", "SparseAdam": "Adam, with gradients of Rows", "LambdaLR": "any function of the step", "load": "opt.load(path)"}.items(),
 )  # fmt: skip
 def test_names_of_the_package(theirs, ours):
     message = told(AttributeError, lambda: getattr(ac, theirs))

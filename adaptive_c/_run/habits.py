@@ -105,6 +105,7 @@ _ELSEWHERE = {
     **dict.fromkeys(("LambdaLR", "MultiplicativeLR", "InverseTimeDecay", "CyclicLR"), _FUNCTION),
     **dict.fromkeys(("lr_scheduler", "LRScheduler", "LearningRateScheduler"), "adaptive_c.schedules"),
     "optim": "adaptive_c itself, or adaptive_c.torch for tensors",
+    **{name: f"import adaptive_c.{name}, which needs the extra {name!r}" for name in ("torch", "mpi", "figures")},
     **dict.fromkeys(("clip_grad_norm_", "clip_grad_norm", "clip_by_global_norm"), "the option max_grad_norm"),
     **dict.fromkeys(("clip_grad_value_", "clip_grad_value", "clip"), "the option max_grad_value"),
     "GradScaler": "the option loss_scale='dynamic'",
