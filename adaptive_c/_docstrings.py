@@ -1,8 +1,9 @@
 """Docstrings that are complete by themselves, in numpydoc's sections, composed when they are read.
 
 A class says in its docstring what is particular to it: a sentence, notes (formula, source, differences), an example.
-All else is added here from where it is known: parameters from the constructor, `_texts` and the table of options;
-attributes from the docstrings of properties; and what a base class says, its errors and its own words about options.
+Everything else is added here from where it is known: parameters from the constructor, `_texts` and the table of
+options; attributes from the docstrings of properties; and what a base class says, its errors and its own words about
+options.
 """
 
 import inspect
@@ -19,7 +20,7 @@ _ORDER = ("Parameters", "Attributes", "Returns", "Raises", "Notes", "Examples")
 
 
 def _sections(text: str) -> dict[str, str]:
-    """The sections of a docstring by their titles; that of what stands before the first is empty."""
+    """The sections of a docstring by their titles; the title of the part before the first one is empty."""
     first, *more = re.split(r"^(\w[\w ]*)\n-{3,}\n", inspect.cleandoc(text), flags=re.M)
     return {"": first.strip("\n"), **{title: part.strip("\n") for title, part in zip(*[iter(more)] * 2, strict=True)}}
 
@@ -117,7 +118,7 @@ def _arranged(text: str) -> dict[str, str]:
 
 
 def _parameters(thing: Any, said: Entries, about: str) -> str:
-    """All that a class or function takes.  What nothing is said about is listed without a word, and a test finds it."""
+    """All that a class or function takes.  An argument without a description is listed too, and a test finds it."""
     found, rule = [], getattr(thing, "rule", None)
     for parameter in inspect.signature(thing).parameters.values():
         name = str(parameter.replace(annotation=parameter.empty, default=parameter.empty))  # with its stars

@@ -207,7 +207,7 @@ def checked_threads(n: int | None) -> int:
 
 
 def set_num_threads(n: int | None) -> None:
-    """Set how many threads a large step takes, in every optimizer without an ``n_threads`` of its own.
+    """Set how many threads a large step takes, in every optimizer that has no ``n_threads`` of its own.
 
     Parameters
     ----------
@@ -260,7 +260,7 @@ def get_num_threads() -> int:
 
 
 def show_config() -> None:
-    """Print version, instruction set, missing builds and why, the OpenMP runtime, and the threads and why that many.
+    """Print version, instruction set, missing builds and why, the OpenMP runtime, and how many threads and why.
 
     Examples
     --------

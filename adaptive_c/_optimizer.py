@@ -52,7 +52,7 @@ class Optimizer(Habits, Stepping, Saving):
 
     Notes
     -----
-    Each class in `adaptive_c.optimizers` is a rule, and has its options beside those that are listed here.
+    Each class in `adaptive_c.optimizers` is a rule, and has options of its own in addition to those listed here.
 
     Examples
     --------
@@ -159,7 +159,7 @@ class Optimizer(Habits, Stepping, Saving):
         """Let go of the folder of `state_path`, so that another optimizer can have it.
 
         Nothing is left to be written: each step has done that.  Every later call that steps, changes, saves or loads
-        raises RuntimeError.  An optimizer that nothing refers to any more lets go of it by itself.
+        raises RuntimeError.  An optimizer that is no longer referred to lets go of the folder by itself.
 
         Raises
         ------
@@ -324,7 +324,7 @@ class Optimizer(Habits, Stepping, Saving):
     def schedules(self) -> dict[str, Any]:
         """The schedules of the optimizer as a whole by name: that of max_grad_norm, if it follows one.
 
-        Then ``opt.max_grad_norm`` reads as its number for the next step.
+        Then ``opt.max_grad_norm`` is the schedule's number for the next step.
         """
         return {name: value for name, value in self._run.plan.settings.items() if moves(value)}
 

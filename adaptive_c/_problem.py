@@ -21,7 +21,7 @@ FINITE_DIFFERENCES = (
 
 
 def start(x0: Any) -> Array:
-    """A copy of x0 that can be stepped: float32 if it is that, else float64."""
+    """A copy of x0 that can be stepped: float32 if x0 is float32, else float64."""
     given = np.asarray(x0)
     if given.dtype.kind not in "fiub":
         raise TypeError(f"x0 must be real numbers, got dtype {given.dtype}")
@@ -164,7 +164,7 @@ def reporter(callback: Any) -> Callable[[Array, float], Any] | None:
 
 
 class _Result(dict[str, Any]):
-    """What is returned where SciPy is not installed: a dict whose items are attributes too, as SciPy's is."""
+    """The result where SciPy is not installed: like SciPy's, a dict whose items are attributes too."""
 
     def __getattr__(self, name: str) -> Any:
         try:

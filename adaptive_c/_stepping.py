@@ -49,16 +49,17 @@ class Stepping:
             "dynamic".
         lr : float or list of float, optional
             The learning rate of this step: one for all groups or, for a list of groups, a list of one for each, where
-            None means the group's own.  It is checked as lr is.  The option and its schedule, which is asked all the
-            same, are what they were after it.  Refused for Rprop and SuperSAB, which read lr at an array's first step
-            only.
+            None means the group's own.  It is checked as lr is.  After the step the option and its schedule are what
+            they were; the schedule is still called.  Refused for Rprop and SuperSAB, which read lr at an array's first
+            step only.
         target : the structure of params, optional
-            Instead of grads: where the parameters shall go.  The gradient is p - target, formed as it is read, in the
-            type that the rule computes in (with a master copy, p is that).  It passes through every stage as any other;
-            formats, and None, are as for gradients; `Rows` are refused.  zero_grad leaves targets alone.
+            Instead of grads: the values that the parameters should move to.  The gradient is p - target, formed as it
+            is read, in the type that the rule computes in (with a master copy, p is that).  It passes through every
+            stage as any other; formats, and None, are as for gradients; `Rows` are refused.  zero_grad leaves targets
+            alone.
         params : the structure of params, optional
-            Arrays that take the place of the parameters before this step, and stay, as with `rebind`; a step that is
-            refused leaves the old ones bound.
+            Arrays that replace the parameters from this step on, as with `rebind`; a step that is refused leaves the
+            old ones bound.
         progress : callable, optional
             ``progress(done, total)`` is called as buckets of the state on disk are done, the last time with done equal
             to total; once, with 1 and 1, where all state is in memory.  What it raises is raised after the step.
@@ -106,12 +107,12 @@ class Stepping:
             self._step(given, *self._for_one_step(metric, loss_scale, lr), params, targets, progress)
 
     def rebind(self, params: Any) -> None:
-        """Put other arrays into the place of the parameters: they are updated from now on.
+        """Replace the parameters by other arrays, which are updated from now on.
 
         For a program that holds its parameters in new arrays after each step.  State, counts, options, averages, sums
-        and the arrays of copy_to stay.  What is made of the parameters is made of the new ones at once: the master copy
-        of narrow parameters, and what copy_to holds.  Each step that follows may also do it, with
-        ``step(grads, params=...)``.  Where the arrays are the ones that are bound already, nothing is done.
+        and the arrays of copy_to stay.  The master copy of narrow parameters and the arrays of copy_to are written
+        anew from the new arrays at once.  Each step that follows may also do it, with ``step(grads, params=...)``.
+        For arrays that are bound already, nothing is done.
 
         Parameters
         ----------
@@ -128,7 +129,7 @@ class Stepping:
 
         Notes
         -----
-        A step of the old arrays can't be undone by `rollback` any more.  The average goes on from what it was.
+        `rollback` can no longer undo a step of the old arrays.  The average goes on from what it was.
 
         Examples
         --------
@@ -243,7 +244,7 @@ class Stepping:
         Parameters
         ----------
         grads : the structure of params
-            As for `step`.  None adds nothing: the array's gradient was 0 in this call.  The step leaves an array alone
+            As for `step`.  None adds nothing: the array's gradient was 0 in this call.  The step leaves alone an array
             that had None in every call.  zero_grad zeroes the gradients after this call.
 
         Raises

@@ -1,8 +1,8 @@
 """What every option is, in words, once for all optimizers; and every argument of a schedule.
 
-`_docstrings` makes of it the parameters of each class; behind the name of a class stands what is special to it.  Range,
-allowed words and default come from the table of options and from the constructor; only where these don't say it, the
-type stands here behind a colon.
+`_docstrings` makes the parameters of each class from it; an entry with the name of a class is special to that class.
+Range, allowed words and default come from the table of options and from the constructor; only where these don't say
+it, the type is here, after a colon.
 """
 
 OPTIONS = """
@@ -11,7 +11,7 @@ params : array, list or tuple of arrays, dict of arrays, or list of group dicts
     fine.  They are updated where they are.  A group dict has ``params`` and any options marked "per group" that differ
     from the arguments; all arrays of a group have one dtype.  float16 and bfloat16 need `master` or `rounding`.
 options : dict
-    The options that the rule has for itself, and their values.
+    The rule's own options, and their values.
 lr
     The learning rate.  A schedule, here and below, is an object of `adaptive_c.schedules`, or any function of the
     number of applied steps: step k uses ``schedule(k - 1)``, and a skipped step does not advance it.
@@ -51,8 +51,8 @@ AdaBelief.betas
 amsgrad
     Divide by the largest v so far.  A run can't begin to do so in the middle, since that takes another state array.
 second_moment
-    Whether there is one second moment for each element, or one for each row p[i], with the mean of the row's g^2 in the
-    place of g^2, in an array of shape (rows, 1, ...).  It can't be changed in the middle of a run.
+    Whether there is one second moment for each element, or one for each row p[i].  A row has the mean of its g^2
+    instead of g^2, in an array of shape (rows, 1, ...).  It can't be changed in the middle of a run.
 lr_decay
     How the learning rate falls: step t has lr/(1 + (t - 1) lr_decay).
 initial_accumulator_value
@@ -72,14 +72,14 @@ etas
 step_sizes
     The smallest and the largest rate of an element.
 variant
-    What happens where a sign has changed: "irprop-" makes no step, "rprop+" takes the last one back, and "rprop-" makes
-    the step all the same.
+    What happens where a sign has changed: "irprop-" makes no step, "rprop+" takes the last one back, and "rprop-" still
+    makes the step.
 eta_plus
     The factor of an element's rate while its gradient keeps its sign.
 eta_minus
     The factor of an element's rate where its gradient has changed its sign.
 max_rate
-    The largest rate of an element that growth leads to.
+    The largest rate that an element can grow to.
 n_threads : int in [1, 4096]
     The number of threads of a large step, used as given.  None means the number given to ``set_num_threads``, else
     OMP_NUM_THREADS, else the smaller of CPU affinity and cgroup quota.
@@ -111,7 +111,7 @@ cast
     C-contiguous or not, aligned or not, and a NumPy or Python float for an array of one element.  They are
     converted as they are read, 4,096 elements at a time in each thread, with the bits of
     ``np.ascontiguousarray(g.astype(dtype))``, dtype being float64 for float64 parameters and float32 for all
-    others.  Integers, complex numbers and other byte orders are refused, as ever.  Values of `Rows` may have any
+    others.  Integers, complex numbers and other byte orders are still refused.  Values of `Rows` may have any
     of the formats, but must be contiguous.
 keep_undo : bool
     Before each step, keep what it overwrites, for `rollback`.  This takes as much memory again as parameters,
@@ -126,14 +126,14 @@ bounds : (lo, hi)
     Box constraint: parameters are clamped to it after each step.  Each side is a number, None, or arrays in the
     structure of the group's parameters.  Bounds are copied, and rounded inward to the parameters' dtype.
 sum_to_one : bool, "divide" or "project"
-    For arrays whose last axis is a distribution: behind the bounds, "divide" (or True) divides each row of the last
+    For arrays whose last axis is a distribution: after the bounds, "divide" (or True) divides each row of the last
     axis by its sum; a row whose sum is not positive and finite stays as it is.  "project" replaces each row by the
     nearest one of numbers >= 0 whose sum is 1 (Duchi et al. 2008), unless its sum is not finite.
 rows
     What a gradient of `Rows` means for the other rows.  "lazy": nothing; they and their state stay as they are.
     "exact": a gradient of 0.  They are brought up to date, to the bits of dense steps, when they are stepped next
     or by `catch_up`, and all at once after each 4,096 steps, by a step that takes longer.  Refused for 8-bit state.
-    It may be assigned; all rows catch up then.
+    It may be assigned, and then all rows catch up.
 copy_to : array, or arrays in the structure of the group's parameters
     Arrays of float32, bfloat16 or float16 that receive the updated parameters, rounded to nearest even; they are
     written at construction too.  Only float32 for float64 parameters.
@@ -191,7 +191,7 @@ milestones : list of int >= 1
 power
     The exponent; 1 is a straight line.
 mult : int >= 1
-    How many times as long as the one before each cycle is.
+    How many times as long each cycle is as the one before.
 warmup_steps : int >= 1
     The number of steps that lead up to base.
 pct_start
@@ -205,7 +205,7 @@ final_div_factor
 three_phase
     Fall back to the first value in as many steps as it rose, and only then to the last one.
 factor
-    By what the value is multiplied when the metric does not improve.
+    The number by which the value is multiplied when the metric does not improve.
 patience : int >= 0
     The number of metrics in a row that may be no improvement.
 threshold
@@ -244,9 +244,9 @@ lr
     The learning rate, a number or a tensor of one.  It is read from ``param_groups`` at every step, as all numbers are,
     so that torch's schedulers work, and checked when it has changed.
 foreach : bool
-    Accepted and ignored: there is one implementation.  What torch refuses of it is refused here, too.
+    Accepted and ignored: there is one implementation.  What torch refuses of it is refused here too.
 fused : bool
-    Accepted and ignored: there is one implementation.  What torch refuses of it is refused here, too.
+    Accepted and ignored: there is one implementation.  What torch refuses of it is refused here too.
 capturable : bool
     True is refused.
 differentiable : bool
@@ -265,8 +265,8 @@ state_dtype
     of 256 elements.  Both narrow formats are rounded stochastically.  Refused for float64, Rprop and SuperSAB.
 master
     For float16 and bfloat16: the rule works on a float32 copy, ``state[p]["master"]``, and the parameters are that
-    copy, rounded.  What you write to a parameter, the next step takes over into the copy, except what is written
-    in place through ``p.data``, which torch does not count: call ``torch.autograd.graph.increment_version(p)``.
+    copy, rounded.  The next step takes what you write to a parameter over into the copy, except what is written in
+    place through ``p.data``, which torch does not count: call ``torch.autograd.graph.increment_version(p)``.
 rounding
     For float16 and bfloat16 without a copy: rounded up or down so that the mean is exact.
 max_grad_norm

@@ -127,7 +127,8 @@ def train(name: str, hidden: int | None, data: Data, epochs: int, advance: Calla
 def _seconds(step: Callable[[], None]) -> float:
     """The seconds of one step when steps follow each other, so that the arrays stay in the cache.
 
-    There are few of them: under one gradient for ever, averages of zeros would decay into denormal numbers.
+    There are few of them: if one gradient were repeated without end, averages of zeros would decay into denormal
+    numbers.
     """
     times = []
     for _ in range(7):
@@ -182,7 +183,7 @@ def one_large_array(n: int, console: Console) -> None:
 
 
 def picture(curves: dict[str, dict[str, list[float]]], path: Path) -> None:
-    """Draw the loss of each optimizer in a panel of its own, with those of all others in grey behind it."""
+    """Draw the loss of each optimizer in its own panel, in front of the losses of all others in grey."""
     looks = {"softmax regression": (BLUE, "-"), "two-layer perceptron": (RED, "--")}
     with look():
         figure = Figure(figsize=(8, 7.2), layout="constrained")

@@ -12,7 +12,7 @@ Group, Shared           typed dictionaries of options, for ``list[Group]`` and `
 ======================  ===============================================================================================
 
 A group in a list that is written where it is used needs no annotation.  One that is stored in a variable before does:
-``groups: list[Group] = [...]``.  Nothing here is used at run time: what an option may be, the table of options says.
+``groups: list[Group] = [...]``.  Nothing here is used at run time: the table of options says what an option may be.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -94,7 +94,7 @@ class Shared(OfGroups, total=False):
 class Group(OfGroups, total=False):
     """One group of parameters: ``params``, and the options in which it differs from the optimizer's.
 
-    It has the options of every rule; a rule refuses those that it has not.
+    It has the options of every rule; a rule refuses those that it does not have.
 
     Examples
     --------

@@ -1,5 +1,6 @@
 """The explorer without a browser: functions as texts, settings, the page's models, and whom the server answers."""
 
+import base64
 import math
 import re
 import signal
@@ -119,6 +120,35 @@ def test_gradients_where_there_is_a_kink_an_edge_or_no_value(text, w, gradient):
     w = np.array(w, float)
     np.testing.assert_array_equal(parse(text).gradient(w), gradient)
     np.testing.assert_array_equal(parse(text).gradient(np.stack([w] * 3, 1)), np.stack([gradient] * 3, 1))
+
+
+@pytest.mark.parametrize(("text", "w1"), [
+    (text, w1) for part, w1 in [("exp({})", 710), ("exp({})**2", 400), ("sinh({})", -800), ("cosh({})", 800),
+                                ("{}**200", 1e100), ("(-{})**3", 1e150), ("9**{}", 900), ("w1**{}", 300),
+                                ("exp(exp({}))", 8), ("exp({})*(1000 - w1)", 800), ("exp({})/w1", 900)]
+    for text in (f"1/(1 + {part})", f"3/{part}", f"w1/{part}", f"({part})**-1", f"atan({part})", f"tanh({part})",
+                 f"exp(-abs({part}))", f"0.5**abs({part})", f"abs({part})**-w1" if w1 > 0 else f"1/{part}")
+])  # fmt: skip
+def test_gradients_are_0_where_a_part_is_too_large_and_the_value_is_finite(text, w1):
+    """The limits are: the values no longer change there.  2 is subtracted, so that the value is not 0 throughout."""
+    text = f"{text.format(*['w1'] * 3)} - 2 + w2"
+    w = np.array([w1, 0.5])
+    assert np.isfinite(parse(text).value(w))
+    assert parse(text).gradient(w).tolist() == [0, 1]
+    for other in (1.0, w1):  # among points where nothing is too large
+        gradient = parse(text).gradient(np.stack([w, [other, 0.5], w], axis=1))
+        assert gradient[:, [0, 2]].tolist() == [[0, 0], [1, 1]]
+        np.testing.assert_array_equal(gradient[:, 1], parse(text).gradient(np.array([other, 0.5])))
+
+
+@pytest.mark.parametrize(
+    "text", ["1/(1/w1)", "atan(1/w1)", "1/(1 + w1**-2)", "exp(-1/w1**2)", "1/log(w1)", "w1/(1/w1)"]
+)
+def test_beside_a_pole_no_slope_is_made_up(text):
+    """Where w1 is 0 these have the slopes 1, -1, 0, 0, -inf, 0: no rule finds them all, so there is none."""
+    w = np.array([0.0, 1.0])
+    assert np.isfinite(parse(text).value(w))
+    np.testing.assert_array_equal(parse(text).gradient(w), [np.nan, 0])
 
 
 def test_a_weight_that_plays_no_part_has_the_slope_0_even_where_the_rest_is_infinite():
@@ -750,6 +780,27 @@ def test_a_websocket_opens_for_the_page_itself_alone(server):
     for headers in sites(server.port).values():
         assert websocket(server, token, **headers) in (400, 403)
     assert websocket(server, token) == 101
+
+
+def test_a_websocket_that_is_none_of_a_page_is_refused_in_one_line():
+    server = launch()
+    token = re.search(r'"token":"([^"]+)"', answer(server)[1])[1]
+
+    def coded(content):
+        return base64.urlsafe_b64encode(content.encode()).decode().rstrip("=")
+
+    late = coded('{"session_id": "x", "session_expiry": 1}')
+    wrong = [coded(x) for x in ("{}", "[]", "3", '{"session_id": "x"}', '{"session_expiry": 1e99}', "{", '"')]
+    wrong += ['{"session_id": "x", "session_expiry": "x"}', token[:-5], "x", "\u00ff", "e30.abc"]
+    protocols = [None, "other", "bokeh", token, f"other, {token}", f"bokeh, {token}, x", f"bokeh, {late}"]
+    for protocol in [*protocols, *[f"bokeh, {x}" for x in wrong]]:
+        assert websocket(server, token, **{"Sec-WebSocket-Protocol": protocol}) == 403
+    assert answer(server, "/ws")[0] == 403
+    assert websocket(server, token) == 101
+    server.terminate()
+    out, err = server.communicate()
+    assert out == "stopped\n"
+    assert all(line.startswith("403 GET /ws (127.0.0.1)") for line in err.splitlines())  # one for each, and no more
 
 
 def test_a_link_from_elsewhere_may_be_followed(server):

@@ -1,8 +1,8 @@
 """The one description of what a run depends on, from which state_dict and save, load_state_dict and load all work.
 
 It is a dict of numbers, strings and lists, but for "arrays" in each of its "groups": flat arrays by name, in the order
-of the group's parameter space, so that they fit every cut of it, and the counts of the single arrays.  What is not in
-it, the caller gives again: see docs/checkpoints.md.
+of the group's parameter space, so that they fit every cut of it, and the counts of the single arrays.  The caller
+gives again what is not in it: see docs/checkpoints.md.
 """
 
 import math
@@ -436,7 +436,7 @@ def _read_options(group: ParamGroup, d: Any, where: str) -> dict[str, Any]:
 
 
 def _in_force(value: Any, own: Any) -> bool:
-    """Is this plain value what is in force already?  Then there is nothing to check, which counts for many groups."""
+    """Is this plain value already in force?  Then there is nothing to check, which counts for many groups."""
     if isinstance(own, tuple) and isinstance(value, (list, tuple)) and len(value) == len(own):
         return all(map(_in_force, value, own))
     return type(value) is type(own) and type(own) in (float, bool, str, type(None)) and value == own

@@ -232,7 +232,7 @@ def _power(n: int) -> int:
 
 
 def _start(f: Callable[..., Any], *args: Any) -> bool:
-    """Call a function in a thread of its own, whose end nothing waits for.  Is there one?  At exit there is none."""
+    """Call a function in a thread of its own that nothing waits for.  Returns whether it has begun: not at exit."""
     try:
         _thread.start_new_thread(f, args)
     except (RuntimeError, MemoryError) as error:
@@ -272,7 +272,7 @@ def _create_temporary(folder: str) -> Any:
 
 
 def sync_folder(folder: str) -> None:
-    """Let the rename, too, survive a power cut, where the file system can, and the folder may be read."""
+    """Let the rename survive a power cut too, if the file system can do this and the folder may be read."""
     try:
         fd = os.open(folder, os.O_RDONLY)
         try:

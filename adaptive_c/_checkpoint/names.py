@@ -9,7 +9,7 @@ import numpy as np
 
 
 def encoded(key: Any, where: str) -> Any:
-    """A key as JSON: keys that are equal in Python get one form.  ValueError for keys that JSON can't tell again."""
+    """A key as JSON: keys that are equal in Python get one form.  ValueError for keys that JSON can't give back."""
     if isinstance(key, tuple):
         return [encoded(x, where) for x in key]
     if key is None or isinstance(key, str):

@@ -1,4 +1,4 @@
-"""What pickle and deepcopy are given of a run, and the run that is made of it.
+"""What pickle and deepcopy are given of a run, and how a run is made from it.
 
 They are given the parameters themselves, by which they know that those are the arrays of the host's model: the copy of
 an object that holds both has an optimizer that steps the copy's arrays.
@@ -17,7 +17,7 @@ from . import description
 
 
 def form(run: Run) -> dict[str, Any]:
-    """What the run was made of, and its state: live views, which pickle and deepcopy copy at once."""
+    """What the run was made from, and its state: live views, which pickle and deepcopy copy at once."""
     with run.guard:
         for name, array in _arrays(run):
             if not _alone(array):
@@ -45,7 +45,7 @@ def torn(form: Mapping[str, Any]) -> bool:
 
 
 def run_of(rule: Rule, form: Mapping[str, Any]) -> Run:
-    """The run of which `form` was made, once its arrays are complete."""
+    """The run from which `form` was made, once its arrays are complete."""
     run = Run.made_of(rule, form["made_of"])
     description.load_state_dict(run, form["state"])
     return run
@@ -61,7 +61,7 @@ def _arrays(run: Run) -> Iterator[tuple[str, Array]]:
 
 
 def _lenders(array: Array) -> list[tuple[Any, int]]:
-    """The types of the objects whose memory an array uses, one behind the other, and how often each is referred to."""
+    """The types of the objects in the chain whose memory an array uses, and how often each is referred to."""
     found: list[tuple[Any, int]] = []
     held: Any = array.base
     while held is not None:

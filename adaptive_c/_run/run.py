@@ -188,6 +188,12 @@ class Run:
         if not layout.arrays:
             raise ValueError(f"{place} is empty: there is nothing to optimize")
         name = f"{where}['params']" if where else "params"
+        if layout.keys is None and all(isinstance(x, (int, float, np.number)) for x in layout.arrays):
+            numbers = f"{[float(x) for x in layout.arrays]}" if len(layout.arrays) <= 4 else "x, 'float64'"
+            raise TypeError(
+                f"{name} is a list of numbers, not of arrays; pass one array, as in w = numpy.array({numbers}), "
+                "and keep it, because it is updated in place"
+            )
         bound = core.BoundGroup(
             self.guard, self.rule.name, self.rule.squares, layout.keys, layout.arrays, name,
             self._uint16_as == "bfloat16",

@@ -116,7 +116,7 @@ def markdown(results: dict[str, Any]) -> str:
 
 
 def pictures(results: dict[str, Any], folder: Path) -> list[Path]:
-    """Write PNG and SVG files of everything that there are rows for; raises ImportError without matplotlib."""
+    """Write PNG and SVG files of everything for which there are rows; raises ImportError without matplotlib."""
     from matplotlib.figure import Figure
 
     from ..figures.picture import look, png

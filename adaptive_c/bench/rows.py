@@ -149,7 +149,7 @@ contender("as many unique rows", rows=True, spread="unique")(ours)
 
 @contender("dense gradients", rows=True)
 def dense(task: Task) -> Subject:
-    """What rows="exact" takes the place of: a dense step whose gradient is 0 in all other rows."""
+    """What rows="exact" replaces: a dense step whose gradient is 0 in all other rows."""
     import adaptive_c as ac
 
     p, values = arrays(task)

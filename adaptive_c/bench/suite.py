@@ -429,7 +429,7 @@ def progress(total: int) -> Iterator[tuple[Callable[[str], None], Callable[[str]
 
 
 def left_out(missing: dict[str, dict[str, Any]]) -> str:
-    """What to tell of the contenders that can't be imported: one line for each thing to install."""
+    """What to say about the contenders that can't be imported: one line for each thing to install."""
     alike: dict[str, list[str]] = {}
     for name, facts in missing.items():
         alike.setdefault(f"({facts['missing']}; {CONTENDERS[name].install})", []).append(name)

@@ -9,8 +9,9 @@ import ast
 import operator
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -69,14 +70,14 @@ class Dual:
 
     def __add__(self, other: Any) -> "Dual":
         if isinstance(other, Dual):
-            return Dual(self.value + other.value, self.slope + other.slope)
+            return _dual(self.value + other.value, self.slope + other.slope, self, other)
         return Dual(self.value + other, self.slope)
 
     __radd__ = __add__
 
     def __sub__(self, other: Any) -> "Dual":
         if isinstance(other, Dual):
-            return Dual(self.value - other.value, self.slope - other.slope)
+            return _dual(self.value - other.value, self.slope - other.slope, self, other)
         return Dual(self.value - other, self.slope)
 
     def __rsub__(self, other: Any) -> "Dual":
@@ -84,7 +85,8 @@ class Dual:
 
     def __mul__(self, other: Any) -> "Dual":
         if isinstance(other, Dual):
-            return Dual(self.value * other.value, self.slope * other.value + self.value * other.slope)
+            slope = self.slope * other.value + self.value * other.slope
+            return _dual(self.value * other.value, slope, self, other)
         return Dual(self.value * other, self.slope * other)
 
     __rmul__ = __mul__
@@ -92,22 +94,44 @@ class Dual:
     def __truediv__(self, other: Any) -> "Dual":
         if isinstance(other, Dual):
             value = self.value / other.value
-            return Dual(value, (self.slope - value * other.slope) / other.value)
-        return Dual(self.value / other, self.slope / other)
+            return _dual(value, (self.slope - value * other.slope) / other.value, self, other, pole=other.value == 0)
+        return _dual(self.value / other, self.slope / other, self, pole=other == 0)
 
     def __rtruediv__(self, other: Any) -> "Dual":
         value = other / self.value
-        return Dual(value, -value / self.value * self.slope)
+        return _dual(value, -value / self.value * self.slope, self, pole=self.value == 0)
 
     def __pow__(self, other: Any) -> "Dual":
         exponent = other.value if isinstance(other, Dual) else other
         value = self.value**exponent
         along = _chained(value, exponent, _chained(value, self.slope, self.value ** (exponent - 1)))
-        return Dual(value, along + other.__rpow__(self.value).slope if isinstance(other, Dual) else along)
+        if isinstance(other, Dual):
+            return _dual(value, along + other.__rpow__(self.value).slope, self, other, pole=self.value == 0)
+        return _dual(value, along, self, pole=self.value == 0)
 
     def __rpow__(self, other: Any) -> "Dual":
         value = other**self.value
-        return Dual(value, _chained(value, self.slope, _chained(value, value, np.log(other))))
+        return _dual(value, _chained(value, self.slope, _chained(value, value, np.log(other))), self, pole=other == 0)
+
+
+def _dual(value: Any, slope: Any, *parts: Dual, pole: Any = False) -> Dual:
+    """The result of an operation with these parts.  pole: where it has a pole if its value is infinite there.
+
+    A part that is too large for a float is infinite, and so is its slope, where both are in truth finite numbers.  If
+    the result is finite nevertheless, as ``1/(1 + exp(w1))`` is for large weights, it no longer changes with that part:
+    its slope is 0.  A pole has no slope, and what is computed from it has none that would be known here.
+    """
+    if isinstance(slope, float) and slope - slope == 0.0:  # a finite number, as most are
+        return Dual(value, slope)
+    infinite = np.isinf(value)
+    lost = np.isnan(slope) & ~_any(np.isnan(part.slope) for part in parts)
+    flat = lost & np.isfinite(value) & _any(np.isinf(part.value) for part in parts)
+    settled = np.where(flat, 0.0, np.where(lost & infinite, np.inf, slope))
+    return Dual(value, np.where(infinite & pole, np.nan, settled)[()])
+
+
+def _any(conditions: Iterable[Any]) -> Any:
+    return reduce(operator.or_, conditions)
 
 
 def _chained(value: Any, factor: Any, derivative: Any) -> Any:
@@ -166,7 +190,7 @@ def _apply(name: str, x: Any) -> Any:
     if not isinstance(x, Dual):
         return function(x)
     value = function(x.value)
-    return Dual(value, _chained(value, x.slope, derivative(x.value, value)))
+    return _dual(value, _chained(value, x.slope, derivative(x.value, value)), x, pole=x.value == 0)
 
 
 @dataclass(frozen=True)
@@ -190,7 +214,8 @@ class Expression:
     Notes
     -----
     Gradients are found by forward differentiation with dual numbers and are exact up to rounding.  At a kink with two
-    slopes, as those of ``abs(w1)`` and ``sqrt(w1**2 + w2**2)`` at 0, the gradient is 0.
+    slopes, as those of ``abs(w1)`` and ``sqrt(w1**2 + w2**2)`` at 0, the gradient is 0.  It is also 0 where a part is
+    too large for a float and the value is finite nevertheless, as that of ``1/(1 + exp(w1))`` is for ``w1 = 800``.
 
     Examples
     --------

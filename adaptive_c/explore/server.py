@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import signal
+import time
 import webbrowser
 from socket import create_server
 from typing import Any
@@ -12,6 +13,7 @@ from bokeh.application.handlers.function import FunctionHandler
 from bokeh.document import Document
 from bokeh.server.server import BaseServer
 from bokeh.server.tornado import BokehTornado
+from bokeh.util.token import get_session_id, get_token_payload
 from tornado.httpserver import HTTPServer
 from tornado.httputil import HTTPServerRequest
 from tornado.ioloop import IOLoop
@@ -35,7 +37,7 @@ class LocalTornado(BokehTornado):
         super().__init__(applications, extra_websocket_origins=self.hosts)
 
     def find_handler(self, request: HTTPServerRequest, **more: Any) -> Any:
-        if self._is_foreign(request):
+        if self._is_foreign(request) or (request.path.endswith("/ws") and not self._is_page(request)):
             return self.get_handler_delegate(request, ErrorHandler, {"status_code": 403})
         return super().find_handler(request, **more)
 
@@ -48,6 +50,15 @@ class LocalTornado(BokehTornado):
         # A link in another site's page may be followed, but nothing of this one may be built into it.
         cross = headers.get("Sec-Fetch-Site", "none") not in ("none", "same-origin")
         return cross and headers.get("Sec-Fetch-Dest") != "document"
+
+    def _is_page(self, request: HTTPServerRequest) -> bool:
+        """Whether a websocket is one of a page that was served here; Bokeh has a traceback for any other."""
+        try:
+            protocol, token = (part.strip() for part in request.headers["Sec-WebSocket-Protocol"].split(","))
+            current = time.time() < get_token_payload(token)["session_expiry"]
+            return current and protocol == "bokeh" and bool(get_session_id(token))
+        except (KeyError, ValueError, TypeError, AttributeError):
+            return False
 
 
 def _application() -> Application:

@@ -1,4 +1,4 @@
-"""All that the page shows follows from its settings: the function, the start, and up to three runs.
+"""Everything that the page shows follows from its settings: the function, the start, and up to three runs.
 
 They are checked here, whether they come from widgets or from a link, and become a link, Python code, and the courses.
 """
@@ -109,7 +109,7 @@ class Settings:
         return None if lane is None else trace(lane.rule, self.problem, self.steps, **lane.options(self.steps))
 
     def query(self) -> str:
-        """The settings as the part of a link behind the question mark."""
+        """The settings as the part of a link after the question mark."""
         entries = {
             "f": self.formula, "start": _joined(*self.start), "window": _joined(*self.window[0], *self.window[1]),
             "steps": str(self.steps),

@@ -107,7 +107,7 @@ def _pair(x: Any) -> str:
 
 
 class Amplification:
-    """How much longer or shorter than the second gradient RMSprop's second update is, over both gradients."""
+    """How much RMSprop's second update is longer or shorter than the second gradient, over both gradients."""
 
     def __init__(self) -> None:
         self.beta: float | None = None  # what is shown

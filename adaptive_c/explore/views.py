@@ -95,7 +95,7 @@ COLUMNS = ("w1", "w2", "error", "g1", "g2", "v1", "v2",
 
 
 class Courses:
-    """The courses of all lanes in one source, which a browser is given at once: it draws each figure once, then."""
+    """The courses of all lanes in one source, so that a browser is given them at once and draws each figure once."""
 
     def __init__(self) -> None:
         self.all = [Course(i) for i in range(len(LANES))]
@@ -278,7 +278,7 @@ class Part:
 
 
 class State:
-    """The optimizers' state over the iterations, of which the legend switches each part on and off."""
+    """The optimizers' state over the iterations; the legend switches each part on and off."""
 
     def __init__(self, courses: Courses, iterations: Range1d) -> None:
         self.courses = courses.all

@@ -268,7 +268,7 @@ class Bound:
         self.adopt(counted)
 
     def adopt(self, counted: Mapping[str, Any]) -> None:
-        """Take over what torch's dict of states has, whoever wrote it, and put views of ours into its place."""
+        """Take over what torch's dict of states has, whatever wrote it, and replace it by views of ours."""
         states: dict[int, dict[str, Any]] = {}
         rule, about, first = self.form.rule, [], 0
         given = [{j: x for j, p in enumerate(part.params) if (x := self.state.get(p))} for part in self.parts]

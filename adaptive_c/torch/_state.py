@@ -1,7 +1,7 @@
 """The state of one tensor as torch's dict has it: views of a run's flat arrays, and what is taken over from such dicts.
 
-The names are torch's.  8-bit state, which torch would take for numbers, has names of its own: the codes, the scales
-of the blocks that they lie in, and the place in its block at which the tensor begins.
+The names are torch's.  8-bit state has names of its own, because torch would take its codes for numbers: the codes,
+the scales of the blocks that they lie in, and the place in its block at which the tensor begins.
 """
 
 import math

@@ -15,7 +15,7 @@ Pair: TypeAlias = tuple[Number, Number]
 
 
 class Shared(TypedDict, total=False):
-    """The options that every optimizer for tensors has, beside torch's."""
+    """The options that every optimizer for tensors has in addition to torch's."""
 
     ema_decay: Real | None
     bounds: tuple[Real | None, Real | None] | None
