@@ -165,6 +165,8 @@ def test_x0_is_not_written_and_float32_stays():
     assert (result.x.dtype, result.jac.dtype, result.success) == ("f4", "f4", True)
     assert (x0 == START.astype("f4")).all()
     assert minimize(x0=3).x.shape == (1,)
+    with pytest.raises(TypeError, match="fun must be a function, got None"):
+        minimize(None, jac=value)
 
 
 @pytest.mark.parametrize("jac", [None, False, "2-point", "3-point", "cs", "out"])
@@ -220,6 +222,8 @@ def test_unknown_options_are_warned_about():
         result = minimize(options={"gtol": 1e-3, "maxls": 3, "ls": 3, "maxiter": 5})
     assert result.nit == 5
     assert caught[0].filename == __file__
+    with pytest.warns(optimize.OptimizeWarning, match=r"optimizer \(it is the first argument of scipy_method\)"):
+        minimize(options={"optimizer": ac.SGD, "maxiter": 1})
     for name in ("fun", "params", "options", "shared", "hess"):
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
@@ -260,7 +264,7 @@ def test_disp_prints_the_outcome(capsys):
 
 
 def test_a_method_is_made_of_what_exists():
-    for name, said in (("lrr", " .do you mean lr[?]."), ("max_iter", " .do you mean maxiter[?]."), ("xyz", ""),
+    for name, said in (("lrr", " .did you mean lr[?]."), ("max_iter", " .did you mean maxiter[?]."), ("xyz", ""),
                        ("gtol", " .it is tol here."), ("params", "")):  # fmt: skip
         with pytest.raises(TypeError, match=rf"scipy_method has no argument '{name}'{said}; it takes the options"):
             ac.scipy_method(ac.Adam, **{name: 1})
