@@ -61,11 +61,18 @@ def in_backward(optimizer: Optimizer) -> "InBackward":
         raise TypeError(f"in_backward takes an optimizer of adaptive_c.torch, got {core.an(type(optimizer).__name__)}")
     if optimizer._live.arriving is not None:
         raise RuntimeError("this optimizer steps in backward already")
-    for name in ("max_grad_norm", "on_nonfinite"):
-        if getattr(optimizer, name) not in (None, "ignore"):
-            raise ValueError(f"in_backward is refused with {name}={getattr(optimizer, name)!r}, which looks at all "
-                             "gradients before the first parameter is stepped; drop one of them")  # fmt: skip
+    for name in _NEED_ALL:
+        _check(name, getattr(optimizer, name))
     return InBackward(optimizer)
+
+
+_NEED_ALL = ("max_grad_norm", "on_nonfinite")
+
+
+def _check(name: str, value: Any) -> None:
+    if name in _NEED_ALL and value not in (None, "ignore"):
+        raise ValueError(f"in_backward is refused with {name}={value!r}, which looks at all gradients before the first "
+                         "parameter is stepped; drop one of them")  # fmt: skip
 
 
 class InBackward:
@@ -88,6 +95,12 @@ class InBackward:
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()
+
+    def check(self, name: str = "", value: Any = None) -> None:
+        """Refuse what can't be done while backward has begun a step, and options that can't be assigned at all."""
+        if self._now is not None:
+            raise RuntimeError("backward has begun a step; end it first: opt.step()")
+        _check(name, value)
 
     def _begin(self) -> None:
         bound = self._optimizer._fitting()

@@ -3,7 +3,7 @@
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 import torch
 
@@ -12,34 +12,26 @@ from .._checkpoint import torch as format_of_torch
 from .._docstrings import DocOfSetting, document
 from .._native import checked_threads
 from .._run.options import SETTINGS
+from .._settings import Setting
 from ..typing import NormOver, OnNonfinite
-from ._bound import FORMATS, FRESH, REFUSED, Bound, Form, Place
+from ._bound import FORMATS, FRESH, REFUSED, Bound, Form, Place, plain
 from ._signature import GROUP, SWITCHES, WHOLE, constructor, example, own_options
-from ._state import BESIDE, decoded
+from ._state import BESIDE, check_counts, decoded
 from ._tensors import Tensor
 
 Value = TypeVar("Value")
 _KEY = "adaptive_c"  # in a state_dict, beside torch's "state" and "param_groups"
 
 
-class _Setting(Generic[Value]):
+class _Setting(Setting[Value, Value]):
     # An option of the optimizer as a whole: checked when it is assigned.
 
     __doc__ = DocOfSetting()
 
-    def __set_name__(self, owner: type, name: str) -> None:
-        self._name = name
+    def _read(self, optimizer: Any) -> Any:
+        return optimizer._settings[self._name]
 
-    @overload
-    def __get__(self, optimizer: None, owner: type) -> Self: ...
-
-    @overload
-    def __get__(self, optimizer: object, owner: type) -> Value: ...
-
-    def __get__(self, optimizer: Any, owner: type) -> Any:
-        return self if optimizer is None else optimizer._settings[self._name]
-
-    def __set__(self, optimizer: "Optimizer", value: Value) -> None:
+    def __set__(self, optimizer: Any, value: Value) -> None:
         optimizer._set(self._name, value)
 
 
@@ -59,6 +51,11 @@ class _Live:
         self.bound: Bound | None = None
         self.seen: dict[Tensor, Place] = {}  # by what was bound last
         self.arriving: Any = None  # what steps in backward
+
+    def outside(self, name: str = "", value: Any = None) -> None:
+        """Refuse what can't be done while backward steps, and an option that is assigned and can't go with that."""
+        if self.arriving is not None:
+            self.arriving.check(name, value)
 
 
 class Optimizer(torch.optim.Optimizer):
@@ -136,10 +133,8 @@ class Optimizer(torch.optim.Optimizer):
     def _construct(self, given: Mapping[str, Any]) -> None:
         """given: the arguments by name."""
         own = own_options(self._rule)
-        for name in (*own, "max_grad_norm"):
-            if callable(given[name]):
-                raise TypeError(f"{name} can't follow a schedule of adaptive_c here, got {given[name]!r}; give a "
-                                "number, and construct one of torch.optim.lr_scheduler over the optimizer")  # fmt: skip
+        for name in (*own, *GROUP, *WHOLE):
+            plain(name, given[name])  # before torch's constructor compares it with numbers
         self._settings = {name: given[name] for name in WHOLE}
         if self._torch_names:
             super().__init__(**{name: given[name] for name in self._torch_names})
@@ -290,6 +285,7 @@ class Optimizer(torch.optim.Optimizer):
             )
         if parameter is not None and not any(p is parameter for group in self.param_groups for p in group["params"]):
             raise ValueError("catch_up: that tensor is no parameter of this optimizer")
+        self._live.outside()
         bound = self._live.bound
         if bound is None:
             return
@@ -391,11 +387,13 @@ class Optimizer(torch.optim.Optimizer):
         >>> opt.param_groups[0]["lr"]
         0.5
         """
+        self._live.outside()
         counted = dict(FRESH)
 
         def keep(optimizer: Any, given: dict[str, Any]) -> dict[str, Any]:
             """The last hook before the load: torch would convert tensors to the parameters' dtype."""
             counted.update(given.get(_KEY, {}))
+            check_counts(self._form.rule, given["state"])
             return {**given, "state": {key: _Whole(value) for key, value in given["state"].items()}}
 
         live = self._live
@@ -475,6 +473,7 @@ class Optimizer(torch.optim.Optimizer):
         """
         if all(group["ema_decay"] is None for group in self.param_groups):
             raise ValueError("there is no average: construct the optimizer with ema_decay")
+        self._live.outside()
         params = [p for group in self.param_groups for p in group["params"]]
         bound = self._fitting()
         with bound.writing(params), bound.plan.averages():
@@ -483,9 +482,8 @@ class Optimizer(torch.optim.Optimizer):
 
     def _set(self, name: str, value: Any) -> None:
         """Assign an option of the optimizer as a whole."""
-        if callable(value):
-            raise TypeError(f"{name} can't follow a schedule of adaptive_c here, got {value!r}; assign a number before "
-                            "each step")  # fmt: skip
+        plain(name, value)
+        self._live.outside(name, value)
         bound = self._live.bound
         if name == "n_threads":
             number = checked_threads(value)
