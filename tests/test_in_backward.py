@@ -202,6 +202,7 @@ def test_what_is_refused_until_the_step_has_ended():
         lambda: copy.deepcopy(opt),
         lambda: opt.averaged_parameters().__enter__(),
         opt.catch_up,
+        lambda: opt.add_param_group({"params": [torch.ones(2)]}),
         lambda: setattr(opt, "seed", 1),
     ):
         with pytest.raises(RuntimeError, match=r"backward has begun a step; end it first: opt.step\(\)"):

@@ -1,6 +1,7 @@
 """What adaptive_c.torch is bound to, and what its users do to that: parameters, groups, state; and the whole step."""
 
 import copy
+import pickle
 
 import numpy as np
 import pytest
@@ -206,6 +207,19 @@ def test_clipping_averaging_and_zeroing():
         assert a[0].weight._version > version
         with pytest.raises(RuntimeError, match="averaged_parameters"):
             ours.step()
+        for call in (  # what would make, or go on from, parameters that are averages
+            lambda: copy.deepcopy(ours),
+            lambda: pickle.dumps(ours),
+            lambda: ours.load_state_dict(ours.state_dict()),
+        ):
+            with pytest.raises(RuntimeError, match="not inside averaged_parameters"):
+                call()
+        kept = a[0].weight.data
+        a[0].weight.data = kept.clone()  # which the next step would bind anew
+        backward(a, ours)
+        with pytest.raises(RuntimeError, match="not inside averaged_parameters"):
+            ours.step()
+        a[0].weight.data = kept
     same(a, weights, 0)
     with pytest.raises(ValueError, match="ema_decay"), door.AdamW(a.parameters()).averaged_parameters():
         pass

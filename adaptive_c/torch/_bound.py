@@ -396,3 +396,26 @@ class Bound:
     def places(self) -> dict[Tensor, tuple[Part, int, int]]:
         """Of each tensor its part, the number of that, and its own number in it."""
         return {p: (part, i, j) for i, part in enumerate(self.parts) for j, p in enumerate(part.params)}
+
+
+class Live:
+    """What changes as an optimizer steps.  It is an object so that a wrapper which has the optimizer's class and passes
+    on the attributes that it lacks, as those of Lightning do, reads and changes the optimizer's own."""
+
+    def __init__(self, counted: dict[str, Any]) -> None:
+        self.counted = counted
+        self.bound: Bound | None = None
+        self.seen: dict[Tensor, Place] = {}  # by what was bound last
+        self.arriving: Any = None  # what steps in backward
+
+    def outside(self, name: str = "", value: Any = None) -> None:
+        """Refuse what can't be done while backward steps, and an option that is assigned and can't go with that."""
+        if self.arriving is not None:
+            self.arriving.check(name, value)
+
+    def free(self) -> None:
+        """Refuse what replaces or copies what is bound, while backward steps or averages are the parameters."""
+        self.outside()
+        if self.bound is not None:
+            with self.bound.run.guard:
+                pass

@@ -14,7 +14,7 @@ from .._native import checked_threads
 from .._run.options import SETTINGS
 from .._settings import Setting
 from ..typing import NormOver, OnNonfinite
-from ._bound import FORMATS, FRESH, REFUSED, Bound, Form, Place, plain
+from ._bound import FORMATS, FRESH, REFUSED, Bound, Form, Live, plain
 from ._signature import GROUP, SWITCHES, WHOLE, constructor, example, own_options
 from ._state import BESIDE, check_counts, decoded
 from ._tensors import Tensor
@@ -40,22 +40,6 @@ class _Whole:
 
     def __init__(self, value: Any) -> None:
         self.value = value
-
-
-class _Live:
-    """What changes as an optimizer steps.  It is an object so that a wrapper which has the optimizer's class and passes
-    on the attributes that it lacks, as those of Lightning do, reads and changes the optimizer's own."""
-
-    def __init__(self, counted: dict[str, Any]) -> None:
-        self.counted = counted
-        self.bound: Bound | None = None
-        self.seen: dict[Tensor, Place] = {}  # by what was bound last
-        self.arriving: Any = None  # what steps in backward
-
-    def outside(self, name: str = "", value: Any = None) -> None:
-        """Refuse what can't be done while backward steps, and an option that is assigned and can't go with that."""
-        if self.arriving is not None:
-            self.arriving.check(name, value)
 
 
 class Optimizer(torch.optim.Optimizer):
@@ -91,7 +75,7 @@ class Optimizer(torch.optim.Optimizer):
     state: Any
     _rule: ClassVar[type[Plain]]
     _torch_names: ClassVar[tuple[str, ...]] = ()  # the arguments of torch's class of this rule
-    _live: _Live
+    _live: Live
 
     if TYPE_CHECKING:  # each class has a constructor of its own, with torch's arguments in torch's order
 
@@ -149,7 +133,7 @@ class Optimizer(torch.optim.Optimizer):
                 self.state.pop(p, None)  # torch's Adagrad has made a sum for each element
         self._start()
         self._form.check(self.param_groups, 0)
-        self._live = _Live(dict(FRESH))
+        self._live = Live(dict(FRESH))
 
     def _start(self) -> None:
         rule = self._rule.rule._replace(label=self._rule.__name__)
@@ -179,6 +163,8 @@ class Optimizer(torch.optim.Optimizer):
         >>> [group["lr"] for group in opt.param_groups]
         [0.1, 0.01]
         """
+        if hasattr(self, "_live"):
+            self._live.outside()
         super().add_param_group(param_group)
         if hasattr(self, "_live"):  # otherwise the constructor calls, and checks all groups
             try:
@@ -311,6 +297,7 @@ class Optimizer(torch.optim.Optimizer):
     def _unbind(self) -> None:
         live = self._live
         if live.bound is not None:
+            live.free()
             live.counted, live.seen, live.bound = live.bound.counted(), live.bound.seen(), None
 
     def _counts(self) -> dict[str, Any]:
@@ -387,7 +374,7 @@ class Optimizer(torch.optim.Optimizer):
         >>> opt.param_groups[0]["lr"]
         0.5
         """
-        self._live.outside()
+        self._live.free()
         counted = dict(FRESH)
 
         def keep(optimizer: Any, given: dict[str, Any]) -> dict[str, Any]:
@@ -412,6 +399,7 @@ class Optimizer(torch.optim.Optimizer):
             hook.remove()
 
     def __getstate__(self) -> dict[str, Any]:
+        self._live.free()
         self.catch_up()
         return {**super().__getstate__(), "_settings": self._settings, "_counted": self._counts()}
 
@@ -425,7 +413,7 @@ class Optimizer(torch.optim.Optimizer):
             for name, default in self.defaults.items():
                 group.setdefault(name, own.get(name, default))
         if not hasattr(self, "_live"):  # unpickled
-            self._live = _Live(self.__dict__.pop("_counted"))
+            self._live = Live(self.__dict__.pop("_counted"))
             self._start()
 
     # --- what the run knows -------------------------------------------------------------------------------------------
