@@ -60,7 +60,12 @@ def scipy_method(optimizer: Callable[..., Optimizer] = Adam, **settings: Any) ->
 def _method(optimizer: Any, /, fun: Any, x0: Any, args: Any = (), *, jac: Any = None,
             hess: Any = None, hessp: Any = None, bounds: Any = None, constraints: Any = (), callback: Any = None,
             disp: bool = False, **options: Any) -> Any:  # fmt: skip
-    from scipy.optimize import OptimizeWarning  # it is SciPy that calls
+    try:
+        from scipy.optimize import OptimizeWarning
+    except ImportError:  # it is not SciPy that calls
+        raise ImportError(
+            "scipy_method needs SciPy: pip install 'adaptive_c[scipy]', or call adaptive_c.minimize"
+        ) from None
 
     label = getattr(optimizer, "__name__", str(optimizer))
     for present, what in (

@@ -7,7 +7,7 @@ import warnings
 
 import numpy as np
 import pytest
-from support import assert_same_bits
+from support import assert_same_bits, child
 
 import adaptive_c as ac
 
@@ -373,3 +373,16 @@ def test_dual_annealing():
     result = optimize.dual_annealing(rastrigin, bounds, args=(10,), minimizer_kwargs=local, maxiter=200, rng=0)
     assert calls
     np.testing.assert_allclose(result.x, 0, atol=1e-4)
+
+
+def test_a_missing_scipy_is_named():
+    """Where the method is called without SciPy's minimize."""
+    code = """
+import sys; sys.modules["scipy"] = None
+import adaptive_c as ac, numpy as np
+try:
+    ac.scipy_method(ac.Adam, lr=0.1)(lambda x: (x @ x, 2 * x), np.ones(2), jac=True)
+except ImportError as error:
+    print(error)
+"""
+    assert child(code) == "scipy_method needs SciPy: pip install 'adaptive_c[scipy]', or call adaptive_c.minimize\n"

@@ -132,6 +132,28 @@ def test_state_is_live():
     assert {float(state["step"]) for state in pair.ours.state.values()} == {3.0}
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_nothing_is_copied(dtype):
+    """Parameters, gradients and state stay where they are, and ours are torch's memory in both directions."""
+    narrow = dtype.itemsize == 2
+    p = torch.nn.Parameter(torch.ones(300, dtype=dtype))
+    opt = door.AdamW([p], lr=0.5, zero_grad=True, rounding="stochastic" if narrow else None)
+    p.grad = torch.ones_like(p)
+    opt.step()
+    places = [x.data_ptr() for x in (p, p.grad, *(opt.state[p][name] for name in ("exp_avg", "exp_avg_sq")))]
+    assert not p.grad.any()  # the sweep has zeroed torch's own gradient
+    assert (p < 1).all()
+    with torch.no_grad():
+        p.grad.fill_(1)
+        p.fill_(4)
+        opt.state[p]["exp_avg"].zero_()
+        opt.state[p]["exp_avg_sq"].fill_(1e30)
+    opt.step()
+    assert (p > 3.9).all()  # only the decay of weights is left: what torch has written is in force
+    assert (opt.state[p]["exp_avg_sq"] > 1e29).all()
+    assert places == [x.data_ptr() for x in (p, p.grad, *(opt.state[p][x] for x in ("exp_avg", "exp_avg_sq")))]
+
+
 def test_state_tensors_that_are_replaced():
     """They are taken over, and views again after the step; keys of the user's own may come and go."""
     pair = Pair()
