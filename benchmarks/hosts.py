@@ -11,7 +11,7 @@ adamixture  its own kernel of Adam for the matrix P of n float64 elements, which
 thinc       its Adam with the defaults (clipping, averages, weight decay) for its example of MNIST, two hidden layers of
             one width; ours is one optimizer for all arrays
 pennylane   a step of gradient descent for two arrays of 12, which is given its learning rate, beside NumPy
-calls       what a step of this library takes longer with ``lr=``, after ``max_grad_norm`` was assigned, and after
+calls       how much longer a step of this library takes with ``lr=``, after ``max_grad_norm`` was assigned, and after
             ``rebind`` of one array
 """
 
@@ -259,9 +259,10 @@ def main() -> None:
         else:
             unit, found = "x", [a / b for a, b in zip(*seconds, strict=True)]
         low, high = interval(found)
+        theirs, ours = (1e6 * statistics.median(x) for x in seconds)
         print(
-            f"{case:20} host's {1e6 * statistics.median(seconds[0]):11,.2f} us, ours "
-            f"{1e6 * statistics.median(seconds[1]):11,.2f} us: {statistics.median(found):.2f}{unit} [{low:.2f}, {high:.2f}]"
+            f"{case:20} host's {theirs:11,.2f} us, ours {ours:11,.2f} us: "
+            f"{statistics.median(found):.2f}{unit} [{low:.2f}, {high:.2f}]"
         )
         for process in pair:
             process.kill()
