@@ -23,7 +23,7 @@ from . import record
 from .away import Away
 from .buckets import PAGE, Bucket, Extent, buckets_of, cuts_of, spaces_of
 from .folder import Folder, StoppedError
-from .maps import Maps
+from .maps import Maps, Slices
 from .transfer import Transfer
 
 Array = np.ndarray[Any, Any]
@@ -52,6 +52,8 @@ class Buffer:
 
 class Pages:
     """What a run's state is brought by, where it is on disk.  The core calls `sweep`, `step` and `rollback`."""
+
+    slices = Slices  # of parameters, through which a checkpoint reads and writes them
 
     def __init__(self, path: Any, memory: int, parameters: bool) -> None:
         self.parameters, self.bytes_written = parameters, 0
