@@ -307,6 +307,8 @@ def minimize(
         raise
     if not isinstance(opt, Optimizer):
         check_class(opt)
+    if opt.param_groups[0]["params"] is not x:
+        raise ValueError(f"optimizer={optimizer!r:.60} must make an optimizer of the array that it is given")
     shown = _reads_metric(opt)
     best_x, best_g, lowest, due = x.copy(), np.full_like(x, np.nan), math.inf, 0
     large = x.size > _LARGE

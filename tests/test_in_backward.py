@@ -168,6 +168,7 @@ def test_what_is_refused():
     with pytest.raises(ValueError, match="has had its step in this block") as raised:
         loss_of(net, 1).backward()
     assert "call the optimizer's step() after each backward" in raised.value.__notes__[0]
+    assert "with it, take ordinary steps" in raised.value.__notes__[0]
     net.zero_grad()  # of the gradient that was refused
     opt.step()
     for unscale in (False, True):

@@ -302,6 +302,8 @@ def test_a_function_may_make_the_optimizer():
     assert result.success
     with pytest.raises(TypeError, match="optimizer must be a class such as Adam, got 3"):
         ac.minimize(bowl, START, jac=True, optimizer=lambda x, **options: 3)
+    with pytest.raises(ValueError, match="must make an optimizer of the array that it is given"):
+        ac.minimize(bowl, START, jac=True, optimizer=lambda x, **options: ac.SGD(x.copy(), **options))
 
 
 def test_bounds_of_two_arrays_are_pairs_as_scipy_reads_them():

@@ -34,7 +34,8 @@ def in_backward(optimizer: Optimizer) -> "InBackward":
         For an optimizer of another kind.
     ValueError
         With max_grad_norm or on_nonfinite, which look at all gradients before the first step; from backward, if a
-        parameter gets a second gradient before ``opt.step()``, as several backward passes for one step give it.
+        parameter gets a second gradient before ``opt.step()``, as several backward passes for one step give it; from
+        the first ``opt.step()`` under DistributedDataParallel, which averages gradients after they were used here.
     RuntimeError
         From ``scaler.step(opt)`` of a GradScaler, which learns of an overflow too late; if the optimizer steps in
         backward already.
@@ -127,7 +128,8 @@ class InBackward:
                 error.add_note(
                     "in_backward steps at each gradient: call the optimizer's step() after each backward, since the "
                     "gradients of several can't be summed.  To go on: opt.zero_grad(), which drops this gradient, then "
-                    "opt.step(), which ends the step"
+                    "opt.step(), which ends the step.  (DistributedDataParallel averages gradients after they are used "
+                    "here: with it, take ordinary steps)"
                 )
             raise
         p.grad = None
