@@ -137,7 +137,11 @@ def contents(run: Run, parameters: bool) -> tuple[dict[str, Any], dict[str, Entr
     about, counts = counted(run, run.plan.pending)
     arrays: dict[str, Entry] = {}
     for i, group in enumerate(run.groups):
-        arrays |= {f"{i}.{name}": entry for name, entry in _live(group, parameters, run.plan.pending).items()}
+        live = _live(group, parameters, run.plan.pending)
+        if parameters and run.plan.pages is not None:
+            kind, pieces = live["params"]
+            live["params"] = Entry(kind, [run.plan.pages.slices(piece) for piece in pieces])
+        arrays |= {f"{i}.{name}": entry for name, entry in live.items()}
     return about, arrays | counts
 
 
@@ -285,9 +289,10 @@ def _prepare(run: Run, d: Any, where: str, parameters: bool) -> Callable[..., No
             for name, entry in _live(group, parameters, pending).items() if all_arrays else ():
                 at = group.store.place(name)[0]
                 for piece in entry.pieces:
-                    if isinstance(piece, np.ndarray):
-                        _read(about["arrays"][name], at, piece)
-                    at += piece.size
+                    whole = (piece,) if plan.pages is None else plan.pages.slices(piece)
+                    for part in whole if isinstance(piece, np.ndarray) else ():
+                        _read(about["arrays"][name], at, part)
+                        at += part.size
         if all_arrays and plan.pages is not None:
             plan.pages.fill(lambda i, name, at, out: _read(groups[i]["arrays"][name], at, out))
         plan.set_counts(t, skipped, float(grad_norm), pending, scale, tracker)

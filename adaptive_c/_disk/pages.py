@@ -21,7 +21,7 @@ from . import record
 from .away import Away
 from .buckets import Bucket, buckets_of, cuts_of, spaces_of
 from .folder import RECORDS, Folder, told
-from .maps import Maps
+from .maps import Maps, Slices
 from .passes import STREAM, Array, Buffer, Kept, Passes
 
 _LARGEST = 64 << 20  # bytes of a bucket
@@ -32,6 +32,8 @@ class Pages:
 
     company: the processes that have the other parts of the run; see `Alone`.
     """
+
+    slices = Slices  # of parameters, through which a checkpoint reads and writes them
 
     def __init__(self, path: Any, memory: int, parameters: bool, company: Alone) -> None:
         self.parameters, self.cuts = parameters, list[int]()
