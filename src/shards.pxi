@@ -27,13 +27,13 @@ cdef class Sharing:
     """``with plan.sharing(...) as now:`` the processes' gradients are summed and, if asked for, stepped.
 
     Entering checks all that can be refused and writes nothing.  Then the calls are, in this order: `gradients`, `add`
-    for each process and range, `summed`; and to step, `usable`, `step` for each range, `finish`.  The guard is held
-    until the block ends.
+    for each process and range, `summed`; and to step, `usable`, `step` for each range (or `step_paged`, where state is
+    not in memory), `finish`.  The guard is held until the block ends.
     """
     cdef Plan plan
     cdef object grads, observed, lr
     cdef bint stepping, applied
-    cdef double loss_scale, metric
+    cdef double loss_scale, metric, norm_before
     cdef Py_ssize_t work
     cdef list moved
 
@@ -64,6 +64,8 @@ cdef class Sharing:
                 acquire_sums(plan)
             for bound in plan.groups:
                 self.check(bound)
+            if plan.pages is not None:
+                refuse_cut_rows(plan)
             if self.stepping:
                 plan.form_steps()
         except BaseException:
@@ -150,7 +152,7 @@ cdef class Sharing:
         """
         cdef Plan plan = self.plan
         self.work = acquire_sums(plan)
-        self.applied = False
+        self.applied, self.norm_before = False, plan.counts.grad_norm
         if self.work >= 0:
             plan.form_keys()
             plan.form_steps()
@@ -172,16 +174,28 @@ cdef class Sharing:
         self.plan.run(STEP, last - first, first, last)
         finish_rows(self.plan, last - first, first, last)
 
+    def step_paged(self):
+        """Step all positions of this process, whose state is brought bucket by bucket, and count the step: all of it,
+        or nothing."""
+        if self.work >= 0:
+            step_paged(self.plan, Visit(self.plan, STEP, self.work, self.as_a_whole(), self.applied, self.moved),
+                       self.norm_before, None)
+
     def finish(self):
-        """Count the step."""
+        """Count the step, unless `step_paged` has done that, and drop the sums."""
         cdef Plan plan = self.plan
-        if self.applied:
-            plan.count(self.moved)
-        elif self.work >= 0:
-            plan.counts.skipped_steps += 1
-        if plan.dynamic and self.work >= 0:
-            rescale(&plan.counts, self.applied)
+        if plan.pages is None:
+            if self.applied:
+                plan.count(self.moved)
+            elif self.work >= 0:
+                plan.counts.skipped_steps += 1
+            if plan.dynamic and self.work >= 0:
+                rescale(&plan.counts, self.applied)
         plan.drop_sums()
+
+    def raise_late(self):
+        """After the block: raise what a handler of a signal has raised while `step_paged` waited."""
+        raise_late(self.plan)
 
     def drop(self):
         """Leave no sums behind."""

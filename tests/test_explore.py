@@ -497,8 +497,9 @@ def test_what_diverges_or_has_no_value_is_drawn_as_far_as_it_goes():
     assert np.isfinite(path(page)[: min(lost, 5)]).all()
     error = column(page, 0, "error")
     assert np.isnan(error[-1])
-    for f in page.errors.figures.values():
-        assert math.isfinite(f.y_range.start) < math.isfinite(f.y_range.end) + 1
+    axis = page.errors.figure.y_range
+    assert math.isfinite(axis.start)
+    assert math.isfinite(axis.end)
     filled = page.surface.contours.fill_renderer.data_source.data["xs"]
     assert any(len(part) for part in filled)  # where w1 >= 0
     page.formula.value = "log(-1-w1**2)"  # no value anywhere
@@ -547,11 +548,41 @@ def test_one_part_of_the_state_is_shown_to_begin_with_whoever_has_one():
     assert visible(page) == []
 
 
+def test_the_state_has_data_only_where_it_is_shown():
+    page, _ = shown("steps=30&A=RMSprop,lr=0.5&B=Adam,lr=0.5")
+    first, second = page.state.parts[0][0], page.state.parts[1][0]
+    state = [page.traces[i].state[name] for i, name in ((0, "square_avg"), (1, "exp_avg"))]
+    assert np.stack([first.source.data["1"], first.source.data["2"]], axis=1).tobytes() == state[0].tobytes()
+    assert not len(second.source.data["t"])
+    for line in second.lines:  # a click on the legend
+        line.visible = True
+    assert second.source.data["t"].tolist() == list(range(31))
+    assert np.stack([second.source.data["1"], second.source.data["2"]], axis=1).tobytes() == state[1].tobytes()
+    for line in second.lines:
+        line.visible = False
+    assert not len(second.source.data["t"])
+    page.lanes[0].rule.value = "none"
+    assert not len(first.source.data["t"])
+
+
+def test_the_error_has_the_axis_of_its_scale():
+    from bokeh.models import LinearAxis, LogAxis, LogScale
+
+    page, _ = shown("f=w1**2%2Bw2**2&start=2,2&window=-3,3,-3,3&A=SGD,lr=0.1")
+    for formula, log in (("w1**2 + w2**2", True), ("w1**2 - w2**2", False), ("w1**2 + w2**2 + 1", True)):
+        page.formula.value = formula
+        figure = page.errors.figure
+        assert isinstance(figure.y_scale, LogScale) == log
+        assert [type(axis) for axis in figure.left if axis.visible] == [LogAxis if log else LinearAxis]
+        assert [type(grid.axis) for grid in figure.ygrid if grid.visible] == [LogAxis if log else LinearAxis]
+
+
 def test_a_slider_costs_one_run_and_one_patch_of_data_and_never_the_surface(monkeypatch):
     """However fast the machine is: what is done for one movement is bounded."""
     page, document = shown(THREE)
-    events, steps, grids = [], [], []
+    events, steps, grids, sent = [], [], [], []
     document.on_change(lambda event: events.append(getattr(getattr(event, "model", None), "name", None)))
+    document.on_change(lambda event: sent.extend(getattr(event, "cols", None) or []))
     for rule in ("RMSprop", "SGD", "Adam"):
         cls = getattr(optimizers, rule)
         real = cls.step
@@ -566,6 +597,9 @@ def test_a_slider_costs_one_run_and_one_patch_of_data_and_never_the_surface(monk
     assert len(steps) == 500
     assert events.count("courses of all") == 1
     assert len(events) < 10
+    assert sent
+    assert {name[0] for name in sent} == {"A"}  # the other courses are not sent again
+    assert "first courses" not in events  # its tab is hidden
     events.clear(), steps.clear()
     page.steps.value = 400
     assert len(steps) == 3 * 400
