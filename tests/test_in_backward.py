@@ -164,6 +164,8 @@ def test_what_is_refused():
     handle = in_backward(opt)
     with pytest.raises(RuntimeError, match="steps in backward already"):
         in_backward(opt)
+    with pytest.raises(RuntimeError, match=r"another optimizer steps parameters of this one in backward; .*remove\(\)"):
+        in_backward(AdamW(net.parameters()))
     loss_of(net, 0).backward()
     with pytest.raises(ValueError, match="has had its step in this block") as raised:
         loss_of(net, 1).backward()
@@ -181,6 +183,7 @@ def test_what_is_refused():
         opt.step()
     handle.remove()
     handle.remove()
+    in_backward(AdamW(net.parameters())).remove()
     before = [p.detach().clone() for p in net.parameters()]
     loss_of(net, 3).backward()
     assert all(torch.equal(p, q) for p, q in zip(net.parameters(), before, strict=True))

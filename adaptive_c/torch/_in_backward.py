@@ -37,8 +37,8 @@ def in_backward(optimizer: Optimizer) -> "InBackward":
         parameter gets a second gradient before ``opt.step()``, as several backward passes for one step give it; from
         the first ``opt.step()`` under DistributedDataParallel, which averages gradients after they were used here.
     RuntimeError
-        From ``scaler.step(opt)`` of a GradScaler, which learns of an overflow too late; if the optimizer steps in
-        backward already.
+        From ``scaler.step(opt)`` of a GradScaler, which learns of an overflow too late; if this optimizer, or another
+        one with the same parameters, steps in backward already.
 
     Notes
     -----
@@ -62,9 +62,14 @@ def in_backward(optimizer: Optimizer) -> "InBackward":
         raise TypeError(f"in_backward takes an optimizer of adaptive_c.torch, got {core.an(type(optimizer).__name__)}")
     if optimizer._live.arriving is not None:
         raise RuntimeError("this optimizer steps in backward already")
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+    if any(isinstance(getattr(hook, "__self__", None), InBackward) for p in params
+           for hook in (getattr(p, "_post_accumulate_grad_hooks", None) or {}).values()):  # fmt: skip
+        raise RuntimeError("another optimizer steps parameters of this one in backward; end that by remove() of its "
+                           "handle, or make the model anew")  # fmt: skip
     for name in _NEED_ALL:
         _check(name, getattr(optimizer, name))
-    return InBackward(optimizer)
+    return InBackward(optimizer, params)
 
 
 _NEED_ALL = ("max_grad_norm", "on_nonfinite")
@@ -79,12 +84,11 @@ def _check(name: str, value: Any) -> None:
 class InBackward:
     """An optimizer whose parameters are stepped as their gradients arrive; `in_backward` makes it."""
 
-    def __init__(self, optimizer: Optimizer) -> None:
+    def __init__(self, optimizer: Optimizer, params: list[Tensor]) -> None:
         self._optimizer = optimizer
         self._block = ExitStack()
         self._now: Any = None  # steps one array; None between two steps
         self._places: dict[Tensor, tuple[Part, int, int]] = {}
-        params = [p for group in optimizer.param_groups for p in group["params"]]
         self._hooks = [p.register_post_accumulate_grad_hook(self._arrived) for p in params if p.requires_grad]
         optimizer._live.arriving = self
 
