@@ -8,6 +8,7 @@ import itertools
 import os
 import shutil
 import signal
+import threading
 import time
 import zlib
 from contextlib import contextmanager
@@ -50,14 +51,14 @@ def reopen(pair, parameters=True):
 
 
 @contextmanager
-def failing(name, error=errno.ENOSPC):
-    """On the last rank, calls of the system of this name fail."""
+def failing(name, error=errno.ENOSPC, rank=LAST):
+    """On one rank, calls of the system of this name fail."""
     call = getattr(os, name)
 
     def instead(*args, **kwargs):
         raise OSError(error, os.strerror(error))
 
-    if RANK == LAST:
+    if rank == RANK:
         setattr(os, name, instead)
     try:
         yield
@@ -66,17 +67,18 @@ def failing(name, error=errno.ENOSPC):
     COMM.Barrier()
 
 
-def fails(call, text):
-    """A call fails on all ranks with the same error, whose notes may say how far each rank was: these."""
+def fails(call, text, rank=LAST):
+    """A call fails on all ranks with the same error of one, whose notes may say how far each rank was: these."""
     try:
         call()
     except OSError as error:
-        said, notes = str(error), getattr(error, "__notes__", [])
+        said, notes, kind = str(error), getattr(error, "__notes__", []), (error.errno, error.filename)
     else:
         raise AssertionError(f"it did not fail: {text}")
     assert text in said, said
-    assert COMM.allgather(said) == [said] * SIZE
-    assert f"raised on rank {LAST} of {SIZE}" in notes, notes
+    everyone = COMM.allgather((said, kind))
+    assert everyone == [(said, kind)] * SIZE, everyone
+    assert f"raised on rank {rank} of {SIZE}" in notes, notes
     return notes
 
 
@@ -187,6 +189,33 @@ def test_every_call():
     mine = cut(numbers(1, N))
     for call in (lambda: pair.ours.step(mine), lambda: pair.ours.save(ours), lambda: pair.ours.load(ours)):
         refused(call, RuntimeError, "this optimizer is closed")
+
+
+def test_progress():
+    for pair, on_disk in ((disk_pair(), True), (Pair(lr=0.1), False)):
+        seen = []
+
+        def note(done, total, seen=seen):
+            seen.append((done, total))
+
+        def bad(done, total):
+            raise ZeroDivisionError(done)
+
+        pair.ours.step(grads_of(0)[RANK], progress=note)
+        assert seen == [(i + 1, len(seen)) for i in range(len(seen))]
+        assert (max(COMM.allgather(len(seen))) > 1) == on_disk
+        pair.ours.step([None] * 4, progress=note)
+        assert seen[-1] == (1, 1)
+        pair.alone(grads_of(0))
+        pair.check()
+        raised = False
+        try:
+            pair.ours.step(grads_of(1)[RANK], progress=bad if RANK == LAST else None)
+        except ZeroDivisionError:  # when the step is made
+            raised = True
+        assert raised == (RANK == LAST)
+        pair.alone(grads_of(1))
+        pair.check()
 
 
 def test_an_optimizer_that_is_dropped_lets_go():
@@ -321,17 +350,18 @@ def test_folders_that_do_not_go_together():
 
 def test_a_disk_that_fails_on_one_rank():
     """The step is none, on all ranks, and can be made again."""
-    pair = disk_pair(copies=True, max_grad_norm=1.0)
-    pair.step(grads_of(0))
+    pair = disk_pair(copies=True, max_grad_norm=1.0, lr=ac.schedules.plateau(0.1, patience=0))
+    pair.step(grads_of(0), metric=1.0)
     pair.accumulate(grads_of(1))
     for i, (name, error) in enumerate([("pwritev", errno.ENOSPC), ("fdatasync", errno.EIO), ("fsync", errno.ENOSPC)]):
         with failing(name, error):
-            notes = fails(pair.ours.step, os.strerror(error))
+            notes = fails(lambda: pair.ours.step(metric=3.0), os.strerror(error))
         assert any("parameters and state are as the last step left them" in x for x in notes), notes
         pair.check(f"after {name}")
         if i == 1:
-            pair.ours.step()
-            pair.theirs.step()
+            pair.ours.step(metric=2.0)
+            pair.theirs.step(metric=2.0)
+            assert pair.ours.param_groups[0]["lr"] == pair.theirs.param_groups[0]["lr"] < 0.1
             pair.accumulate(grads_of(2))
     # given gradients are dropped; what was assigned since the last step is undone on all ranks
     pair.ours.discard()
@@ -346,6 +376,23 @@ def test_a_disk_that_fails_on_one_rank():
     pair.check()
 
 
+def test_a_folder_that_vanishes_on_one_rank():
+    """Nothing was changed there, but by the other ranks, which put it back."""
+    path = place()
+    mine, aside = path / f"{LAST}-of-{SIZE}", path / ".aside"
+    pair = disk_pair(folder=path)
+    pair.step(grads_of(0))
+    if RANK == LAST:
+        os.rename(mine, aside)
+    notes = fails(lambda: pair.ours.step(grads_of(1)[RANK]), "put the folder back if it was moved")
+    if RANK == LAST:
+        os.rename(aside, mine)
+    assert ("nothing was changed by this step" in notes) == (SIZE == 1), notes
+    pair.check()
+    pair.step(grads_of(1))
+    pair.check()
+
+
 def test_parameters_that_one_rank_can_not_put_back():
     pair = disk_pair(state_memory=1 << 30)  # so that nothing has to be read before something is changed
     pair.step(grads_of(0))
@@ -354,6 +401,42 @@ def test_parameters_that_one_rank_can_not_put_back():
     assert "the parameters could not be put back" in notes, notes
     refused(lambda: pair.ours.step(grads_of(1)[RANK]), RuntimeError, "the parameters could not be put back")
     reopen(pair)
+    pair.check()
+
+
+def test_ctrl_c_while_buckets_are_written():
+    """It waits for the step to end, on all ranks, and all go on."""
+
+    def pressed(number, frame):
+        seen.release()
+        raise KeyboardInterrupt
+
+    def pwritev(*args):
+        with one:  # two signals at once would be one
+            if not sent:
+                sent.append(1)
+                signal.pthread_kill(main_thread, signal.SIGINT)
+                assert seen.acquire(timeout=60)
+        return call(*args)
+
+    pair = disk_pair()
+    pair.step(grads_of(0))
+    call, sent, one = os.pwritev, [], threading.Lock()
+    seen, main_thread = threading.Semaphore(0), threading.get_ident()
+    old = signal.signal(signal.SIGINT, pressed)
+    if RANK == LAST:
+        os.pwritev = pwritev
+    interrupted = False
+    try:
+        pair.ours.step(grads_of(1)[RANK])
+    except KeyboardInterrupt:
+        interrupted = True
+    os.pwritev = call
+    signal.signal(signal.SIGINT, old)
+    assert interrupted == (RANK == LAST)
+    pair.alone(grads_of(1))
+    pair.check()
+    pair.step(grads_of(2))
     pair.check()
 
 
@@ -375,28 +458,29 @@ def test_a_failure_without_parameters_in_the_folders():
     pair.check()
 
 
-def lacks(pair, call):
-    """A call after whose writes one rank can't put its record into place: the run ends on all of them."""
-    with failing("replace", errno.EIO):
-        notes = fails(call, "the state on disk can't be written")
+def lacks(pair, call, rank=LAST):
+    """A call after whose writes one rank can't put its record into place: the run ends on all, and they go on."""
+    with failing("replace", errno.EIO, rank):
+        notes = fails(call, "the state on disk can't be written", rank)
     refused(lambda: pair.ours.step(grads_of(1)[RANK]), RuntimeError, "can't go on")
     pair.flats[0][:] = 0
     pair.ours = pair.construct()
     pair.check("as all have it")
-    pair.step(grads_of(3))
-    pair.check("and a step")
-    reopen(pair)
-    pair.check("and gone on")
     return notes
 
 
 def test_a_record_of_a_step_that_one_rank_lacks():
-    """They go on from the step before, which is the last one that all have."""
+    """They go on from the step before, which is the last one that all have, and forget the one that some had."""
     pair = disk_pair()
     for seed in range(2):  # with either name of a record
         pair.step(grads_of(seed))
-        notes = lacks(pair, lambda: pair.ours.step(grads_of(2)[RANK]))
-        assert any("it is not known whether the step is on disk" in x for x in notes), notes
+        for i, rank in enumerate((LAST, 0, LAST)):
+            notes = lacks(pair, lambda i=i: pair.ours.step(grads_of(i + 2)[RANK]), rank)
+            assert any("it is not known whether the step is on disk" in x for x in notes), notes
+    pair.step(grads_of(3))
+    pair.check()
+    reopen(pair)
+    pair.check()
 
 
 def test_a_record_of_a_load_that_one_rank_lacks():
@@ -404,6 +488,8 @@ def test_a_record_of_a_load_that_one_rank_lacks():
     pair.ours.save(FOLDER / f"saved-{SIZE}")
     pair.step(grads_of(0))
     lacks(pair, lambda: pair.ours.load(FOLDER / f"saved-{SIZE}"))
+    pair.step(grads_of(1))
+    pair.check()
 
 
 def test_a_first_record_that_one_rank_lacks():

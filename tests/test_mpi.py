@@ -131,15 +131,25 @@ def test_threads(tmp_path):
 
 
 @needs_mpi
-def test_the_example_of_the_page(tmp_path):
+def test_mpi_that_is_for_one_thread(tmp_path):
+    script = "import mpi4py; mpi4py.rc.thread_level = 'funneled'; import numpy as np, adaptive_c as ac; "
+    script += f"from adaptive_c.mpi import Sharded; Sharded(ac.AdamW, np.ones(3), state_path={str(tmp_path / 'x')!r})"
+    result = launch(1, "-c", script)
+    assert "ValueError: state_path needs MPI.THREAD_SERIALIZED, since a step on disk is" in result.stderr, result.stderr
+    assert not (tmp_path / "x").exists()
+
+
+@needs_mpi
+def test_the_examples_of_the_page(tmp_path):
     page = RANKS.parents[1] / "docs" / "mpi.md"
     if not page.is_file():
         pytest.skip("not in a clone")
-    (block,) = re.findall(r"```python\n(.*?)```", page.read_text(), re.S)
-    (tmp_path / "train.py").write_text(block)
-    result = launch(2, "-m", "mpi4py", "train.py", cwd=tmp_path)
-    assert result.returncode == 0, result.stdout + result.stderr
+    for block in re.findall(r"```python\n(.*?)```", page.read_text(), re.S):
+        (tmp_path / "train.py").write_text(block)
+        result = launch(2, "-m", "mpi4py", "train.py", cwd=tmp_path)
+        assert result.returncode == 0, result.stdout + result.stderr
     assert (tmp_path / "run.safetensors").is_file()
+    assert (tmp_path / "state" / "1-of-2" / "record").is_file()
 
 
 def test_without_mpi4py():
