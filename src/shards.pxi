@@ -46,6 +46,7 @@ cdef class Sharing:
         cdef BoundGroup bound
         cdef bint given = self.grads is not ...
         plan.guard.take(STEPPING, FREE if self.stepping else AVERAGED)
+        plan.told = False
         try:
             if self.stepping:
                 plan.follow(plan.counts.t)
@@ -174,12 +175,12 @@ cdef class Sharing:
         self.plan.run(STEP, last - first, first, last)
         finish_rows(self.plan, last - first, first, last)
 
-    def step_paged(self):
+    def step_paged(self, progress):
         """Step all positions of this process, whose state is brought bucket by bucket, and count the step: all of it,
         or nothing."""
         if self.work >= 0:
             step_paged(self.plan, Visit(self.plan, STEP, self.work, self.as_a_whole(), self.applied, self.moved),
-                       self.norm_before, None)
+                       self.norm_before, progress)
 
     def finish(self):
         """Count the step, unless `step_paged` has done that, and drop the sums."""
@@ -193,8 +194,10 @@ cdef class Sharing:
                 rescale(&plan.counts, self.applied)
         plan.drop_sums()
 
-    def raise_late(self):
-        """After the block: raise what a handler of a signal has raised while `step_paged` waited."""
+    def end(self, progress):
+        """After the block: report that all is done, unless that was, and raise what has waited for the end."""
+        if progress is not None and not self.plan.told:
+            progress(1, 1)
         raise_late(self.plan)
 
     def drop(self):

@@ -8,7 +8,7 @@ import itertools
 import os
 import shutil
 import signal
-import time
+import threading
 import zlib
 from contextlib import contextmanager
 
@@ -50,14 +50,14 @@ def reopen(pair, parameters=True):
 
 
 @contextmanager
-def failing(name, error=errno.ENOSPC):
-    """On the last rank, calls of the system of this name fail."""
+def failing(name, error=errno.ENOSPC, rank=LAST):
+    """On one rank, calls of the system of this name fail."""
     call = getattr(os, name)
 
     def instead(*args, **kwargs):
         raise OSError(error, os.strerror(error))
 
-    if RANK == LAST:
+    if rank == RANK:
         setattr(os, name, instead)
     try:
         yield
@@ -66,17 +66,18 @@ def failing(name, error=errno.ENOSPC):
     COMM.Barrier()
 
 
-def fails(call, text):
-    """A call fails on all ranks with the same error, whose notes may say how far each rank was: these."""
+def fails(call, text, rank=LAST):
+    """A call fails on all ranks with the same error of one, whose notes may say how far each rank was: these."""
     try:
         call()
     except OSError as error:
-        said, notes = str(error), getattr(error, "__notes__", [])
+        said, notes, kind = str(error), getattr(error, "__notes__", []), (error.errno, error.filename)
     else:
         raise AssertionError(f"it did not fail: {text}")
     assert text in said, said
-    assert COMM.allgather(said) == [said] * SIZE
-    assert f"raised on rank {LAST} of {SIZE}" in notes, notes
+    everyone = COMM.allgather((said, kind))
+    assert everyone == [(said, kind)] * SIZE, everyone
+    assert f"raised on rank {rank} of {SIZE}" in notes, notes
     return notes
 
 
@@ -187,6 +188,33 @@ def test_every_call():
     mine = cut(numbers(1, N))
     for call in (lambda: pair.ours.step(mine), lambda: pair.ours.save(ours), lambda: pair.ours.load(ours)):
         refused(call, RuntimeError, "this optimizer is closed")
+
+
+def test_progress():
+    for pair, on_disk in ((disk_pair(), True), (Pair(lr=0.1), False)):
+        seen = []
+
+        def note(done, total, seen=seen):
+            seen.append((done, total))
+
+        def bad(done, total):
+            raise ZeroDivisionError(done)
+
+        pair.ours.step(grads_of(0)[RANK], progress=note)
+        assert seen == [(i + 1, len(seen)) for i in range(len(seen))]
+        assert (max(COMM.allgather(len(seen))) > 1) == on_disk
+        pair.ours.step([None] * 4, progress=note)
+        assert seen[-1] == (1, 1)
+        pair.alone(grads_of(0))
+        pair.check()
+        raised = False
+        try:
+            pair.ours.step(grads_of(1)[RANK], progress=bad if RANK == LAST else None)
+        except ZeroDivisionError:  # when the step is made
+            raised = True
+        assert raised == (RANK == LAST)
+        pair.alone(grads_of(1))
+        pair.check()
 
 
 def test_an_optimizer_that_is_dropped_lets_go():
@@ -321,17 +349,18 @@ def test_folders_that_do_not_go_together():
 
 def test_a_disk_that_fails_on_one_rank():
     """The step is none, on all ranks, and can be made again."""
-    pair = disk_pair(copies=True, max_grad_norm=1.0)
-    pair.step(grads_of(0))
+    pair = disk_pair(copies=True, max_grad_norm=1.0, lr=ac.schedules.plateau(0.1, patience=0))
+    pair.step(grads_of(0), metric=1.0)
     pair.accumulate(grads_of(1))
     for i, (name, error) in enumerate([("pwritev", errno.ENOSPC), ("fdatasync", errno.EIO), ("fsync", errno.ENOSPC)]):
         with failing(name, error):
-            notes = fails(pair.ours.step, os.strerror(error))
+            notes = fails(lambda: pair.ours.step(metric=3.0), os.strerror(error))
         assert any("parameters and state are as the last step left them" in x for x in notes), notes
         pair.check(f"after {name}")
         if i == 1:
-            pair.ours.step()
-            pair.theirs.step()
+            pair.ours.step(metric=2.0)
+            pair.theirs.step(metric=2.0)
+            assert pair.ours.param_groups[0]["lr"] == pair.theirs.param_groups[0]["lr"] < 0.1
             pair.accumulate(grads_of(2))
     # given gradients are dropped; what was assigned since the last step is undone on all ranks
     pair.ours.discard()
@@ -346,6 +375,23 @@ def test_a_disk_that_fails_on_one_rank():
     pair.check()
 
 
+def test_a_folder_that_vanishes_on_one_rank():
+    """Nothing was changed there, but by the other ranks, which put it back."""
+    path = place()
+    mine, aside = path / f"{LAST}-of-{SIZE}", path / ".aside"
+    pair = disk_pair(folder=path)
+    pair.step(grads_of(0))
+    if RANK == LAST:
+        os.rename(mine, aside)
+    notes = fails(lambda: pair.ours.step(grads_of(1)[RANK]), "put the folder back if it was moved")
+    if RANK == LAST:
+        os.rename(aside, mine)
+    assert ("nothing was changed by this step" in notes) == (SIZE == 1), notes
+    pair.check()
+    pair.step(grads_of(1))
+    pair.check()
+
+
 def test_parameters_that_one_rank_can_not_put_back():
     pair = disk_pair(state_memory=1 << 30)  # so that nothing has to be read before something is changed
     pair.step(grads_of(0))
@@ -354,6 +400,42 @@ def test_parameters_that_one_rank_can_not_put_back():
     assert "the parameters could not be put back" in notes, notes
     refused(lambda: pair.ours.step(grads_of(1)[RANK]), RuntimeError, "the parameters could not be put back")
     reopen(pair)
+    pair.check()
+
+
+def test_ctrl_c_while_buckets_are_written():
+    """It waits for the step to end, on all ranks, and all go on."""
+
+    def pressed(number, frame):
+        seen.release()
+        raise KeyboardInterrupt
+
+    def pwritev(*args):
+        with one:  # two signals at once would be one
+            if not sent:
+                sent.append(1)
+                signal.pthread_kill(main_thread, signal.SIGINT)
+                assert seen.acquire(timeout=60)
+        return call(*args)
+
+    pair = disk_pair()
+    pair.step(grads_of(0))
+    call, sent, one = os.pwritev, [], threading.Lock()
+    seen, main_thread = threading.Semaphore(0), threading.get_ident()
+    old = signal.signal(signal.SIGINT, pressed)
+    if RANK == LAST:
+        os.pwritev = pwritev
+    interrupted = False
+    try:
+        pair.ours.step(grads_of(1)[RANK])
+    except KeyboardInterrupt:
+        interrupted = True
+    os.pwritev = call
+    signal.signal(signal.SIGINT, old)
+    assert interrupted == (RANK == LAST)
+    pair.alone(grads_of(1))
+    pair.check()
+    pair.step(grads_of(2))
     pair.check()
 
 
@@ -375,28 +457,29 @@ def test_a_failure_without_parameters_in_the_folders():
     pair.check()
 
 
-def lacks(pair, call):
-    """A call after whose writes one rank can't put its record into place: the run ends on all of them."""
-    with failing("replace", errno.EIO):
-        notes = fails(call, "the state on disk can't be written")
+def lacks(pair, call, rank=LAST):
+    """A call after whose writes one rank can't put its record into place: the run ends on all, and they go on."""
+    with failing("replace", errno.EIO, rank):
+        notes = fails(call, "the state on disk can't be written", rank)
     refused(lambda: pair.ours.step(grads_of(1)[RANK]), RuntimeError, "can't go on")
     pair.flats[0][:] = 0
     pair.ours = pair.construct()
     pair.check("as all have it")
-    pair.step(grads_of(3))
-    pair.check("and a step")
-    reopen(pair)
-    pair.check("and gone on")
     return notes
 
 
 def test_a_record_of_a_step_that_one_rank_lacks():
-    """They go on from the step before, which is the last one that all have."""
+    """They go on from the step before, which is the last one that all have, and forget the one that some had."""
     pair = disk_pair()
     for seed in range(2):  # with either name of a record
         pair.step(grads_of(seed))
-        notes = lacks(pair, lambda: pair.ours.step(grads_of(2)[RANK]))
-        assert any("it is not known whether the step is on disk" in x for x in notes), notes
+        for i, rank in enumerate((LAST, 0, LAST)):
+            notes = lacks(pair, lambda i=i: pair.ours.step(grads_of(i + 2)[RANK]), rank)
+            assert any("it is not known whether the step is on disk" in x for x in notes), notes
+    pair.step(grads_of(3))
+    pair.check()
+    reopen(pair)
+    pair.check()
 
 
 def test_a_record_of_a_load_that_one_rank_lacks():
@@ -404,6 +487,8 @@ def test_a_record_of_a_load_that_one_rank_lacks():
     pair.ours.save(FOLDER / f"saved-{SIZE}")
     pair.step(grads_of(0))
     lacks(pair, lambda: pair.ours.load(FOLDER / f"saved-{SIZE}"))
+    pair.step(grads_of(1))
+    pair.check()
 
 
 def test_a_first_record_that_one_rank_lacks():
@@ -427,83 +512,6 @@ def test_damage_on_one_rank():
             bucket.write_bytes(bytes(x ^ 1 for x in bucket.read_bytes()))
     COMM.Barrier()
     fails(pair.construct, "is damaged")
-
-
-# --- programs that are killed, and not tests of their own -----------------------------------------------------------------
-
-
-def of_killed(flat):
-    return Sharded(ac.AdamW, cut(flat), comm=COMM, state_path=FOLDER / "killed", state_memory=2 * MEMORY,
-                   state_parameters=True, max_grad_norm=1.0, ema_decay=0.9, lr=0.05)  # fmt: skip
-
-
-def of_killed_alone(flat):
-    return ac.AdamW(cut(flat), max_grad_norm=1.0, ema_decay=0.9, lr=0.05)
-
-
-def gradient(t, rank):
-    return cut(numbers([t, rank], N))
-
-
-def expected():
-    """The checksum of the parameters after each step, of one process."""
-    flat = numbers(0, N)
-    opt = of_killed_alone(flat)
-    print(zlib.crc32(flat))
-    for t in range(int(os.environ["STEPS"])):
-        for rank in range(int(os.environ["RANKS"])):
-            opt.accumulate(gradient(t, rank))
-        opt.step()
-        print(zlib.crc32(flat))
-
-
-def going_on():
-    """Go on from the folder; rank 0 says which processes these are, and after each step "t checksum"."""
-    flat = numbers(0, N)
-    opt = of_killed(flat)
-    assert len(set(COMM.allgather((opt.t, zlib.crc32(flat))))) == 1
-    pids = COMM.gather(os.getpid())
-    if RANK == 0:
-        print(*pids, flush=True)
-    while opt.t <= int(os.environ["STEPS"]):
-        if RANK == 0:
-            print(opt.t, zlib.crc32(flat), flush=True)
-        opt.step(gradient(opt.t, RANK))
-
-
-def killed_between_records():
-    """The last rank is killed when the others have put their record of the second step into place, and it has not."""
-    opt = of_killed(numbers(0, N))
-    opt.step(gradient(0, RANK))
-    others = [FOLDER / "killed" / f"{rank}-of-{SIZE}" / "record" for rank in range(LAST)]
-    was = [path.stat().st_ino for path in others]
-    COMM.Barrier()
-    replace = os.replace
-
-    def instead(old, new):
-        if RANK == LAST:
-            while any(path.stat().st_ino == ino for path, ino in zip(others, was, strict=True)):
-                time.sleep(0.001)
-            os.kill(os.getpid(), signal.SIGKILL)
-        replace(old, new)
-
-    os.replace = instead
-    opt.step(gradient(1, RANK))
-    print("it believes that it has stepped", flush=True)
-
-
-def resumed():
-    """After that, all ranks have the first step, and go on from it."""
-    flats = np.zeros(N, "float32"), numbers(0, N)
-    opt, alone = of_killed(flats[0]), of_killed_alone(flats[1])
-    assert opt.t == 1
-    for t in range(3):
-        for rank in range(SIZE):
-            alone.accumulate(gradient(t, rank))
-        alone.step()
-        if t:
-            opt.step(gradient(t, RANK))
-        assert_same_bits(*flats)
 
 
 if __name__ == "__main__":

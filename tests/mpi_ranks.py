@@ -53,11 +53,14 @@ class Pair:
         alone = {name: x for name, x in options.items() if name not in ignored}
         self.theirs = cls(make(b), **alone, **to[1])
 
-    def step(self, grads, **call):
-        """grads: of each rank."""
+    def alone(self, grads, **call):
+        """The step of one process.  grads: of each rank."""
         for g in copy.deepcopy(grads):
             self.theirs.accumulate(g)
         self.theirs.step(**call)
+
+    def step(self, grads, **call):
+        self.alone(grads, **call)
         self.ours.step(grads[self.comm.rank], **call)
 
     def accumulate(self, grads):

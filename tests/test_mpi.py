@@ -1,4 +1,4 @@
-"""Optimizers shared out among the ranks of an MPI communicator: mpi_ranks.py and mpi_disk.py on 1 to 4 ranks."""
+"""Optimizers shared out among the ranks of an MPI communicator: mpi_ranks.py, mpi_disk.py and mpi_kills.py."""
 
 import contextlib
 import functools
@@ -18,7 +18,7 @@ import pytest
 needs_mpi = pytest.mark.skipif(
     importlib.util.find_spec("mpi4py") is None, reason="mpi4py is not installed: pip install 'adaptive_c[mpi]'"
 )
-RANKS, DISK = (Path(__file__).with_name(name) for name in ("mpi_ranks.py", "mpi_disk.py"))
+RANKS, DISK, KILLS = (Path(__file__).with_name(name) for name in ("mpi_ranks.py", "mpi_disk.py", "mpi_kills.py"))
 # One thread for each of more ranks than processors, whatever the MPI library.
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
@@ -88,10 +88,10 @@ def test_a_rank_that_dies(tmp_path):
 @needs_mpi
 def test_a_rank_that_dies_between_two_records(tmp_path):
     """The others have one that it does not have; all go on from the one before."""
-    result = launch(3, str(DISK), str(tmp_path), "killed_between_records")
+    result = launch(3, str(KILLS), str(tmp_path), "killed_between_records")
     assert result.returncode != 0
     assert "believes" not in result.stdout
-    result = launch(3, str(DISK), str(tmp_path), "resumed")
+    result = launch(3, str(KILLS), str(tmp_path), "resumed")
     assert result.stdout == "resumed ok\n", result.stdout + result.stderr
 
 
@@ -99,11 +99,11 @@ def test_a_rank_that_dies_between_two_records(tmp_path):
 def test_killed_and_resumed_to_the_bit(tmp_path):
     """All ranks at random moments: each time they go on from the last step that was reported, or the one after it."""
     kills, steps, rng = 10, 2000, random.Random(1)
-    result = launch(1, str(DISK), str(tmp_path), "expected", STEPS=str(steps), RANKS="2")
+    result = launch(1, str(KILLS), str(tmp_path), "expected", STEPS=str(steps), RANKS="2")
     want = list(map(int, result.stdout.split()[:-2]))
     reached = 0
     for _ in range(kills):
-        with started(2, str(DISK), str(tmp_path), "going_on", STEPS=str(steps)) as process:
+        with started(2, str(KILLS), str(tmp_path), "going_on", STEPS=str(steps)) as process:
             pids = list(map(int, process.stdout.readline().split()))
             lines = [process.stdout.readline() for _ in range(rng.randint(2, 8))]
             time.sleep(rng.uniform(0, 0.02))
@@ -131,15 +131,25 @@ def test_threads(tmp_path):
 
 
 @needs_mpi
-def test_the_example_of_the_page(tmp_path):
+def test_mpi_that_is_for_one_thread(tmp_path):
+    script = "import mpi4py; mpi4py.rc.thread_level = 'funneled'; import numpy as np, adaptive_c as ac; "
+    script += f"from adaptive_c.mpi import Sharded; Sharded(ac.AdamW, np.ones(3), state_path={str(tmp_path / 'x')!r})"
+    result = launch(1, "-c", script)
+    assert "ValueError: state_path needs MPI.THREAD_SERIALIZED, since a step on disk is" in result.stderr, result.stderr
+    assert not (tmp_path / "x").exists()
+
+
+@needs_mpi
+def test_the_examples_of_the_page(tmp_path):
     page = RANKS.parents[1] / "docs" / "mpi.md"
     if not page.is_file():
         pytest.skip("not in a clone")
-    (block,) = re.findall(r"```python\n(.*?)```", page.read_text(), re.S)
-    (tmp_path / "train.py").write_text(block)
-    result = launch(2, "-m", "mpi4py", "train.py", cwd=tmp_path)
-    assert result.returncode == 0, result.stdout + result.stderr
+    for block in re.findall(r"```python\n(.*?)```", page.read_text(), re.S):
+        (tmp_path / "train.py").write_text(block)
+        result = launch(2, "-m", "mpi4py", "train.py", cwd=tmp_path)
+        assert result.returncode == 0, result.stdout + result.stderr
     assert (tmp_path / "run.safetensors").is_file()
+    assert (tmp_path / "state" / "1-of-2" / "record").is_file()
 
 
 def test_without_mpi4py():

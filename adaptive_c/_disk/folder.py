@@ -95,12 +95,13 @@ def made(path: Any) -> str:
         raise TypeError(f"state_path must be the path of a folder, got {path!r}")
     folder = os.path.realpath(os.fsdecode(path))
     if not os.path.isdir(folder):
-        if os.path.exists(folder):
-            raise NotADirectoryError(errno.ENOTDIR, "state_path must be a folder, and this is none", folder)
         parent = os.path.dirname(folder)
         if not os.path.isdir(parent):
             raise FileNotFoundError(errno.ENOENT, "there is no such folder to make state_path in", parent)
-        os.makedirs(folder, exist_ok=True)  # another process may do it now
+        with contextlib.suppress(FileExistsError):  # another process may do it now
+            os.mkdir(folder)
+        if not os.path.isdir(folder):
+            raise NotADirectoryError(errno.ENOTDIR, "state_path must be a folder, and this is none", folder)
         sync_folder(parent)
     return folder
 

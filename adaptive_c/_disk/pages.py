@@ -129,7 +129,7 @@ class Pages:
         try:
             with self._company.together("set the space of its state aside"):
                 self._folder.create(self._buckets)
-        except OSError:
+        except Exception:
             self._folder.clear()
             raise
 
@@ -314,6 +314,8 @@ class Pages:
             visit.undo()
             return
         self.stopped = False
+        if not self._touched:  # by this process; its folder may be gone
+            return
         for bucket, buffer in self._passes.over(self._touched, True, False, whole=True):
             self._put(bucket, buffer)
             visit.copy(_places(bucket, buffer), bucket.first, bucket.last)

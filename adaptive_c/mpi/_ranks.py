@@ -120,8 +120,8 @@ class Ranks(Alone):
             mine[i], mine[2] = x.number, x.origin.run if x.origin else 0
         every = np.empty((self.comm.size, 3), "int64")
         self.comm.Allgather(np.array(mine, "int64"), every)
-        new = np.frombuffer(os.urandom(8), "int64") >> 2
-        self.comm.Bcast(new := new.copy())
+        new = np.array([int.from_bytes(os.urandom(8), "little") >> 2], "int64")
+        self.comm.Bcast(new)
         try:
             number, run = _folders.common(every.tolist(), int(new[0]))
         except ValueError as error:

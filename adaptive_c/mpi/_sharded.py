@@ -17,7 +17,7 @@ from . import _checkpoint
 from ._agreement import texts
 from ._exchange import Exchange
 from ._ranks import Ranks
-from ._steps import Steps
+from ._steps import Progress, Steps
 
 _BUCKET, _MESSAGE = 32 << 20, 256 << 10  # bytes: a bucket, but for many ranks at least so much from each
 
@@ -189,6 +189,7 @@ class Sharded:
         *,
         loss_scale: float | None = None,
         lr: float | Sequence[float | None] | None = None,
+        progress: Progress | None = None,
     ) -> None:
         """Add up the gradients of all ranks, and update the parameters in place, on all ranks.  Collective.
 
@@ -204,6 +205,8 @@ class Sharded:
             As for the optimizer, and the same on all ranks.
         lr : float or list of float, optional
             As for the optimizer, and the same on all ranks.
+        progress : callable, optional
+            ``progress(done, total)`` is called as buckets of this rank's state on disk are done, as by the optimizer.
 
         Raises
         ------
@@ -222,7 +225,7 @@ class Sharded:
         >>> w
         array([0.5, 0.5, 0.5])
         """
-        self._steps.call(grads, lambda: self._opt._for_one_step(metric, loss_scale, lr))
+        self._steps.call(grads, lambda: self._opt._for_one_step(metric, loss_scale, lr), progress)
 
     def accumulate(self, grads: Any) -> None:
         """Add the gradients of all ranks to the sums, of which each rank has its share.  Collective.

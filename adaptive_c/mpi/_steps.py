@@ -11,6 +11,8 @@ from ._agreement import difference, hashed
 from ._exchange import Exchange
 from ._ranks import Ranks, agreed
 
+Progress = Callable[[int, int], object]
+
 
 class Steps:
     """The calls that use gradients.  mean: of the ranks' gradients, and not their sum."""
@@ -19,7 +21,7 @@ class Steps:
         self._opt, self._run, self._ranks, self._exchange, self._mean = opt, opt._run, ranks, exchange, mean
         self._known: Any = None  # places and formats of the last gradients, and how they are exchanged
 
-    def call(self, grads: Any, for_one_step: Callable[[], Any] | None) -> None:
+    def call(self, grads: Any, for_one_step: Callable[[], Any] | None, progress: Progress | None = None) -> None:
         """Add gradients to the sums and, if asked for, step."""
         plan, given, steps = self._run.plan, grads is not ..., for_one_step is not None
         name = f"called {'step' if steps else 'accumulate'} {'with' if given else 'without'} gradients"
@@ -45,12 +47,12 @@ class Steps:
                 if given:
                     self._sum(now, places, self._kinds(kinds, uniform))
                 if steps:
-                    self._step(now, given)
+                    self._step(now, given, progress)
                 now.zero()
             finally:
                 if now is not None:
                     now.__exit__()
-        now.raise_late()
+        now.end(progress)
 
     def _counted(self) -> tuple[Any, ...]:
         plan = self._run.plan
@@ -91,7 +93,7 @@ class Steps:
         after = [old or any(kind[k] >= 0 for kind in kinds) for k, old in enumerate(before)]
         now.summed(after, self._ranks.comm.size)
 
-    def _step(self, now: Any, given: bool) -> None:
+    def _step(self, now: Any, given: bool, progress: Progress | None) -> None:
         """Step on the sums.  given: those of this call, which are dropped if it is refused."""
         try:
             error, usable = None, False
@@ -101,21 +103,21 @@ class Steps:
                 error = e
             if error is not None or (not usable and self._opt.on_nonfinite == "raise" and now.anything()):
                 self._ranks.agree("looked at the gradients", error)
-            self._apply(now, usable)
+            self._apply(now, usable, progress)
         except Exception as refusal:
             if given and agreed(refusal):
                 now.drop()
             raise
         now.finish()
 
-    def _apply(self, now: Any, usable: bool) -> None:
+    def _apply(self, now: Any, usable: bool, progress: Progress | None) -> None:
         pages = self._run.plan.pages
         if pages is None:
             if usable:
                 self._exchange.step(now)
             return
         try:
-            now.step_paged()
+            now.step_paged(progress)
         except Exception as refusal:
             if agreed(refusal) and not pages.ended:  # what each rank has put back, for all
                 self._exchange.step(None)
