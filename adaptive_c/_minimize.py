@@ -7,7 +7,6 @@ import math
 import operator
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
-from difflib import get_close_matches
 from inspect import signature
 from itertools import repeat
 from typing import Any, Literal
@@ -18,6 +17,7 @@ from . import _problem as problem
 from . import optimizers
 from ._optimizer import Optimizer
 from ._problem import Array, Limits
+from ._run.habits import meant
 from ._run.options import real
 from .optimizers import Adam
 from .typing import Schedulable
@@ -44,6 +44,7 @@ _ELSEWHERE = {
     "hess": "the optimizers use first derivatives alone",
     "hessp": "the optimizers use first derivatives alone",
     "constraints": "there are only bounds",
+    "optimizer": "it is the first argument of scipy_method",
 }
 _TOL = 1e-5  # as SciPy's gtol
 _LARGE = 1 << 16  # elements: beyond, one more pass over x or g costs as much as other parts of an iteration do
@@ -122,6 +123,8 @@ def _state(f: float, g: Array, x: Array, limits: Limits) -> str:
 
 def _fault(a: Array) -> str:
     """What is wrong with a gradient that was not used, or with an x."""
+    if not a.any():  # zero_grad has zeroed it
+        return "was not finite"
     if np.isfinite(a).all():
         return "is so large that its square or norm overflows"
     i = tuple(map(int, np.argwhere(~np.isfinite(a))[0]))
@@ -130,11 +133,11 @@ def _fault(a: Array) -> str:
 
 def advice(name: str, optimizer: Callable[..., Optimizer] = Adam) -> str:
     """What to write instead of an argument that there is not, in parentheses; nothing if that can't be guessed."""
+    if name in _ELSEWHERE:
+        return f" ({_ELSEWHERE[name]})"
     known = {*signature(minimize).parameters, *signature(Optimizer).parameters, *signature(optimizer).parameters}
     known -= {"options", "params", "shared"}
-    close = [] if name in known else get_close_matches(name, known, 1, 0.7)
-    said = _ELSEWHERE.get(name) or (f"do you mean {close[0]}?" if close else "")
-    return f" ({said})" if said else ""
+    return "" if name in known else meant(name, sorted(known))
 
 
 def check_class(optimizer: Any) -> None:
@@ -270,6 +273,8 @@ def minimize(
         raise ValueError(f"tol must be at least 0, got {tol!r}")
     maxiter = _whole("maxiter", maxiter, 0)
     window = 0 if patience is None else _whole("patience", patience, 1)
+    if not isinstance(progress, (bool, np.bool_)):
+        raise TypeError(f"progress must be True or False, got {progress!r}")
     check_class(optimizer)
     for name, hint in _ELSEWHERE.items():
         if name in options:
@@ -302,6 +307,8 @@ def minimize(
         raise
     if not isinstance(opt, Optimizer):
         check_class(opt)
+    if opt.param_groups[0]["params"] is not x:
+        raise ValueError(f"optimizer={optimizer!r:.60} must make an optimizer of the array that it is given")
     shown = _reads_metric(opt)
     best_x, best_g, lowest, due = x.copy(), np.full_like(x, np.nan), math.inf, 0
     large = x.size > _LARGE
@@ -311,8 +318,10 @@ def minimize(
         for nit, batch in enumerate(draws):
             try:
                 f, g = evaluate(*batch)
-            except Exception:
+            except Exception as error:
                 if np.isfinite(x).all():
+                    if "read-only" in str(error):
+                        error.add_note("fun can only read x, which is the live array: write to x.copy()")
                     raise
                 f = math.nan  # fun does not take the NaN that a gradient has left in x
             value, over = f, False
@@ -355,10 +364,16 @@ def minimize(
                 bar.set_postfix_str(_state(mean if noisy else f, g, x, limits), refresh=False)
             if nit == maxiter:
                 break
-            if shown:
-                opt.step(g, mean if noisy else f)
-            else:
-                opt.step(g)
+            try:
+                if shown:
+                    opt.step(g, mean if noisy else f)
+                else:
+                    opt.step(g)
+            except ValueError as error:
+                if np.shares_memory(g, x):
+                    raise ValueError("the gradient shares memory with x, which the step writes: return a copy of it, "
+                                     "such as x.copy()") from error  # fmt: skip
+                raise
             if opt.skipped_steps and not forgiving:
                 status, detail = NOT_FINITE, [f"The gradient {_fault(g)} in iteration {nit}."]
                 break

@@ -4,11 +4,14 @@ SciPy is imported only for the class of the result.
 """
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator
+import numbers
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
 
+from ._native import Rows, core
 from ._run.options import check_bounds
 
 Array = np.ndarray[Any, Any]
@@ -20,11 +23,38 @@ FINITE_DIFFERENCES = (
 )
 
 
+def _read(name: str, given: Any) -> Array:
+    """What was given, as an array; what NumPy or a tensor says against it is said of `name`."""
+    try:
+        return np.asarray(given)
+    except Exception as error:
+        raise TypeError(f"{name} can't be read as an array, got {given!r:.60}: {error}") from error
+
+
+def _real(name: str, given: Any) -> Array:
+    """What was given, as an array of real numbers."""
+    found = _read(name, given)
+    if found.dtype.kind in "fiub":
+        return found
+    hint = ""
+    if found.dtype.kind == "c":
+        hint = "; a complex number is two: z.view('float64')"
+    elif isinstance(given, Rows):
+        hint = "; add the rows to an array of zeros: np.add.at(g, rows.indices, rows.values)"
+    elif hasattr(given, "toarray"):
+        hint = "; call its toarray()"
+    elif isinstance(given, Iterator):
+        hint = "; make it a list: list(...)"
+    elif isinstance(given, Mapping):
+        hint = "; adaptive_c.flatten makes one array of several"
+    kind = f"{core.an(type(given).__name__)} of dtype {found.dtype}"
+    what = kind if hint or found.ndim else f"{given!r:.60}"
+    raise TypeError(f"{name} must be real numbers, got {what}{hint}")
+
+
 def start(x0: Any) -> Array:
     """A copy of x0 that can be stepped: float32 if x0 is float32, else float64."""
-    given = np.asarray(x0)
-    if given.dtype.kind not in "fiub":
-        raise TypeError(f"x0 must be real numbers, got dtype {given.dtype}")
+    given = _real("x0", x0)
     x = np.array(given, dtype="float32" if given.dtype == "float32" else "float64", order="C")
     if not x.size:
         raise ValueError("x0 has no elements")
@@ -38,7 +68,7 @@ def box(bounds: Any, x: Array) -> tuple[Any, Any] | None:
     """(lo, hi) as the optimizer takes them, of SciPy's Bounds, its pairs, or two sides."""
     if bounds is None:
         return None
-    if hasattr(bounds, "lb") and hasattr(bounds, "ub"):
+    if hasattr(bounds, "lb") and not hasattr(bounds, "A") and not hasattr(bounds, "fun"):  # which constraints have
         sides = [bounds.lb, bounds.ub]
     else:
         sides = list(bounds) if isinstance(bounds, Iterable) else []
@@ -55,7 +85,7 @@ def box(bounds: Any, x: Array) -> tuple[Any, Any] | None:
                 f"or (lo, hi), each of them None, a number or an array of x0's shape {x.shape}; got {bounds!r}"
             )
     for i, name in enumerate(("lo", "hi")):
-        side = np.asarray(np.inf if sides[i] is None else sides[i])
+        side = _read(f"bounds: {name}", np.inf if sides[i] is None else sides[i])
         if side.dtype.kind not in "fiu":
             raise TypeError(f"bounds: {name} must be real numbers, got {sides[i]!r}")
         if side.shape != x.shape and side.size != 1:
@@ -87,20 +117,18 @@ def limits(sides: tuple[Any, Any] | None, x: Array) -> Limits:
 
 def _number(f: Any) -> float:
     """What fun returned, as a float."""
-    value = np.asarray(None if isinstance(f, tuple) else f)
+    value = _read("the value of fun", None if isinstance(f, tuple) else f)
     if value.size != 1 or value.dtype.kind not in "fiub":
         what = f"an array of shape {value.shape}" if isinstance(f, np.ndarray) else f"{f!r:.60}"
         hint = "; if that is (f, g), say jac=True" if isinstance(f, tuple) else ""
+        hint = "; return float(f)" if isinstance(f, (numbers.Real, Decimal)) else hint  # of other kinds than NumPy's
         raise TypeError(f"fun must return one real number, got {what}{hint}")
     return float(value.item())
 
 
 def _gradient(g: Any, x: Array) -> Array:
     """A gradient as the optimizer takes it; NumPy converts what is not of x's type or layout."""
-    found = np.asarray(g)
-    if found.dtype.kind not in "fiub":
-        hint = "; call its toarray()" if hasattr(g, "toarray") else ""
-        raise TypeError(f"the gradient must be real numbers, got {type(g).__name__} of dtype {found.dtype}{hint}")
+    found = _real("the gradient", g)
     if found.shape != x.shape and not found.size == x.size == 1:
         raise ValueError(f"the gradient must have the shape of x, {x.shape}, got {found.shape}")
     return np.asarray(found.reshape(x.shape), dtype=x.dtype, order="C")
@@ -136,8 +164,10 @@ def evaluator(fun: Any, jac: Any, args: tuple[Any, ...], x: Array) -> Callable[.
 
 def items(batches: Any) -> Iterator[tuple[Any]]:
     """The batches, over and over if they can be gone through again; an iterator ends."""
-    if not hasattr(batches, "__iter__") and not hasattr(batches, "__getitem__"):
-        raise TypeError(f"batches must be iterable, got {batches!r}")
+    kind = type(batches)
+    if not hasattr(kind, "__iter__") and not hasattr(kind, "__getitem__"):
+        hint = "; if it makes them, call it: batches=f()" if callable(batches) else ""
+        raise TypeError(f"batches must be iterable, got {batches!r}{hint}")
     n = 0
     while True:
         before = n
@@ -154,6 +184,8 @@ def reporter(callback: Any) -> Callable[[Array, float], Any] | None:
     """Call back as SciPy does: with a result, if that is the name of the only parameter, else with a copy of x."""
     if callback is None:
         return None
+    if not callable(callback):
+        raise TypeError(f"callback must be a function, got {callback!r:.60}")
     try:
         names = set(inspect.signature(callback).parameters)
     except (TypeError, ValueError):  # some functions in C have no signature

@@ -57,10 +57,15 @@ def scipy_method(optimizer: Callable[..., Optimizer] = Adam, **settings: Any) ->
     return partial(_method, optimizer, **settings)
 
 
-def _method(optimizer: Any, fun: Any, x0: Any, args: Any = (), *, jac: Any = None,
+def _method(optimizer: Any, /, fun: Any, x0: Any, args: Any = (), *, jac: Any = None,
             hess: Any = None, hessp: Any = None, bounds: Any = None, constraints: Any = (), callback: Any = None,
             disp: bool = False, **options: Any) -> Any:  # fmt: skip
-    from scipy.optimize import OptimizeWarning  # it is SciPy that calls
+    try:
+        from scipy.optimize import OptimizeWarning
+    except ImportError:  # it is not SciPy that calls
+        raise ImportError(
+            "scipy_method needs SciPy: pip install 'adaptive_c[scipy]', or call adaptive_c.minimize"
+        ) from None
 
     label = getattr(optimizer, "__name__", str(optimizer))
     for present, what in (
@@ -85,9 +90,9 @@ def _method(optimizer: Any, fun: Any, x0: Any, args: Any = (), *, jac: Any = Non
         bounds = [tuple(pair) if isinstance(pair, np.ndarray) else pair for pair in bounds]
 
     def copying(function: Any) -> Any:
-        return lambda x, *rest: function(x.copy(), *rest)
+        return (lambda x, *rest: function(x.copy(), *rest)) if callable(function) else function
 
-    result = minimize(copying(fun), x0, args, optimizer=optimizer, jac=copying(jac) if callable(jac) else jac,
+    result = minimize(copying(fun), x0, args, optimizer=optimizer, jac=copying(jac),
                       bounds=bounds, callback=callback,
                       **{name: value for name, value in options.items() if name in known})  # fmt: skip
     if disp:

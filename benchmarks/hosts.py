@@ -11,11 +11,14 @@ adamixture  its own kernel of Adam for the matrix P of n float64 elements, which
 thinc       its Adam with the defaults (clipping, averages, weight decay) for its example of MNIST, two hidden layers of
             one width; ours is one optimizer for all arrays
 pennylane   a step of gradient descent for two arrays of 12, which is given its learning rate, beside NumPy
+calls       how much longer a step of this library takes with ``lr=``, after ``max_grad_norm`` was assigned, and after
+            ``rebind`` of one array
 """
 
 import argparse
 import importlib.machinery
 import importlib.util
+import itertools
 import statistics
 import subprocess
 import sys
@@ -144,6 +147,51 @@ def pennylane_ours(n, threads):
     return lambda: opt.step(grads, lr=1e-9), lambda: params[0]
 
 
+# --- what a step is given or told -----------------------------------------------------------------------------------
+
+
+def plain(n, threads, **options):
+    w, g = np.ones(n), np.full(n, 0.1)
+    opt = ac.SGD(w, lr=1e-9, **options)
+    return opt, w, g
+
+
+def step_alone(n, threads, **options):
+    opt, w, g = plain(n, threads, **options)
+    return lambda: opt.step(g), lambda: w
+
+
+def clipped_alone(n, threads):
+    return step_alone(n, threads, max_grad_norm=1.0)
+
+
+def with_lr(n, threads):
+    opt, w, g = plain(n, threads)
+    return lambda: opt.step(g, lr=1e-9), lambda: w
+
+
+def with_max_grad_norm(n, threads):
+    opt, w, g = plain(n, threads, max_grad_norm=1.0)
+    limits = itertools.cycle((1.0, 1.5))
+
+    def step():
+        opt.max_grad_norm = next(limits)
+        opt.step(g)
+
+    return step, lambda: w
+
+
+def with_rebind(n, threads):
+    opt, w, g = plain(n, threads)
+    arrays = itertools.cycle((w.copy(), w))
+
+    def step():
+        opt.rebind(next(arrays))
+        opt.step(g)
+
+    return step, lambda: w
+
+
 # --- in turn --------------------------------------------------------------------------------------------------------
 
 CASES: dict[str, tuple[Callable, Callable, int, int]] = {  # theirs, ours, size, steps of a round
@@ -152,6 +200,9 @@ CASES: dict[str, tuple[Callable, Callable, int, int]] = {  # theirs, ours, size,
     "thinc-32": (thinc_theirs, thinc_ours, 32, 200),
     "thinc-1024": (thinc_theirs, thinc_ours, 1024, 10),
     "pennylane": (pennylane_theirs, pennylane_ours, 12, 5000),
+    "calls: lr=": (step_alone, with_lr, 12, 20_000),
+    "calls: max_grad_norm": (clipped_alone, with_max_grad_norm, 12, 20_000),
+    "calls: rebind": (step_alone, with_rebind, 12, 20_000),
 }
 CHECKED = 3  # steps, after which both must have the same parameters
 
@@ -203,11 +254,15 @@ def main() -> None:
                 took = float(pair[which].stdout.readline())
                 if i:  # the first one starts threads
                     seconds[which].append(took)
-        ratios = [a / b for a, b in zip(*seconds, strict=True)]
-        low, high = interval(ratios)
+        if case.startswith("calls"):
+            unit, found = " us more", [1e6 * (b - a) for a, b in zip(*seconds, strict=True)]
+        else:
+            unit, found = "x", [a / b for a, b in zip(*seconds, strict=True)]
+        low, high = interval(found)
+        theirs, ours = (1e6 * statistics.median(x) for x in seconds)
         print(
-            f"{case:16} host's {1e6 * statistics.median(seconds[0]):11,.2f} us, ours "
-            f"{1e6 * statistics.median(seconds[1]):11,.2f} us: {statistics.median(ratios):.2f}x [{low:.2f}, {high:.2f}]"
+            f"{case:20} host's {theirs:11,.2f} us, ours {ours:11,.2f} us: "
+            f"{statistics.median(found):.2f}{unit} [{low:.2f}, {high:.2f}]"
         )
         for process in pair:
             process.kill()

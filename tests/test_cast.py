@@ -1,12 +1,14 @@
 """cast=True: gradients of other formats and layouts, with the bits of np.ascontiguousarray(g.astype(dtype))."""
 
+import os
+
 import ml_dtypes
 import numpy as np
 import pytest
 from cases import IDS, PAIRS
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import assert_same, assert_same_bits, build, everything
+from support import assert_same, assert_same_bits, build, child, everything
 
 import adaptive_c as ac
 
@@ -148,6 +150,30 @@ def test_a_large_array_is_read_by_all_threads():
         w = np.zeros((1000, 300), "f4")
         ac.SGD(w, lr=1.0, cast=True, n_threads=n_threads, on_nonfinite="raise").step(x.T)
         assert_same_bits(w, -converted(x.T, "f4"))
+
+
+MEMORY = """
+import numpy as np, adaptive_c as ac
+
+def status(key):
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(key)) / 1024
+
+w, g = np.zeros((2048, 2048), "f4"), np.ones((2048, 2048)).T
+opt = ac.SGD(w, cast=True, max_grad_norm=1.0, n_threads=2)
+small = ac.SGD(np.zeros(1 << 15, "f4"), cast=True, max_grad_norm=1.0, n_threads=2)
+small.step(np.ones(1 << 15))  # threads are there
+opt.param_groups[0]["params"][...] = 1
+open("/proc/self/clear_refs", "w").write("5")
+before = status("VmRSS")
+opt.step(g)
+print(status("VmHWM") - before)
+"""
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="needs Linux's /proc")
+def test_it_takes_a_chunk_of_memory_for_each_thread():
+    """A gradient of 32 MiB in another format and order, which would be 16 MiB when converted."""
+    assert float(child(MEMORY)) < 1
 
 
 def test_numbers_for_arrays_of_one_element():

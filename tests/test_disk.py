@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import re
 
 import ml_dtypes
 import numpy as np
@@ -356,6 +357,38 @@ def test_memory_maps(tmp_path):
         memory.step([np.array(g), np.array(g)])
         disk.step([g, g.reshape(n)])
     assert_same(everything(memory), everything(disk))
+
+
+def resident(array):
+    """How many bytes of a memory map are in this process."""
+    address = array.__array_interface__["data"][0]
+    with open("/proc/self/smaps") as lines:
+        for line in lines:
+            if match := re.match(r"([0-9a-f]+)-([0-9a-f]+) ", line):
+                inside = int(match[1], 16) <= address < int(match[2], 16)
+            elif inside and line.startswith("Rss:"):
+                return int(line.split()[1]) << 10
+    raise AssertionError("there is no such map")
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/smaps"), reason="this system does not tell what is resident")
+def test_memory_maps_do_not_stay(tmp_path):
+    n = 3 << 20
+    p, q, g = (np.memmap(tmp_path / name, "f4", "w+", shape=(n,)) for name in "pqg")
+    params = [p, q[:12345], q[12345:]]
+
+    def assert_few(call, maps=(p, q)):
+        call()
+        assert sum(resident(x) for x in maps) < 5 << 20  # a slice of each may stay, and what lies around it
+        assert sum(resident(x) for x in maps) < sum(x.nbytes for x in maps) / 2
+
+    disk = ac.AdamW(params, state_path=tmp_path / "state", state_memory=8 << 20, max_grad_norm=1.0)
+    g[:] = 1
+    assert_few(lambda: disk.step([g, None, None]), (p, g))
+    p[:], q[:] = p + 0, 1  # all of them are in memory again
+    assert_few(lambda: disk.save(tmp_path / "saved"))
+    assert_few(lambda: disk.load(tmp_path / "saved"))
+    assert q[0] == q[-1] == 1
 
 
 def test_an_optimizer_that_is_dropped_lets_go(tmp_path):

@@ -1,5 +1,7 @@
 """Steps within backward have the bits of ordinary steps, and leave no gradient behind."""
 
+import copy
+
 import pytest
 
 torch = pytest.importorskip("torch", reason="the torch door needs torch")
@@ -162,10 +164,13 @@ def test_what_is_refused():
     handle = in_backward(opt)
     with pytest.raises(RuntimeError, match="steps in backward already"):
         in_backward(opt)
+    with pytest.raises(RuntimeError, match=r"another optimizer steps parameters of this one in backward; .*remove\(\)"):
+        in_backward(AdamW(net.parameters()))
     loss_of(net, 0).backward()
     with pytest.raises(ValueError, match="has had its step in this block") as raised:
         loss_of(net, 1).backward()
     assert "call the optimizer's step() after each backward" in raised.value.__notes__[0]
+    assert "with it, take ordinary steps" in raised.value.__notes__[0]
     net.zero_grad()  # of the gradient that was refused
     opt.step()
     for unscale in (False, True):
@@ -178,12 +183,37 @@ def test_what_is_refused():
         opt.step()
     handle.remove()
     handle.remove()
+    in_backward(AdamW(net.parameters())).remove()
     before = [p.detach().clone() for p in net.parameters()]
     loss_of(net, 3).backward()
     assert all(torch.equal(p, q) for p, q in zip(net.parameters(), before, strict=True))
     opt.step()
     assert opt.t == 4
     assert not all(torch.equal(p, q) for p, q in zip(net.parameters(), before, strict=True))
+
+
+def test_what_is_refused_until_the_step_has_ended():
+    net = model()
+    opt = AdamW(net.parameters(), ema_decay=0.5)
+    in_backward(opt)
+    for name, value in (("max_grad_norm", 1.0), ("on_nonfinite", "raise")):
+        with pytest.raises(ValueError, match=f"in_backward is refused with {name}={value!r}"):
+            setattr(opt, name, value)
+    loss_of(net, 0).backward()
+    for call in (
+        opt.state_dict,
+        lambda: opt.load_state_dict({}),
+        lambda: copy.deepcopy(opt),
+        lambda: opt.averaged_parameters().__enter__(),
+        opt.catch_up,
+        lambda: opt.add_param_group({"params": [torch.ones(2)]}),
+        lambda: setattr(opt, "seed", 1),
+    ):
+        with pytest.raises(RuntimeError, match=r"backward has begun a step; end it first: opt.step\(\)"):
+            call()
+    opt.step()
+    assert len(opt.state_dict()["state"]) == len(list(net.parameters()))
+    opt.seed, opt.on_nonfinite = 1, "ignore"
 
 
 def test_peak_memory_falls_by_nearly_the_gradients():

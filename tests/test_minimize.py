@@ -4,6 +4,7 @@ import math
 import re
 import tracemalloc
 import types
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -216,10 +217,11 @@ def test_x_is_live_and_can_only_be_read():
         x -= 3
         return bowl(x)
 
-    with pytest.raises(ValueError, match="read-only"):
+    with pytest.raises(ValueError, match="read-only") as raised:
         ac.minimize(writes, START, jac=True)
+    assert raised.value.__notes__ == ["fun can only read x, which is the live array: write to x.copy()"]
     result.x[:] = 0  # what is returned is the caller's
-    with pytest.raises(ValueError, match=r"grads shares memory with params; pass a copy"):
+    with pytest.raises(ValueError, match=r"shares memory with x, .*: return a copy of it, such as x.copy\(\)"):
         ac.minimize(lambda x: (x @ x / 2, x), START, jac=True)
 
 
@@ -271,10 +273,20 @@ REFUSED = {
     "two values": ({"fun": lambda x: (x * 2, x * 2)}, TypeError, r"got an array of shape \(2,\)"),
     "a complex value": ({"fun": lambda x: (1j, x * 2)}, TypeError, "one real number, got 1j"),
     "another shape": ({"fun": lambda x: (1.0, np.ones((2, 1)))}, ValueError, r"shape of x, \(2,\), got \(2, 1\)"),
-    "a complex gradient": ({"fun": lambda x: (1.0, 1j * x)}, TypeError, "must be real numbers, got ndarray of dtype complex"),
+    "a complex gradient": ({"fun": lambda x: (1.0, 1j * x)}, TypeError, r"got an ndarray of dtype complex128; .* z.view\('float64'\)"),
+    "no gradient at all": ({"fun": lambda x: (1.0, None)}, TypeError, "the gradient must be real numbers, got None"),
+    "a pair as the gradient": ({"fun": lambda x: 1.0, "jac": lambda x: (1.0, 2 * x)}, TypeError, r"the gradient can't be read as an array, got \(1.0, arr"),
+    "rows": ({"fun": lambda x: (1.0, ac.Rows(np.array([0]), np.ones((1, 1))))}, TypeError, "got a Rows .*; .*np.add.at"),
+    "a fraction": ({"fun": lambda x: (Fraction(1, 3), x * 2)}, TypeError, r"got Fraction\(1, 3\); return float\(f\)"),
     "no function": ({"fun": 3}, TypeError, "fun must be a function, got 3"),
-    "complex x0": ({"x0": [1j]}, TypeError, "x0 must be real numbers, got dtype complex128"),
-    "strings": ({"x0": ["a"]}, TypeError, "x0 must be real numbers"),
+    "complex x0": ({"x0": [1j]}, TypeError, "x0 must be real numbers, got a list of dtype complex128; a complex number is two"),
+    "strings": ({"x0": ["a"]}, TypeError, "x0 must be real numbers, got a list of dtype <U1"),
+    "no x0": ({"x0": None}, TypeError, "x0 must be real numbers, got None"),
+    "a dict": ({"x0": {"w": START}}, TypeError, "got a dict of dtype object; adaptive_c.flatten makes one array"),
+    "ragged lists": ({"x0": [[1.0], [2.0, 3.0]]}, TypeError, r"x0 can't be read as an array, got \[\[1.0\], \[2.0, 3.0\]\]: "),
+    "a generator": ({"x0": iter([1.0])}, TypeError, "got a list_iterator of dtype object; make it a list"),
+    "no callback": ({"callback": 5}, TypeError, "callback must be a function, got 5"),
+    "progress of a word": ({"progress": "no"}, TypeError, "progress must be True or False, got 'no'"),
     "no elements": ({"x0": []}, ValueError, "x0 has no elements"),
     "NaN": ({"x0": [[1.0], [np.nan]]}, ValueError, r"x0 is nan at index \(1, 0\); start from finite numbers"),
     "an infinity": ({"x0": -np.inf}, ValueError, r"x0 is -inf at index \(\)"),
@@ -297,8 +309,11 @@ REFUSED = {
     "two averages": ({"average": 0.9, "ema_decay": 0.9}, TypeError, "average=0.9 and ema_decay=0.9 are one thing; drop one"),
     "the best of noise": ({"average": "best", "batches": [1]}, ValueError, "needs patience"),
     "batches of a number": ({"batches": 3}, TypeError, "batches must be iterable, got 3"),
+    "a maker of batches": ({"batches": list}, TypeError, r"must be iterable, got .*; if it makes them, call it: batches=f\(\)"),
     "no batches": ({"batches": []}, ValueError, "batches has no items"),
     "an empty iterator": ({"batches": iter([])}, ValueError, "batches has no items"),
+    "a constraint as bounds": ({"bounds": types.SimpleNamespace(A=np.eye(2), lb=0, ub=1)}, ValueError, "bounds must be None, a Bounds"),
+    "a ragged side": ({"bounds": ([1, [2, 3]], None)}, TypeError, "bounds: lo can't be read as an array"),
     "one bound": ({"bounds": [1]}, ValueError, r"bounds must be None, a Bounds, 2 pairs .*; got \[1\]"),
     "a number as bounds": ({"bounds": 3}, ValueError, "bounds must be None, a Bounds, 2 pairs"),
     "three pairs": ({"bounds": [(0, 1)] * 3}, ValueError, "bounds must be None, a Bounds, 2 pairs"),
@@ -322,7 +337,7 @@ def test_what_is_refused(case):
 
 def test_a_sparse_gradient_is_refused_with_the_remedy():
     sparse = pytest.importorskip("scipy.sparse")
-    with pytest.raises(TypeError, match=r"got csr_array of dtype object; call its toarray\(\)"):
+    with pytest.raises(TypeError, match=r"got a csr_array of dtype object; call its toarray\(\)"):
         ac.minimize(lambda x: (1.0, sparse.csr_array([x])), START, jac=True)
 
 
@@ -487,8 +502,13 @@ def test_a_gradient_that_fun_does_not_fill_is_noticed():
         assert "The gradient is nan at index (0,) in iteration 0" in result.message
 
 
+def test_a_gradient_that_was_zeroed_is_not_said_to_be_large():
+    result = ac.minimize(lambda x: (1.0, x * np.nan), START, jac=True, zero_grad=True)
+    assert (result.status, result.message) == (3, "NaN result encountered. The gradient was not finite in iteration 0.")
+
+
 def test_an_unknown_argument_is_told_what_minimize_has():
     with pytest.raises(TypeError, match="Adam has no argument 'max_iter'") as raised:
         ac.minimize(lambda x: (0.0, x), [1.0], jac=True, max_iter=3)
     assert "maxiter, batches" in raised.value.__notes__[0]
-    assert raised.value.__notes__[0].endswith("; max_iter (do you mean maxiter?)")
+    assert raised.value.__notes__[0].endswith("; max_iter (did you mean maxiter?)")

@@ -7,7 +7,7 @@ import warnings
 
 import numpy as np
 import pytest
-from support import assert_same_bits
+from support import assert_same_bits, child
 
 import adaptive_c as ac
 
@@ -165,6 +165,8 @@ def test_x0_is_not_written_and_float32_stays():
     assert (result.x.dtype, result.jac.dtype, result.success) == ("f4", "f4", True)
     assert (x0 == START.astype("f4")).all()
     assert minimize(x0=3).x.shape == (1,)
+    with pytest.raises(TypeError, match="fun must be a function, got None"):
+        minimize(None, jac=value)
 
 
 @pytest.mark.parametrize("jac", [None, False, "2-point", "3-point", "cs", "out"])
@@ -220,6 +222,8 @@ def test_unknown_options_are_warned_about():
         result = minimize(options={"gtol": 1e-3, "maxls": 3, "ls": 3, "maxiter": 5})
     assert result.nit == 5
     assert caught[0].filename == __file__
+    with pytest.warns(optimize.OptimizeWarning, match=r"optimizer \(it is the first argument of scipy_method\)"):
+        minimize(options={"optimizer": ac.SGD, "maxiter": 1})
     for name in ("fun", "params", "options", "shared", "hess"):
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
@@ -260,7 +264,7 @@ def test_disp_prints_the_outcome(capsys):
 
 
 def test_a_method_is_made_of_what_exists():
-    for name, said in (("lrr", " .do you mean lr[?]."), ("max_iter", " .do you mean maxiter[?]."), ("xyz", ""),
+    for name, said in (("lrr", " .did you mean lr[?]."), ("max_iter", " .did you mean maxiter[?]."), ("xyz", ""),
                        ("gtol", " .it is tol here."), ("params", "")):  # fmt: skip
         with pytest.raises(TypeError, match=rf"scipy_method has no argument '{name}'{said}; it takes the options"):
             ac.scipy_method(ac.Adam, **{name: 1})
@@ -298,6 +302,8 @@ def test_a_function_may_make_the_optimizer():
     assert result.success
     with pytest.raises(TypeError, match="optimizer must be a class such as Adam, got 3"):
         ac.minimize(bowl, START, jac=True, optimizer=lambda x, **options: 3)
+    with pytest.raises(ValueError, match="must make an optimizer of the array that it is given"):
+        ac.minimize(bowl, START, jac=True, optimizer=lambda x, **options: ac.SGD(x.copy(), **options))
 
 
 def test_bounds_of_two_arrays_are_pairs_as_scipy_reads_them():
@@ -369,3 +375,16 @@ def test_dual_annealing():
     result = optimize.dual_annealing(rastrigin, bounds, args=(10,), minimizer_kwargs=local, maxiter=200, rng=0)
     assert calls
     np.testing.assert_allclose(result.x, 0, atol=1e-4)
+
+
+def test_a_missing_scipy_is_named():
+    """Where the method is called without SciPy's minimize."""
+    code = """
+import sys; sys.modules["scipy"] = None
+import adaptive_c as ac, numpy as np
+try:
+    ac.scipy_method(ac.Adam, lr=0.1)(lambda x: (x @ x, 2 * x), np.ones(2), jac=True)
+except ImportError as error:
+    print(error)
+"""
+    assert child(code) == "scipy_method needs SciPy: pip install 'adaptive_c[scipy]', or call adaptive_c.minimize\n"

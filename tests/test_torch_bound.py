@@ -1,6 +1,7 @@
 """What adaptive_c.torch is bound to, and what its users do to that: parameters, groups, state; and the whole step."""
 
 import copy
+import pickle
 
 import numpy as np
 import pytest
@@ -131,6 +132,28 @@ def test_state_is_live():
     assert {float(state["step"]) for state in pair.ours.state.values()} == {3.0}
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_nothing_is_copied(dtype):
+    """Parameters, gradients and state stay where they are, and ours are torch's memory in both directions."""
+    narrow = dtype.itemsize == 2
+    p = torch.nn.Parameter(torch.ones(300, dtype=dtype))
+    opt = door.AdamW([p], lr=0.5, zero_grad=True, rounding="stochastic" if narrow else None)
+    p.grad = torch.ones_like(p)
+    opt.step()
+    places = [x.data_ptr() for x in (p, p.grad, *(opt.state[p][name] for name in ("exp_avg", "exp_avg_sq")))]
+    assert not p.grad.any()  # the sweep has zeroed torch's own gradient
+    assert (p < 1).all()
+    with torch.no_grad():
+        p.grad.fill_(1)
+        p.fill_(4)
+        opt.state[p]["exp_avg"].zero_()
+        opt.state[p]["exp_avg_sq"].fill_(1e30)
+    opt.step()
+    assert (p > 3.9).all()  # only the decay of weights is left: what torch has written is in force
+    assert (opt.state[p]["exp_avg_sq"] > 1e29).all()
+    assert places == [x.data_ptr() for x in (p, p.grad, *(opt.state[p][x] for x in ("exp_avg", "exp_avg_sq")))]
+
+
 def test_state_tensors_that_are_replaced():
     """They are taken over, and views again after the step; keys of the user's own may come and go."""
     pair = Pair()
@@ -206,6 +229,19 @@ def test_clipping_averaging_and_zeroing():
         assert a[0].weight._version > version
         with pytest.raises(RuntimeError, match="averaged_parameters"):
             ours.step()
+        for call in (  # what would make, or go on from, parameters that are averages
+            lambda: copy.deepcopy(ours),
+            lambda: pickle.dumps(ours),
+            lambda: ours.load_state_dict(ours.state_dict()),
+        ):
+            with pytest.raises(RuntimeError, match="not inside averaged_parameters"):
+                call()
+        kept = a[0].weight.data
+        a[0].weight.data = kept.clone()  # which the next step would bind anew
+        backward(a, ours)
+        with pytest.raises(RuntimeError, match="not inside averaged_parameters"):
+            ours.step()
+        a[0].weight.data = kept
     same(a, weights, 0)
     with pytest.raises(ValueError, match="ema_decay"), door.AdamW(a.parameters()).averaged_parameters():
         pass

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support import child
 from test_torch import CASES, IDS
 
 import adaptive_c as ac
@@ -274,7 +275,10 @@ def test_torch_is_not_imported_by_the_rest():
     ({"uint16_as": "bfloat16"}, TypeError, "itself"),
     ({"keep_undo": True}, TypeError, "rollback"),
     ({"learning_rate": 0.1}, TypeError, "AdamW: .*learning_rate.*; it has params, lr, betas"),
-    ({"lr": ac.schedules.cosine(1e-3, 10)}, TypeError, "lr_scheduler"),
+    ({"lr": ac.schedules.cosine(1e-3, 10)}, TypeError, "lr can't follow a schedule .*lr_scheduler"),
+    ({"betas": (0.9, ac.schedules.linear(0.9, 10, end=0.99))}, TypeError, "betas can't follow a schedule"),
+    ({"ema_decay": lambda t: t / (t + 9)}, TypeError, "ema_decay can't follow a schedule"),
+    ({"max_grad_norm": lambda t: 1.0}, TypeError, "max_grad_norm can't follow a schedule"),
     ({"state_dtype": "int4"}, ValueError, "state_dtype must be"),
     ({"state_dtype": "uint8"}, ValueError, "float64"),
     ({"master": "float32"}, ValueError, "float16 and bfloat16"),
@@ -300,3 +304,35 @@ def test_refused_parameters():
         one(torch.ones(3).to_sparse())
     with pytest.raises(ValueError, match="gaps"):
         one(torch.ones(3, 1).expand(3, 4))
+
+
+def test_refused_parts_of_a_tensor():
+    """A DTensor, with the remedy that the message says."""
+    distributed = torch.distributed
+    if not distributed.is_available():
+        pytest.skip("this PyTorch has no torch.distributed")
+    from torch.distributed.tensor import DTensor
+
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        mesh = distributed.init_device_mesh("cpu", (1,))
+        p = torch.nn.Parameter(DTensor.from_local(torch.ones(3), mesh))
+        with pytest.raises(TypeError, match=r"DTensor, .*; step this process's part: torch.nn.Parameter") as raised:
+            door.AdamW([p])
+        mine = eval(str(raised.value).rpartition(": ")[2], {"torch": torch, "p": p.detach()})
+        assert door.AdamW([mine]).param_groups[0]["params"] == [mine]
+    finally:
+        distributed.destroy_process_group()
+
+
+def test_torchs_number_of_threads_caps_ours():
+    """Both use one OpenMP runtime, if torch was imported first."""
+    code = """
+import torch
+import adaptive_c.torch, adaptive_c
+torch.set_num_threads(1)
+print(adaptive_c.get_num_threads())
+adaptive_c.set_num_threads(2)
+print(adaptive_c.get_num_threads())
+"""
+    assert child(code, OMP_NUM_THREADS="2") == "1\n2\n"

@@ -230,6 +230,20 @@ def test_a_dict_that_does_not_fit_changes_nothing(change, match):
     assert_bits(p, q)
 
 
+@pytest.mark.parametrize("name", ["AdamW", "Adagrad", "Lion", "Yogi"])
+def test_the_state_of_a_rule_that_does_not_count(name):
+    p = parameters()
+    theirs = torch.optim.SGD(p, lr=0.1, momentum=0.9)
+    run(theirs, p, 1, 1)
+    opt = getattr(door, name)(p)
+    with pytest.raises(
+        ValueError, match=rf"has momentum_buffer and no 'step', .* of {name} have: is it of another class"
+    ):
+        opt.load_state_dict(theirs.state_dict())
+    run(opt, p, 1, 1)
+    assert opt.t == 1
+
+
 # --- torch's ---------------------------------------------------------------------------------------------------------------
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import inspect
+import re
 import sys
 import warnings
 
@@ -13,6 +14,7 @@ torch = pytest.importorskip("torch", minversion="2.13")
 from tensors import Pair, X, Y, backward, model, same  # noqa: E402
 from torch.optim import lr_scheduler, optimizer  # noqa: E402
 
+import adaptive_c as ac  # noqa: E402
 import adaptive_c.torch as door  # noqa: E402
 
 # --- step ------------------------------------------------------------------------------------------------------------------
@@ -214,6 +216,9 @@ def test_numbers_that_are_tensors():
     ("lr", -1.0, ValueError, "lr must be in"),
     ("lr", float("nan"), ValueError, "lr must be in"),
     ("betas", (0.9, 1.0), ValueError, "betas"),
+    ("betas", (0.9, lambda t: 0.99), TypeError, "betas can't follow a schedule"),
+    ("lr", ac.schedules.cosine(1e-3, 10), TypeError, "lr can't follow a schedule .*lr_scheduler"),
+    ("ema_decay", lambda t: 0.9, TypeError, "ema_decay can't follow a schedule"),
     ("decoupled_weight_decay", False, ValueError, "decoupled_weight_decay=False is no choice of AdamW"),
 ])  # fmt: skip
 def test_what_is_refused_in_a_group(name, value, error, match):
@@ -240,6 +245,25 @@ def test_state_that_an_option_brings_in_the_middle_of_a_run():
         for opt in (pair.ours, pair.theirs):
             opt.param_groups[0]["momentum"] = momentum
         pair.step(3)
+
+
+def test_state_that_an_option_needs_from_the_first_step_on():
+    """The message says what makes up for it."""
+    m = model()
+    opt = door.AdamW(m.parameters(), lr=0.01)
+    backward(m, opt)
+    opt.step()
+    before, group = copy.deepcopy(m), opt.param_groups[0]
+    group["amsgrad"] = True
+    with pytest.raises(ValueError, match="amsgrad needs the state 'max_exp_avg_sq'") as raised:
+        opt.step()
+    same(m, before, 0)
+    line = re.search("opt.state.*(?= for each p)", str(raised.value))[0]
+    for p in m.parameters():
+        exec(line, {"opt": opt, "p": p, "torch": torch})
+    opt.step()
+    assert opt.t == 2
+    assert all(torch.equal(x["max_exp_avg_sq"], x["exp_avg_sq"]) for x in opt.state.values())
 
 
 def test_options_of_the_whole():

@@ -161,6 +161,14 @@ for _ in range(4):
     backward(wrapped, opt, X[rank::2], Y[rank::2])
     opt.step()
 torch.save(m.state_dict(), sys.argv[3] + str(rank))
+door.in_backward(opt)  # would use the gradients before they are averaged
+backward(wrapped, opt)
+try:
+    opt.step()
+except ValueError as error:
+    assert "DistributedDataParallel" in error.__notes__[0]
+else:
+    raise AssertionError("steps of unaveraged gradients")
 dist.destroy_process_group()
 """
 

@@ -1,10 +1,13 @@
-"""Memory maps among the arrays of a step: what was swept over is let go, so that no more of them stays resident."""
+"""Memory maps among the arrays of a call: what was swept over is let go, so that no more of them stays resident."""
 
 import mmap
 from bisect import bisect_right
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
+
+_SLICE = 1 << 20  # elements
 
 
 class Maps:
@@ -35,6 +38,26 @@ class Maps:
             if high <= start + size:
                 first = (low - start) // mmap.PAGESIZE * mmap.PAGESIZE
                 map_.madvise(mmap.MADV_DONTNEED, first, high - start - first)
+
+
+class Slices:
+    """A flat array, slice by slice; each is let go when the next one is asked for."""
+
+    def __init__(self, array: Any) -> None:
+        self.size, self.itemsize = int(array.size), int(array.itemsize)
+        self._array, self._maps = array, Maps([array])
+
+    def __iter__(self) -> Iterator[Any]:
+        for first in range(0, self.size, _SLICE):
+            part = self._array[first : first + _SLICE]
+            yield part
+            address = part.__array_interface__["data"][0]
+            self._maps.let_go([(address, address + part.nbytes)])
+
+    def parts(self) -> list[Callable[[], Any]]:
+        """What reads one slice after the other, as bytes, for a checkpoint; the last one has none, and lets go."""
+        slices = iter(self)
+        return [lambda: next(slices, self._array[:0]).view(np.uint8)] * (-(-self.size // _SLICE) + 1)
 
 
 def _map_of(array: Any) -> mmap.mmap | None:

@@ -23,13 +23,18 @@ Place = tuple[int, int]  # an address and torch's count of the writes to a tenso
 FRESH = {"t": 0, "skipped_steps": 0, "grad_norm": float("nan")}
 
 
-def plain(value: Any) -> Any:
-    """An option as a run takes it: a number where torch may have a tensor of one, the name of a dtype."""
+def plain(name: str, value: Any) -> Any:
+    """An option as a run takes it: a number where torch may have a tensor of one, the name of a dtype; no schedule."""
+    if value is None or isinstance(value, (int, float, str)):
+        return value
     if isinstance(value, torch.Tensor) and value.numel() == 1:
         return value.item()
     if isinstance(value, torch.dtype):
         return str(value).removeprefix("torch.")
-    return tuple(map(plain, value)) if isinstance(value, (tuple, list)) else value
+    if callable(value):
+        raise TypeError(f"{name} can't follow a schedule of adaptive_c here, got {value!r}; give a number, and "
+                        "change it before a step, by hand or by one of torch.optim.lr_scheduler")  # fmt: skip
+    return tuple(plain(name, x) for x in value) if isinstance(value, (tuple, list)) else value
 
 
 def moves(value: Any) -> bool:
@@ -53,7 +58,7 @@ class Form:
         self.defaults = {
             "copy_to": None,
             "sum_to_one": False,
-            **{name: plain(value) for name, value in defaults.items()},
+            **{name: plain(name, value) for name, value in defaults.items()},
         }
         self.names = tuple(defaults)
         self.values = itemgetter(*self.names, *watched)
@@ -67,7 +72,7 @@ class Form:
             if group.get(name):
                 raise ValueError(f"{name}=True can't be had here: a step is no graph of torch's operations; drop it, "
                                  "or use torch.optim")  # fmt: skip
-        options = {name: plain(value) for name, value in zip(self.names, self.values(group), strict=False)}
+        options = {name: plain(name, value) for name, value in zip(self.names, self.values(group), strict=False)}
         bounds = options["bounds"]
         numbers = isinstance(bounds, tuple) and all(side is None or isinstance(side, (int, float)) for side in bounds)
         if bounds is not None and not numbers:
@@ -391,3 +396,26 @@ class Bound:
     def places(self) -> dict[Tensor, tuple[Part, int, int]]:
         """Of each tensor its part, the number of that, and its own number in it."""
         return {p: (part, i, j) for i, part in enumerate(self.parts) for j, p in enumerate(part.params)}
+
+
+class Live:
+    """What changes as an optimizer steps.  It is an object so that a wrapper which has the optimizer's class and passes
+    on the attributes that it lacks, as those of Lightning do, reads and changes the optimizer's own."""
+
+    def __init__(self, counted: dict[str, Any]) -> None:
+        self.counted = counted
+        self.bound: Bound | None = None
+        self.seen: dict[Tensor, Place] = {}  # by what was bound last
+        self.arriving: Any = None  # what steps in backward
+
+    def outside(self, name: str = "", value: Any = None) -> None:
+        """Refuse what can't be done while backward steps, and an option that is assigned and can't go with that."""
+        if self.arriving is not None:
+            self.arriving.check(name, value)
+
+    def free(self) -> None:
+        """Refuse what replaces or copies what is bound, while backward steps or averages are the parameters."""
+        self.outside()
+        if self.bound is not None:
+            with self.bound.run.guard:
+                pass

@@ -34,10 +34,11 @@ def in_backward(optimizer: Optimizer) -> "InBackward":
         For an optimizer of another kind.
     ValueError
         With max_grad_norm or on_nonfinite, which look at all gradients before the first step; from backward, if a
-        parameter gets a second gradient before ``opt.step()``, as several backward passes for one step give it.
+        parameter gets a second gradient before ``opt.step()``, as several backward passes for one step give it; from
+        the first ``opt.step()`` under DistributedDataParallel, which averages gradients after they were used here.
     RuntimeError
-        From ``scaler.step(opt)`` of a GradScaler, which learns of an overflow too late; if the optimizer steps in
-        backward already.
+        From ``scaler.step(opt)`` of a GradScaler, which learns of an overflow too late; if this optimizer, or another
+        one with the same parameters, steps in backward already.
 
     Notes
     -----
@@ -61,22 +62,33 @@ def in_backward(optimizer: Optimizer) -> "InBackward":
         raise TypeError(f"in_backward takes an optimizer of adaptive_c.torch, got {core.an(type(optimizer).__name__)}")
     if optimizer._live.arriving is not None:
         raise RuntimeError("this optimizer steps in backward already")
-    for name in ("max_grad_norm", "on_nonfinite"):
-        if getattr(optimizer, name) not in (None, "ignore"):
-            raise ValueError(f"in_backward is refused with {name}={getattr(optimizer, name)!r}, which looks at all "
-                             "gradients before the first parameter is stepped; drop one of them")  # fmt: skip
-    return InBackward(optimizer)
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+    if any(isinstance(getattr(hook, "__self__", None), InBackward) for p in params
+           for hook in (getattr(p, "_post_accumulate_grad_hooks", None) or {}).values()):  # fmt: skip
+        raise RuntimeError("another optimizer steps parameters of this one in backward; end that by remove() of its "
+                           "handle, or make the model anew")  # fmt: skip
+    for name in _NEED_ALL:
+        _check(name, getattr(optimizer, name))
+    return InBackward(optimizer, params)
+
+
+_NEED_ALL = ("max_grad_norm", "on_nonfinite")
+
+
+def _check(name: str, value: Any) -> None:
+    if name in _NEED_ALL and value not in (None, "ignore"):
+        raise ValueError(f"in_backward is refused with {name}={value!r}, which looks at all gradients before the first "
+                         "parameter is stepped; drop one of them")  # fmt: skip
 
 
 class InBackward:
     """An optimizer whose parameters are stepped as their gradients arrive; `in_backward` makes it."""
 
-    def __init__(self, optimizer: Optimizer) -> None:
+    def __init__(self, optimizer: Optimizer, params: list[Tensor]) -> None:
         self._optimizer = optimizer
         self._block = ExitStack()
         self._now: Any = None  # steps one array; None between two steps
         self._places: dict[Tensor, tuple[Part, int, int]] = {}
-        params = [p for group in optimizer.param_groups for p in group["params"]]
         self._hooks = [p.register_post_accumulate_grad_hook(self._arrived) for p in params if p.requires_grad]
         optimizer._live.arriving = self
 
@@ -88,6 +100,12 @@ class InBackward:
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()
+
+    def check(self, name: str = "", value: Any = None) -> None:
+        """Refuse what can't be done while backward has begun a step, and options that can't be assigned at all."""
+        if self._now is not None:
+            raise RuntimeError("backward has begun a step; end it first: opt.step()")
+        _check(name, value)
 
     def _begin(self) -> None:
         bound = self._optimizer._fitting()
@@ -114,7 +132,8 @@ class InBackward:
                 error.add_note(
                     "in_backward steps at each gradient: call the optimizer's step() after each backward, since the "
                     "gradients of several can't be summed.  To go on: opt.zero_grad(), which drops this gradient, then "
-                    "opt.step(), which ends the step"
+                    "opt.step(), which ends the step.  (DistributedDataParallel averages gradients after they are used "
+                    "here: with it, take ordinary steps)"
                 )
             raise
         p.grad = None

@@ -3,7 +3,7 @@
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 import torch
 
@@ -12,34 +12,26 @@ from .._checkpoint import torch as format_of_torch
 from .._docstrings import DocOfSetting, document
 from .._native import checked_threads
 from .._run.options import SETTINGS
+from .._settings import Setting
 from ..typing import NormOver, OnNonfinite
-from ._bound import FORMATS, FRESH, REFUSED, Bound, Form, Place
+from ._bound import FORMATS, FRESH, REFUSED, Bound, Form, Live, plain
 from ._signature import GROUP, SWITCHES, WHOLE, constructor, example, own_options
-from ._state import BESIDE, decoded
+from ._state import BESIDE, check_counts, decoded
 from ._tensors import Tensor
 
 Value = TypeVar("Value")
 _KEY = "adaptive_c"  # in a state_dict, beside torch's "state" and "param_groups"
 
 
-class _Setting(Generic[Value]):
+class _Setting(Setting[Value, Value]):
     # An option of the optimizer as a whole: checked when it is assigned.
 
     __doc__ = DocOfSetting()
 
-    def __set_name__(self, owner: type, name: str) -> None:
-        self._name = name
+    def _read(self, optimizer: Any) -> Any:
+        return optimizer._settings[self._name]
 
-    @overload
-    def __get__(self, optimizer: None, owner: type) -> Self: ...
-
-    @overload
-    def __get__(self, optimizer: object, owner: type) -> Value: ...
-
-    def __get__(self, optimizer: Any, owner: type) -> Any:
-        return self if optimizer is None else optimizer._settings[self._name]
-
-    def __set__(self, optimizer: "Optimizer", value: Value) -> None:
+    def __set__(self, optimizer: Any, value: Value) -> None:
         optimizer._set(self._name, value)
 
 
@@ -48,17 +40,6 @@ class _Whole:
 
     def __init__(self, value: Any) -> None:
         self.value = value
-
-
-class _Live:
-    """What changes as an optimizer steps.  It is an object so that a wrapper which has the optimizer's class and passes
-    on the attributes that it lacks, as those of Lightning do, reads and changes the optimizer's own."""
-
-    def __init__(self, counted: dict[str, Any]) -> None:
-        self.counted = counted
-        self.bound: Bound | None = None
-        self.seen: dict[Tensor, Place] = {}  # by what was bound last
-        self.arriving: Any = None  # what steps in backward
 
 
 class Optimizer(torch.optim.Optimizer):
@@ -94,7 +75,7 @@ class Optimizer(torch.optim.Optimizer):
     state: Any
     _rule: ClassVar[type[Plain]]
     _torch_names: ClassVar[tuple[str, ...]] = ()  # the arguments of torch's class of this rule
-    _live: _Live
+    _live: Live
 
     if TYPE_CHECKING:  # each class has a constructor of its own, with torch's arguments in torch's order
 
@@ -136,10 +117,8 @@ class Optimizer(torch.optim.Optimizer):
     def _construct(self, given: Mapping[str, Any]) -> None:
         """given: the arguments by name."""
         own = own_options(self._rule)
-        for name in (*own, "max_grad_norm"):
-            if callable(given[name]):
-                raise TypeError(f"{name} can't follow a schedule of adaptive_c here, got {given[name]!r}; give a "
-                                "number, and construct one of torch.optim.lr_scheduler over the optimizer")  # fmt: skip
+        for name in (*own, *GROUP, *WHOLE):
+            plain(name, given[name])  # before torch's constructor compares it with numbers
         self._settings = {name: given[name] for name in WHOLE}
         if self._torch_names:
             super().__init__(**{name: given[name] for name in self._torch_names})
@@ -154,7 +133,7 @@ class Optimizer(torch.optim.Optimizer):
                 self.state.pop(p, None)  # torch's Adagrad has made a sum for each element
         self._start()
         self._form.check(self.param_groups, 0)
-        self._live = _Live(dict(FRESH))
+        self._live = Live(dict(FRESH))
 
     def _start(self) -> None:
         rule = self._rule.rule._replace(label=self._rule.__name__)
@@ -184,6 +163,8 @@ class Optimizer(torch.optim.Optimizer):
         >>> [group["lr"] for group in opt.param_groups]
         [0.1, 0.01]
         """
+        if hasattr(self, "_live"):
+            self._live.outside()
         super().add_param_group(param_group)
         if hasattr(self, "_live"):  # otherwise the constructor calls, and checks all groups
             try:
@@ -290,6 +271,7 @@ class Optimizer(torch.optim.Optimizer):
             )
         if parameter is not None and not any(p is parameter for group in self.param_groups for p in group["params"]):
             raise ValueError("catch_up: that tensor is no parameter of this optimizer")
+        self._live.outside()
         bound = self._live.bound
         if bound is None:
             return
@@ -315,6 +297,7 @@ class Optimizer(torch.optim.Optimizer):
     def _unbind(self) -> None:
         live = self._live
         if live.bound is not None:
+            live.free()
             live.counted, live.seen, live.bound = live.bound.counted(), live.bound.seen(), None
 
     def _counts(self) -> dict[str, Any]:
@@ -391,11 +374,13 @@ class Optimizer(torch.optim.Optimizer):
         >>> opt.param_groups[0]["lr"]
         0.5
         """
+        self._live.free()
         counted = dict(FRESH)
 
         def keep(optimizer: Any, given: dict[str, Any]) -> dict[str, Any]:
             """The last hook before the load: torch would convert tensors to the parameters' dtype."""
             counted.update(given.get(_KEY, {}))
+            check_counts(self._form.rule, given["state"])
             return {**given, "state": {key: _Whole(value) for key, value in given["state"].items()}}
 
         live = self._live
@@ -414,6 +399,7 @@ class Optimizer(torch.optim.Optimizer):
             hook.remove()
 
     def __getstate__(self) -> dict[str, Any]:
+        self._live.free()
         self.catch_up()
         return {**super().__getstate__(), "_settings": self._settings, "_counted": self._counts()}
 
@@ -427,7 +413,7 @@ class Optimizer(torch.optim.Optimizer):
             for name, default in self.defaults.items():
                 group.setdefault(name, own.get(name, default))
         if not hasattr(self, "_live"):  # unpickled
-            self._live = _Live(self.__dict__.pop("_counted"))
+            self._live = Live(self.__dict__.pop("_counted"))
             self._start()
 
     # --- what the run knows -------------------------------------------------------------------------------------------
@@ -475,6 +461,7 @@ class Optimizer(torch.optim.Optimizer):
         """
         if all(group["ema_decay"] is None for group in self.param_groups):
             raise ValueError("there is no average: construct the optimizer with ema_decay")
+        self._live.outside()
         params = [p for group in self.param_groups for p in group["params"]]
         bound = self._fitting()
         with bound.writing(params), bound.plan.averages():
@@ -483,9 +470,8 @@ class Optimizer(torch.optim.Optimizer):
 
     def _set(self, name: str, value: Any) -> None:
         """Assign an option of the optimizer as a whole."""
-        if callable(value):
-            raise TypeError(f"{name} can't follow a schedule of adaptive_c here, got {value!r}; assign a number before "
-                            "each step")  # fmt: skip
+        plain(name, value)
+        self._live.outside(name, value)
         bound = self._live.bound
         if name == "n_threads":
             number = checked_threads(value)

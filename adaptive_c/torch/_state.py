@@ -30,6 +30,14 @@ def names_beside(rule: Rule) -> tuple[str, ...]:
     return () if rule.name == "sgd" else ("step", *rule.per_array)
 
 
+def check_counts(rule: Rule, states: Mapping[Any, Any]) -> None:
+    """Refuse the states of a rule that does not count, for one that does, before torch's class misses the count."""
+    for key, state in states.items() if names_beside(rule) else ():
+        if "step" not in state and any(isinstance(x, torch.Tensor) for x in state.values()):
+            raise ValueError(f"state_dict['state'][{key!r}] has {', '.join(map(str, state))} and no 'step', which all "
+                             f"of {rule.label} have: is it of another class?")  # fmt: skip
+
+
 def _row_shape(p: Tensor) -> tuple[int, ...]:
     """Of one number for each row of a parameter."""
     return (*p.shape[:1], *(1,) * (p.dim() - 1))
@@ -76,6 +84,11 @@ def to_restore(rule: Rule, store: Store, p: Tensor, given: Mapping[str, Any]) ->
     numbers = decoded(rule, p, given)
     found = {name: numbers[name] for name in names_beside(rule) if name in numbers}
     for name in store.state:
+        when = rule.state[name].when
+        if when and found and numbers.get(name) is None:
+            raise ValueError(f"{when} needs the state {name!r} from the first step on, and this tensor's has "
+                             f"{', '.join(map(str, given))}; choose {when} before it, or begin with zeros: "
+                             f"opt.state[p][{name!r}] = torch.zeros_like(p) for each p")  # fmt: skip
         if (x := numbers.get(name)) is not None and name in store.by_row:
             if not isinstance(x, torch.Tensor) or x.shape != _row_shape(p):
                 raise ValueError(
