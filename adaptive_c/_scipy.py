@@ -103,7 +103,7 @@ def _method(optimizer: Any, /, fun: Any, x0: Any, args: Any = (), *, jac: Any = 
 
 
 def _known(optimizer: Any) -> set[str]:
-    """The options: what `minimize` and the optimizer have, but for what SciPy hands over itself."""
+    """The options of `minimize` and of the optimizer, except those that SciPy passes itself."""
     ours, theirs = set(signature(_method).parameters), {"disp"}
     for function in (minimize, Optimizer, optimizer):
         theirs |= set(signature(function).parameters)

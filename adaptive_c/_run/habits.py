@@ -71,7 +71,7 @@ _NO_OPTION = {
 
 
 def meant(name: Any, known: Iterable[str]) -> str:
-    """A hint in brackets about a name that is none of those that are known; nothing if it is like none of them."""
+    """A hint in brackets about an unknown name; nothing if it resembles none of those that are known."""
     known = tuple(known)
     for table in (_OPTIONS, _ARGUMENTS):
         for option in table.get(name, ()) if isinstance(name, str) else ():
@@ -147,7 +147,7 @@ _ATTRIBUTES = {
 
 
 def place_of(name: str, options: Container[str], settings: Container[str], group: int = 0) -> str:
-    """Where an optimizer has the option that is called so, here or in another library; nothing if there is none."""
+    """Where an optimizer has the option of this name, here or in another library; nothing if there is none."""
     for option in (name, *_OPTIONS.get(name, ())):
         if option in options:
             return f"opt.param_groups[{group}][{option!r}]"

@@ -22,7 +22,7 @@ class Slot(NamedTuple):
     moment: bool = False
 
     def needed(self, options: Mapping[str, Any]) -> bool:
-        """With these options?  What a schedule moves may be 0 now and on later."""
+        """Whether it exists with these options.  An option that follows a schedule may be 0 now and larger later."""
         return not self.when or bool(options[self.when]) or follows(options[self.when])
 
 

@@ -104,7 +104,7 @@ class Store:
         return self.computed if name in ("ema", "sums") or name in self.by_row else "float32"
 
     def place(self, name: str) -> tuple[int, int]:
-        """Which number of all there are of an array comes first here, and how many there are in all processes."""
+        """The place of this process's first number of an array, and how many numbers there are in all processes."""
         if name in self.by_row:
             return 0, self._rows
         per = BLOCK if name.endswith("_scale") else 1

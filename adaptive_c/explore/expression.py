@@ -117,9 +117,9 @@ class Dual:
 def _dual(value: Any, slope: Any, *parts: Dual, pole: Any = False) -> Dual:
     """The result of an operation with these parts.  pole: where it has a pole if its value is infinite there.
 
-    A part that is too large for a float is infinite, and so is its slope, where both are in truth finite numbers.  If
-    the result is finite nevertheless, as ``1/(1 + exp(w1))`` is for large weights, it no longer changes with that part:
-    its slope is 0.  A pole has no slope, and what is computed from it has none that would be known here.
+    A part that is too large for a float becomes infinite, and so does its slope, although both are finite in truth.  If
+    the result is finite nevertheless, as ``1/(1 + exp(w1))`` is for large weights, it no longer changes with that part,
+    and its slope is 0.  A pole has no slope, and the slope of what is computed from a pole is not known.
     """
     if isinstance(slope, float) and slope - slope == 0.0:  # a finite number, as most are
         return Dual(value, slope)

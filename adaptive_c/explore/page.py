@@ -191,7 +191,7 @@ class Page:
     # --- what happens -------------------------------------------------------------------------------------------
 
     def _changed(self) -> None:
-        """Something has another value.  What comes before the page is drawn is drawn together with it."""
+        """A value has changed.  All changes that come before the page is drawn are drawn together."""
         if not (self.quiet or self.waiting):
             self.waiting = True
             self.later(self._refresh)
@@ -273,7 +273,7 @@ class Page:
         self.notes.text = "".join(f"<p style='margin: 0'>{html.escape(note)}</p>" for note in self._notes())
 
     def _draw_tab(self) -> None:
-        """Draw the tab that is looked at, if it is one of the others; a browser takes long to lay out what it hides."""
+        """Draw the tab that is shown, if it is not the first; a browser takes long to lay out what it hides."""
         match self.views.active:
             case 1:
                 self.first.show(self.traces)
@@ -304,8 +304,8 @@ class Page:
 def show(document: Document, arguments: Mapping[str, str], later: Later = lambda call: call()) -> Page:
     """Put a page into a document, in the state that a link's arguments describe.
 
-    `later` is given what is to be done after the changes that have already arrived: many of them, while a slider is
-    dragged, are drawn as one.
+    `later` is given a function to be called after the changes that have already arrived, so that the many changes
+    while a slider is dragged are drawn as one.
     """
     settings, complaint = FIRST, ""
     try:

@@ -26,10 +26,11 @@ PAUSE = 5  # milliseconds, in which the changes that have come during the last d
 
 
 class LocalTornado(BokehTornado):
-    """Bokeh's server, which answers nothing that another site may have sent or may get to read.
+    """Bokeh's server, which refuses what another site may have sent or could read.
 
-    Another site's page can send requests to this address, and by a name of its own that leads here it could even read
-    the answers.  The first is told by the Origin and by what browsers say of a request, the second by the Host.
+    A page of another site can send requests to this address.  If a name of that site leads here, the page could even
+    read the answers.  The header Origin, and what browsers say of a request, tell the first; the header Host tells the
+    second.
     """
 
     def __init__(self, applications: dict[str, Application], port: int) -> None:
@@ -52,7 +53,7 @@ class LocalTornado(BokehTornado):
         return cross and headers.get("Sec-Fetch-Dest") != "document"
 
     def _is_page(self, request: HTTPServerRequest) -> bool:
-        """Whether a websocket is one of a page that was served here; Bokeh has a traceback for any other."""
+        """Whether a websocket comes from a page that was served here; for any other, Bokeh would print a traceback."""
         try:
             protocol, token = (part.strip() for part in request.headers["Sec-WebSocket-Protocol"].split(","))
             current = time.time() < get_token_payload(token)["session_expiry"]

@@ -43,7 +43,7 @@ RATES = np.array([m * 10.0**k for k in range(-4, 1) for m in (1, 2, 5)])
 
 
 def best_rate(rule: str, steps: int) -> float:
-    """Of RATES the one with the least error at the end, among those whose error never exceeds that of the start."""
+    """The rate of RATES with the least error at the end, among those whose error never exceeds that of the start."""
     course = sweep(rule, np.array(ROSENBROCK.start), RATES, steps,
                    lambda w: np.ascontiguousarray(ROSENBROCK.gradient(w.T).T))  # fmt: skip
     with np.errstate(all="ignore"):

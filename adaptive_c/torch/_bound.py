@@ -182,7 +182,7 @@ class Part:
     # --- counts ------------------------------------------------------------------------------------------------------
 
     def read_steps(self) -> None:
-        """Take over counts that someone has written into a "step"."""
+        """Take over counts that were written into a "step"."""
         if self.steps._version != self.seen:
             np.copyto(self.store.counts["step"], self.shown, casting="unsafe")
             self.seen = self.steps._version
@@ -199,14 +199,14 @@ class Part:
                 self.take_written(j)
 
     def take_written(self, j: int) -> None:
-        """Where parameter j is not its master copy, rounded, somebody has written to it: the copy becomes that."""
+        """Where parameter j is not its master copy, rounded, it has been written to, and the copy takes its value."""
         p = self.params[j].detach()
         master = view(self.store.arrays["master"][self.ends[j] - p.numel() : self.ends[j]], p)
         master.copy_(torch.where(master.to(p.dtype) == p, master, p))
         self.versions[j] = self.params[j]._version
 
     def note(self) -> None:
-        """After a step: whatever is written to the parameters from now on, others write."""
+        """After a step: from now on, all writes to the parameters come from others."""
         self.versions = [p._version for p in self.params[: len(self.versions)]]
 
     # --- state as tensors --------------------------------------------------------------------------------------------
@@ -394,7 +394,7 @@ class Bound:
                 self.held = _held(self.state)
 
     def places(self) -> dict[Tensor, tuple[Part, int, int]]:
-        """Of each tensor its part, the number of that, and its own number in it."""
+        """For each tensor: its part, the number of that part, and the number of the tensor in it."""
         return {p: (part, i, j) for i, part in enumerate(self.parts) for j, p in enumerate(part.params)}
 
 
