@@ -583,16 +583,17 @@ def test_the_state_has_data_only_where_it_is_shown():
     first, second = page.state.parts[0][0], page.state.parts[1][0]
     state = [page.traces[i].state[name] for i, name in ((0, "square_avg"), (1, "exp_avg"))]
     assert np.stack([first.source.data["1"], first.source.data["2"]], axis=1).tobytes() == state[0].tobytes()
-    assert not len(second.source.data["t"])
+    assert len(second.source.data["t"]) == 1
+    assert np.isnan(second.source.data["1"]).all()  # but the legend has a sample, which needs a point
     for line in second.lines:  # a click on the legend
         line.visible = True
     assert second.source.data["t"].tolist() == list(range(31))
     assert np.stack([second.source.data["1"], second.source.data["2"]], axis=1).tobytes() == state[1].tobytes()
     for line in second.lines:
         line.visible = False
-    assert not len(second.source.data["t"])
+    assert np.isnan(second.source.data["1"]).tolist() == [True]
     page.lanes[0].rule.value = "none"
-    assert not len(first.source.data["t"])
+    assert np.isnan(first.source.data["1"]).tolist() == [True]
 
 
 def test_the_error_has_the_axis_of_its_scale():

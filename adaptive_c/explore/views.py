@@ -149,7 +149,7 @@ def framed(name: str, title: str | None = None, **more: Any) -> Any:
     """A figure with its name, which is that of the file too when its picture is saved."""
     f = figure(name=name, title=title, tools="pan,wheel_zoom,reset", **more)
     for axis in f.xaxis:
-        slim(axis, 22)
+        slim(axis, 26)
     for axis in f.yaxis:
         slim(axis, 56)
     f.add_tools(SaveTool(filename=f"adaptive-c {name}".replace(" ", "-")))
@@ -256,12 +256,15 @@ class Errors:
                 guide.visible = other is scale
 
 
+_NOTHING = {name: [math.nan] for name in ("t", "1", "2")}  # one point, without which a legend has no sample of a line
+
+
 class Part:
     """One part of the state of one lane: two lines, for w1 and w2, which have data only while they are shown."""
 
     def __init__(self, f: Any, course: Course, slot: int) -> None:
         self.course, self.slot = course, slot
-        self.source = ColumnDataSource({"t": [], "1": [], "2": []}, name=f"state {course.name}{slot}")
+        self.source = ColumnDataSource(_NOTHING, name=f"state {course.name}{slot}")
         colour = (course.colour, course.palette[-1], course.palette[0])[slot]
         self.lines = [f.line("t", k, source=self.source, color=colour, line_width=1.6, visible=False,
                              line_dash="solid" if k == "1" else "dotted") for k in ("1", "2")]  # fmt: skip
@@ -270,11 +273,11 @@ class Part:
 
     def fill(self) -> None:
         """Give the lines their data, or take it away."""
-        columns = [self.course.columns.get(f"state{self.slot}_{k}", np.empty(0)) for k in (1, 2)]
-        if not self.lines[0].visible:
-            columns = [column[:0] for column in columns]
-        if len(columns[0]) or len(self.source.data["t"]):
+        columns = [self.course.columns.get(f"state{self.slot}_{k}") for k in (1, 2)]
+        if self.lines[0].visible and columns[0] is not None:
             self.source.data = {"t": np.arange(len(columns[0])), "1": columns[0], "2": columns[1]}
+        elif len(self.source.data["t"]) > 1:
+            self.source.data = _NOTHING
 
 
 class State:
