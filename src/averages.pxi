@@ -75,7 +75,7 @@ cdef class Averages:
             guard.rest = AVERAGED
             try:
                 exchange(self.plan, True)
-                raise_late(self.plan)
+                raise_late_alone(self.plan)
             except BaseException:  # averages could not be read, or a signal came meanwhile
                 exchange(self.plan, False)
                 self.plan.saved, guard.rest = None, FREE

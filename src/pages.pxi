@@ -321,3 +321,10 @@ cdef inline int raise_late(Plan plan) except -1:
         late, plan.late = plan.late, None
         raise late
     return 0
+
+
+cdef inline int raise_late_alone(Plan plan) except -1:
+    """Raise what has waited, unless other processes wait for what this one does next: then `Plan.raise_late` does."""
+    if plan.combine is None:
+        raise_late(plan)
+    return 0

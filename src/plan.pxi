@@ -153,6 +153,10 @@ cdef class Plan:
     def conduct(self, call):
         """Make a call in a thread of its own, which no signal interrupts: what a handler raises comes at its end."""
         conduct(self, call, None)
+        raise_late_alone(self)
+
+    def raise_late(self):
+        """At the end of a call that several processes make together: raise what has waited for it."""
         raise_late(self)
 
     def end(self, str why):

@@ -403,39 +403,90 @@ def test_parameters_that_one_rank_can_not_put_back():
     pair.check()
 
 
-def test_ctrl_c_while_buckets_are_written():
-    """It waits for the step to end, on all ranks, and all go on."""
+@contextmanager
+def ctrl_c(name, times=1):
+    """While the last rank is in calls of the system of this name, it gets Ctrl-C so often; and it raises that."""
 
     def pressed(number, frame):
-        seen.release()
-        raise KeyboardInterrupt
+        if len(raised) < times:
+            raised.append(1)
+            seen.release()
+            raise KeyboardInterrupt
 
-    def pwritev(*args):
+    def instead(*args):
         with one:  # two signals at once would be one
-            if not sent:
-                sent.append(1)
+            for _ in range(0 if sent else times):
                 signal.pthread_kill(main_thread, signal.SIGINT)
-                assert seen.acquire(timeout=60)
+                while not seen.acquire(timeout=0.1):  # it came just before that thread began to wait
+                    signal.pthread_kill(main_thread, signal.SIGINT)
+            sent.append(1)
         return call(*args)
 
-    pair = disk_pair()
-    pair.step(grads_of(0))
-    call, sent, one = os.pwritev, [], threading.Lock()
+    call, sent, raised, one = getattr(os, name), [], [], threading.Lock()
     seen, main_thread = threading.Semaphore(0), threading.get_ident()
     old = signal.signal(signal.SIGINT, pressed)
     if RANK == LAST:
-        os.pwritev = pwritev
+        setattr(os, name, instead)
     interrupted = False
     try:
-        pair.ours.step(grads_of(1)[RANK])
+        yield
     except KeyboardInterrupt:
         interrupted = True
-    os.pwritev = call
-    signal.signal(signal.SIGINT, old)
+    finally:
+        setattr(os, name, call)
+        signal.signal(signal.SIGINT, old)
     assert interrupted == (RANK == LAST)
+
+
+def test_ctrl_c_while_buckets_are_written():
+    """It waits for the step to end, on all ranks, and all go on."""
+    pair = disk_pair()
+    pair.step(grads_of(0))
+    with ctrl_c("pwritev"):
+        pair.ours.step(grads_of(1)[RANK])
     pair.alone(grads_of(1))
     pair.check()
     pair.step(grads_of(2))
+    pair.check()
+
+
+def test_a_second_ctrl_c_while_buckets_are_written():
+    """It stops the step on all ranks, which can make it again."""
+    n = SIZE * 12 * 4096  # so that each rank has many buckets that are not begun yet
+    pair = disk_pair(start=numbers(0, n))
+    pair.step(grads_of(0, n))
+    with ctrl_c("pwritev", 3):  # when the third one is seen, the second one has been dealt with
+        if RANK == LAST:
+            pair.ours.step(grads_of(1, n)[RANK])
+        else:
+            raised = False
+            try:
+                pair.ours.step(grads_of(1, n)[RANK])
+            except RuntimeError as error:
+                raised = "a second Ctrl-C came" in str(error)
+            assert raised
+    pair.check()
+    pair.step(grads_of(1, n))
+    pair.check()
+
+
+def test_ctrl_c_while_buckets_are_loaded_or_averaged():
+    """It waits for the end of what the ranks do together."""
+    n = SIZE * 12 * 4096
+    pair, path = disk_pair(start=numbers(0, n), ema_decay=0.5), FOLDER / f"loaded-{SIZE}"
+    pair.step(grads_of(0, n))
+    pair.ours.save(path)
+    pair.step(grads_of(1, n))
+    with ctrl_c("pwritev"):
+        pair.ours.load(path)
+    pair.theirs.load(path)
+    pair.check("loaded")
+    inside = False
+    with ctrl_c("preadv"), pair.ours.averaged_parameters():
+        inside = True
+    assert inside == (RANK != LAST)
+    pair.check("after the averages")
+    pair.step(grads_of(2, n))
     pair.check()
 
 

@@ -442,6 +442,18 @@ def test_one_file_for_any_number_of_ranks():
     assert not list(FOLDER.glob(".*.tmp"))
 
 
+def test_a_path_of_any_bytes():
+    folder = FOLDER / os.fsdecode(b"\xff")
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError:  # macOS has no such names
+        return
+    pair = Pair(lr=0.1)
+    pair.ours.save(folder / "x.safetensors")
+    pair.ours.load(folder / "x.safetensors")
+    pair.check()
+
+
 def test_checkpoints_that_are_refused():
     pair, path = Pair(lr=0.1), FOLDER / f"refused-{SIZE}.safetensors"
     pair.step([cut(g) for g in numbers(1, SIZE, N)])

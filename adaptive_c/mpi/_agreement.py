@@ -17,12 +17,12 @@ def hashed(*parts: bytes) -> int:
 
 def texts(comm: Any, text: str) -> list[str]:
     """Every rank's text."""
-    raw = np.frombuffer(text.encode(), "uint8")
+    raw = np.frombuffer(text.encode(errors="surrogateescape"), "uint8")  # a path may have any bytes
     sizes = np.empty(comm.size, "int64")
     comm.Allgather(np.array([raw.size], "int64"), sizes)
     found = np.empty(sizes.sum(), "uint8")
     comm.Allgatherv([raw, MPI.BYTE], [found, sizes.tolist(), MPI.BYTE])
-    return [bytes(part).decode() for part in np.split(found, np.cumsum(sizes)[:-1])]
+    return [bytes(part).decode(errors="surrogateescape") for part in np.split(found, np.cumsum(sizes)[:-1])]
 
 
 def agree(comm: Any, call: str, error: Exception | None, *same: int) -> tuple[Exception | None, list[bool]]:

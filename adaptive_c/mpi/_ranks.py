@@ -130,8 +130,8 @@ class Ranks(Alone):
 
 
 def agreed(error: BaseException) -> bool:
-    """Do all ranks raise this?"""
-    return getattr(error, _AGREED, False)
+    """Do all ranks raise this?  A second Ctrl-C on this one is raised from what the others raise."""
+    return getattr(error, _AGREED, False) or (error.__cause__ is not None and agreed(error.__cause__))
 
 
 def _crc(group: Any) -> int:

@@ -329,6 +329,7 @@ class Sharded:
                     block.enter_context(self._opt.averaged_parameters())
                 self._exchange.step(None)
             try:
+                self._run.plan.raise_late()  # a Ctrl-C that came while averages were read
                 yield
             finally:
                 with self._ranks.collective():
@@ -430,6 +431,7 @@ class Sharded:
         with self._ranks.collective():
             _checkpoint.load(self._run, self._ranks, path, parameters)
             self._exchange.step(None)
+        self._run.plan.raise_late()
 
 
 def _stepped_by(optimizer: Any, ranks: Ranks) -> Any:

@@ -104,7 +104,7 @@ class Steps:
             if error is not None or (not usable and self._opt.on_nonfinite == "raise" and now.anything()):
                 self._ranks.agree("looked at the gradients", error)
             self._apply(now, usable, progress)
-        except Exception as refusal:
+        except BaseException as refusal:
             if given and agreed(refusal):
                 now.drop()
             raise
@@ -118,7 +118,7 @@ class Steps:
             return
         try:
             now.step_paged(progress)
-        except Exception as refusal:
+        except BaseException as refusal:
             if agreed(refusal) and not pages.ended:  # what each rank has put back, for all
                 self._exchange.step(None)
             raise
