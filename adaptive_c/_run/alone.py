@@ -9,6 +9,7 @@ class Alone:
 
     part = 0, 1  # which of how many processes it is
     shared = False
+    combine: Any = None  # completes a reduction by what the others have found
 
     def compare(self, run: Any, groups: Any, pages: Any) -> None:
         """All has been checked here, and nothing written: is it the same everywhere?"""

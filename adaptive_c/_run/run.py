@@ -66,6 +66,7 @@ class Run:
         self.plan = core.Plan(core.Guard(), check_followed_setting)
         self._uint16_as, self._pages = uint16_as, pages
         self._company = company or Alone()
+        self.plan.combine = self._company.combine
         self.on_disk = pages is not None
         self._checked: dict[str, Any] = {}  # the defaults, by the type that the rule computes in
 

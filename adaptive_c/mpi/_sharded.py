@@ -16,7 +16,7 @@ from ..typing import Params
 from . import _checkpoint
 from ._agreement import texts
 from ._exchange import Exchange
-from ._ranks import Ranks
+from ._ranks import Ranks, agreed
 from ._steps import Progress, Steps
 
 _BUCKET, _MESSAGE = 32 << 20, 256 << 10  # bytes: a bucket, but for many ranks at least so much from each
@@ -167,18 +167,23 @@ class Sharded:
                 if any(group.store.by_row for group in self._run.groups):
                     raise ValueError("second_moment='row' is refused: numbers of rows are not shared out; drop it, or "
                                      "use state_dtype='uint8'")  # fmt: skip
-        except Exception:
-            comm.Free()
+        except BaseException as error:
+            if agreed(error):
+                comm.Free()
             raise
         self._exchange = Exchange(self._run, comm, bucket_bytes)
         self._steps = Steps(self._opt, ranks, self._exchange, mean)
         plan = self._run.plan
-        plan.combine = ranks.combine
         if self._opt.n_threads is None and "OMP_NUM_THREADS" not in os.environ:
             self._opt.n_threads = _threads(comm)
         copies = any(group.options["copy_to"] is not None for group in self._run.groups)
         if copies or (plan.pages is not None and plan.pages.parameters):
             self._exchange.step(None)  # of its share each rank has written copies, or parameters from its folder
+        try:
+            plan.raise_late()
+        except BaseException:
+            self.close()
+            raise
 
     # --- steps -------------------------------------------------------------------------------------------------------
 
