@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from ._docstrings import FullSignature, document
 from ._native import checked_threads
+from ._run.alone import Alone
 from ._run.group import ParamGroup
 from ._run.habits import Habits, meant, place_of
 from ._run.options import SETTINGS, SHARED, flag, moves
@@ -64,7 +65,7 @@ class Optimizer(Habits, Stepping, Saving):
 
     __signature__ = FullSignature()
     rule: ClassVar[Rule]
-    _part: ClassVar[tuple[int, int]] = (0, 1)  # which of how many processes, that share the state, this is
+    _company: ClassVar[Alone] = Alone()  # the processes that share the state
 
     max_grad_norm = Setting[float | None, Schedulable | None]()
     norm_over = Setting[NormOver, NormOver]()
@@ -131,7 +132,7 @@ class Optimizer(Habits, Stepping, Saving):
             raise ValueError("params looks like one group dict; groups come in a list: [{'params': ...}]")
         keeps, threads = flag("keep_undo", keep_undo), checked_threads(n_threads)
         pages = self._pages_of(state_path, state_memory, state_parameters)
-        run = Run(self.rule._replace(label=type(self).__name__), defaults, uint16_as, self._part, pages)
+        run = Run(self.rule._replace(label=type(self).__name__), defaults, uint16_as, self._company, pages)
         run.plan.n_threads = threads
         run.start(params, settings, keeps)
         self._bind(run)
@@ -147,7 +148,7 @@ class Optimizer(Habits, Stepping, Saving):
             return None
         from ._disk.pages import Pages
 
-        return Pages(path, 1 << 30 if memory is None else memory, flag("state_parameters", parameters))
+        return Pages(path, 1 << 30 if memory is None else memory, flag("state_parameters", parameters), self._company)
 
     @property
     def bytes_written(self) -> int:

@@ -94,7 +94,8 @@ class Stepping:
             and progress is None
             and target is ...
         ):
-            self._step(grads)
+            step = self._step  # and an attribute of the instance is found faster than a method would be
+            step(grads)
             return
         targets = target is not ...
         if targets and grads is not ...:

@@ -452,6 +452,7 @@ cdef class BoundGroup:
                     whole = isinstance(value, tuple) or len(ranges) == 1  # otherwise it has to give a pair
                     follower.low, follower.high = ranges[part] if whole and ranges else (1, 0)
                     self.followers.append(follower)
+        self.group.followed = len(self.followers) > 0
 
     cdef int follow(self, long long t) except -1:
         """Have the schedules give the numbers of the step after t applied ones.  They may be anyone's Python."""

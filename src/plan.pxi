@@ -398,10 +398,10 @@ cdef class Plan:
         return 0
 
     cdef int follow(self, long long t) except -1:
-        cdef BoundGroup group
-        for group in self.groups:
-            if group.followers:
-                group.follow(t)
+        cdef Py_ssize_t i
+        for i in range(self.space.n_groups):
+            if self.space.groups[i].followed:
+                (<BoundGroup> self.groups[i]).follow(t)
         if self.norm_schedule is not None:
             self.max_grad_norm = scheduled_norm(self, t)
         return 0

@@ -27,13 +27,13 @@ cdef class Sharing:
     """``with plan.sharing(...) as now:`` the processes' gradients are summed and, if asked for, stepped.
 
     Entering checks all that can be refused and writes nothing.  Then the calls are, in this order: `gradients`, `add`
-    for each process and range, `summed`; and to step, `usable`, `step` for each range, `finish`.  The guard is held
-    until the block ends.
+    for each process and range, `summed`; and to step, `usable`, `step` for each range (or `step_paged`, where state is
+    not in memory), `finish`.  The guard is held until the block ends.
     """
     cdef Plan plan
     cdef object grads, observed, lr
     cdef bint stepping, applied
-    cdef double loss_scale, metric
+    cdef double loss_scale, metric, norm_before
     cdef Py_ssize_t work
     cdef list moved
 
@@ -46,6 +46,7 @@ cdef class Sharing:
         cdef BoundGroup bound
         cdef bint given = self.grads is not ...
         plan.guard.take(STEPPING, FREE if self.stepping else AVERAGED)
+        plan.told = False
         try:
             if self.stepping:
                 plan.follow(plan.counts.t)
@@ -64,6 +65,8 @@ cdef class Sharing:
                 acquire_sums(plan)
             for bound in plan.groups:
                 self.check(bound)
+            if plan.pages is not None:
+                refuse_cut_rows(plan)
             if self.stepping:
                 plan.form_steps()
         except BaseException:
@@ -150,7 +153,7 @@ cdef class Sharing:
         """
         cdef Plan plan = self.plan
         self.work = acquire_sums(plan)
-        self.applied = False
+        self.applied, self.norm_before = False, plan.counts.grad_norm
         if self.work >= 0:
             plan.form_keys()
             plan.form_steps()
@@ -172,16 +175,30 @@ cdef class Sharing:
         self.plan.run(STEP, last - first, first, last)
         finish_rows(self.plan, last - first, first, last)
 
+    def step_paged(self, progress):
+        """Step all positions of this process, whose state is brought bucket by bucket, and count the step: all of it,
+        or nothing."""
+        if self.work >= 0:
+            step_paged(self.plan, Visit(self.plan, STEP, self.work, self.as_a_whole(), self.applied, self.moved),
+                       self.norm_before, progress)
+
     def finish(self):
-        """Count the step."""
+        """Count the step, unless `step_paged` has done that, and drop the sums."""
         cdef Plan plan = self.plan
-        if self.applied:
-            plan.count(self.moved)
-        elif self.work >= 0:
-            plan.counts.skipped_steps += 1
-        if plan.dynamic and self.work >= 0:
-            rescale(&plan.counts, self.applied)
+        if plan.pages is None:
+            if self.applied:
+                plan.count(self.moved)
+            elif self.work >= 0:
+                plan.counts.skipped_steps += 1
+            if plan.dynamic and self.work >= 0:
+                rescale(&plan.counts, self.applied)
         plan.drop_sums()
+
+    def end(self, progress):
+        """After the block: report that all is done, unless that was, and raise what has waited for the end."""
+        if progress is not None and not self.plan.told:
+            progress(1, 1)
+        raise_late(self.plan)
 
     def drop(self):
         """Leave no sums behind."""

@@ -82,6 +82,7 @@ cdef struct Undo:            # a group as it was before the last step
 cdef struct Group:
     Rule rule
     Options options
+    bint followed            # some of them follow schedules
     bint squares             # the rule squares the gradient
     bint wide                # computed in float64
     Format format            # of the parameters

@@ -6,6 +6,7 @@ steps and parameters must be those of a run in memory: at least what the last on
 the end of some steps; half of what a call would write is written then.
 """
 
+import functools
 import os
 import random
 import shutil
@@ -35,12 +36,19 @@ CALLS = (
 LINE = struct.Struct("qI")  # t, checksum
 
 
+start, gradients = functools.cache(disk_steps.start), functools.cache(disk_steps.gradients)  # forks have them already
+
+
+def copies(arrays):
+    return [x.copy() for x in arrays]
+
+
 def expected(steps):
-    params = disk_steps.start()
+    params = copies(start())
     opt = ac.AdamW(params, n_threads=1, **disk_steps.OPTIONS)
     found = [disk_steps.checksum(params)]
     for t in range(steps):
-        opt.step(disk_steps.gradients(t))
+        opt.step(gradients(t))
         found.append(disk_steps.checksum(params))
     return found
 
@@ -67,15 +75,15 @@ def run(folder, steps, pipe, kill_at):
 
     for name in CALLS:
         setattr(os, name, watched(getattr(os, name)))
-    params = [np.zeros_like(x) for x in disk_steps.start()]
+    params = [np.zeros_like(x) for x in start()]
     if not os.path.exists(os.path.join(folder, "record")):
-        params = disk_steps.start()
+        params = copies(start())
     opt = disk_steps.construct(folder, params)
     while True:
         os.write(pipe, LINE.pack(opt.t, disk_steps.checksum(params)))
         if opt.t == steps:
             return
-        opt.step(disk_steps.gradients(opt.t))
+        opt.step(gradients(opt.t))
 
 
 def child(folder, steps, kill=None, kill_at=0):

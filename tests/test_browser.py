@@ -157,6 +157,29 @@ def test_a_slider_that_is_moved_changes_the_course(opened):
     page.wait(lambda: same(page, Settings(lanes=lanes, steps=29)))
 
 
+def test_figures_keep_their_places_whatever_their_axes_show(opened):
+    """Otherwise a slider that changes a label of an axis has the browser lay out the whole page anew."""
+    page = opened("?steps=100&A=RMSprop,lr=0.5")
+
+    def frames():
+        return page("""
+            const views = ["surface", "error", "state"].map(
+                name => Bokeh.index.find_one(Bokeh.documents[0].get_model_by_name(name)))
+            return [views[1].frame.y_scale.type,
+                    ...views.map(view => [view.bbox.top, view.frame.bbox.left, view.frame.bbox.width])]""")
+
+    scale, *before = frames()
+    assert scale == "LogScale"
+    assert len({(left, width) for _, left, width in before}) == 1
+    for formula, start, scale in (("1e-9*w1**2 + 1e-9*w2**2", -15, "LogScale"), ("-1e9*w1**2 - w2**2", -15, "LinearScale"),
+                                  ("w1**2 + w2**2", 3, "LogScale")):  # fmt: skip
+        page.write("formula", formula)
+        page.write("start w1", str(start))
+        s = Settings(formula, (start, 20), lanes=(Lane("RMSprop", {"lr": 0.5}), None, None))
+        page.wait(lambda s=s: same(page, s))
+        page.wait(lambda scale=scale: frames() == [scale, *before])
+
+
 def test_a_function_that_is_typed_is_drawn_and_a_bad_one_gets_a_message(opened):
     page = opened("?steps=30&A=Adam,lr=0.5")
     lanes = (Lane("Adam", {"lr": 0.5}), None, None)
@@ -210,7 +233,7 @@ def seen(page, legend, label):
 def test_entries_of_the_legends_switch_courses_and_states(opened):
     page = opened("?steps=30&A=RMSprop,lr=0.5&B=Adam,lr=0.5")
     before = page.settings
-    errors = """return Bokeh.documents[0].get_model_by_name("log error").renderers.map(x => x.visible)"""
+    errors = """return Bokeh.documents[0].get_model_by_name("error").renderers.map(x => x.visible)"""
     assert page(errors) == [True] * 3
     entry(page, "courses", "B: Adam").click()
     page.wait(lambda: seen(page, "courses", "B: Adam") == [False, False])

@@ -470,15 +470,21 @@ def test_a_wrong_link_shows_the_first_page_and_a_message():
     (lambda p: p.lanes[0].numbers["lr"], "value", "x"), (lambda p: p.steps, "value", 10**9),
     (lambda p: p.steps, "value", 3.5),
 ])  # fmt: skip
-def test_a_page_that_was_tampered_with_gets_a_message_too(widget, attribute, value):
-    page, _ = shown()
+def test_a_page_that_was_tampered_with_gets_a_message_too(widget, attribute, value, one_page):
+    page = one_page
+    before, found = page.settings, widget(page)
+    options, right = page.lanes[0].rule.options, found.value
     if attribute == "options":
         page.lanes[0].rule.options = value
-        attribute, value = "value", value[0]
-    setattr(widget(page), attribute, value)
+        value = value[0]
+    assert not page.notes.text
+    found.value = value
     assert page.notes.text
+    assert page.settings == before
+    found.value, page.lanes[0].rule.options = right, options
+    assert not page.notes.text
     assert page.settings.lanes[0].rule == "RMSprop"
-    assert page.settings.steps == 100
+    assert page.settings.steps == before.steps
 
 
 def test_what_diverges_or_has_no_value_is_drawn_as_far_as_it_goes():
@@ -491,8 +497,9 @@ def test_what_diverges_or_has_no_value_is_drawn_as_far_as_it_goes():
     assert np.isfinite(path(page)[: min(lost, 5)]).all()
     error = column(page, 0, "error")
     assert np.isnan(error[-1])
-    for f in page.errors.figures.values():
-        assert math.isfinite(f.y_range.start) < math.isfinite(f.y_range.end) + 1
+    axis = page.errors.figure.y_range
+    assert math.isfinite(axis.start)
+    assert math.isfinite(axis.end)
     filled = page.surface.contours.fill_renderer.data_source.data["xs"]
     assert any(len(part) for part in filled)  # where w1 >= 0
     page.formula.value = "log(-1-w1**2)"  # no value anywhere
@@ -504,14 +511,15 @@ def test_what_diverges_or_has_no_value_is_drawn_as_far_as_it_goes():
     assert page.settings.formula == "5"
 
 
-@pytest.mark.parametrize("f", ["log(w1)", "0/0", "sqrt(w1)", "exp(exp(w1**2))"])
-def test_a_start_without_a_value_or_a_gradient_is_named(f):
-    page, _ = shown(f"f={f}&start={9 if 'exp' in f else 0},2.5&A=SGD,lr=0.1&B=Adam")
-    place = "(9, 2.5)" if "exp" in f else "(0, 2.5)"
-    assert f"At the start {place} the function or its gradient is no finite number" in page.notes.text
-    assert "diverges" not in page.notes.text
-    page.formula.value = "w1**2"
-    assert not page.notes.text
+def test_a_start_without_a_value_or_a_gradient_is_named():
+    page, _ = shown("f=0/0&start=0,2.5&A=SGD,lr=0.1&B=Adam")
+    for f in ("0/0", "log(w1)", "sqrt(w1)", "exp(exp(w1**2))"):
+        page.start[0].value, page.formula.value = 9.0 if "exp" in f else 0.0, f
+        place = "(9, 2.5)" if "exp" in f else "(0, 2.5)"
+        assert f"At the start {place} the function or its gradient is no finite number" in page.notes.text, f
+        assert "diverges" not in page.notes.text
+        page.formula.value = "w1**2"
+        assert not page.notes.text
 
 
 def test_a_flat_bottom_is_part_of_the_surface():
@@ -540,11 +548,41 @@ def test_one_part_of_the_state_is_shown_to_begin_with_whoever_has_one():
     assert visible(page) == []
 
 
+def test_the_state_has_data_only_where_it_is_shown():
+    page, _ = shown("steps=30&A=RMSprop,lr=0.5&B=Adam,lr=0.5")
+    first, second = page.state.parts[0][0], page.state.parts[1][0]
+    state = [page.traces[i].state[name] for i, name in ((0, "square_avg"), (1, "exp_avg"))]
+    assert np.stack([first.source.data["1"], first.source.data["2"]], axis=1).tobytes() == state[0].tobytes()
+    assert not len(second.source.data["t"])
+    for line in second.lines:  # a click on the legend
+        line.visible = True
+    assert second.source.data["t"].tolist() == list(range(31))
+    assert np.stack([second.source.data["1"], second.source.data["2"]], axis=1).tobytes() == state[1].tobytes()
+    for line in second.lines:
+        line.visible = False
+    assert not len(second.source.data["t"])
+    page.lanes[0].rule.value = "none"
+    assert not len(first.source.data["t"])
+
+
+def test_the_error_has_the_axis_of_its_scale():
+    from bokeh.models import LinearAxis, LogAxis, LogScale
+
+    page, _ = shown("f=w1**2%2Bw2**2&start=2,2&window=-3,3,-3,3&A=SGD,lr=0.1")
+    for formula, log in (("w1**2 + w2**2", True), ("w1**2 - w2**2", False), ("w1**2 + w2**2 + 1", True)):
+        page.formula.value = formula
+        figure = page.errors.figure
+        assert isinstance(figure.y_scale, LogScale) == log
+        assert [type(axis) for axis in figure.left if axis.visible] == [LogAxis if log else LinearAxis]
+        assert [type(grid.axis) for grid in figure.ygrid if grid.visible] == [LogAxis if log else LinearAxis]
+
+
 def test_a_slider_costs_one_run_and_one_patch_of_data_and_never_the_surface(monkeypatch):
     """However fast the machine is: what is done for one movement is bounded."""
     page, document = shown(THREE)
-    events, steps, grids = [], [], []
+    events, steps, grids, sent = [], [], [], []
     document.on_change(lambda event: events.append(getattr(getattr(event, "model", None), "name", None)))
+    document.on_change(lambda event: sent.extend(getattr(event, "cols", None) or []))
     for rule in ("RMSprop", "SGD", "Adam"):
         cls = getattr(optimizers, rule)
         real = cls.step
@@ -559,6 +597,9 @@ def test_a_slider_costs_one_run_and_one_patch_of_data_and_never_the_surface(monk
     assert len(steps) == 500
     assert events.count("courses of all") == 1
     assert len(events) < 10
+    assert sent
+    assert {name[0] for name in sent} == {"A"}  # the other courses are not sent again
+    assert "first courses" not in events  # its tab is hidden
     events.clear(), steps.clear()
     page.steps.value = 400
     assert len(steps) == 3 * 400

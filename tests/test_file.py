@@ -4,7 +4,6 @@ import functools
 import io
 import json
 import os
-import signal
 import stat
 import struct
 import subprocess
@@ -16,8 +15,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from support import assert_same, assert_same_bits, everything, flat, make
-from test_interrupts import at
+from support import assert_same, assert_same_bits, child, everything, flat, make
 
 import adaptive_c as ac
 from adaptive_c._checkpoint import file
@@ -586,44 +584,12 @@ def test_where_no_memory_is_left(tmp_path):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
-def test_a_killed_writer_leaves_the_old_or_the_new_checkpoint(tmp_path, monkeypatch):
-    """Writers that are killed at one place of a save after the other; the next goes on from the file."""
-    path, n = tmp_path / "a", 5000
-    grad = np.full(n, -1.0)
-    monkeypatch.setattr(file, "_PIECE", 1 << 12)  # many pieces
-    monkeypatch.setattr(file, "_start", lambda f, *args: False)  # so that every save has the same places
-
-    def fresh():
-        p = np.zeros(n)
-        return p, ac.SGD(p, lr=1.0, momentum=1.0, n_threads=1)
-
-    p, opt = fresh()
-    opt.save(path)
-    status = signal.SIGKILL
-    last = leftovers = place = 0
-    while status == signal.SIGKILL:
-        p, opt = fresh()
-        opt.load(path)
-        # the buffer after step t is -t, so p is 1 + 2 + ... + t: a mixture of two steps would show
-        assert opt.t in (last, last + 1)
-        assert (p == opt.t * (opt.t + 1) / 2).all()
-        if opt.t:
-            assert (opt.state["momentum_buffer"] == -opt.t).all()
-        last = opt.t
-        place += 2
-        pid = os.fork()
-        if pid == 0:
-            try:
-                opt.step(grad)
-                at(place, lambda: opt.save(path), lambda: os.kill(os.getpid(), signal.SIGKILL))  # noqa: B023
-            finally:
-                os._exit(0)
-        status = os.waitpid(pid, 0)[1]
-        leftovers += len(os.listdir(tmp_path)) - 1
-    assert status == 0  # it had no such place, and came to its end
-    assert leftovers > 20  # killed while a file was being written
-    assert last > 0  # and others had been finished
-    opt.save(path)
+def test_a_killed_writer_leaves_the_old_or_the_new_checkpoint(tmp_path):
+    """In a process of its own: each writer is a fork, and a copy of this process would be a copy of all that is tested."""
+    child(
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        f"import file_kills; file_kills.main({str(tmp_path)!r})"
+    )
     assert os.listdir(tmp_path) == ["a"]
 
 

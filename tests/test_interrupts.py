@@ -7,6 +7,7 @@ of these places, for every n, with no signal, no thread and no clock.
 
 import copy
 import gc
+import operator
 import os
 import sys
 import threading
@@ -56,6 +57,7 @@ def descriptors():
 def test_save(beside, tmp_path, monkeypatch, dropped):
     """The file is whole, the old one or the new, and one temporary file is left at most, which the next save removes."""
     monkeypatch.setattr(file, "_PIECE", 1 << 9)  # many pieces
+    monkeypatch.setattr(os, "fsync", operator.index)  # a place as before, without the wait for a disk
     if not beside:  # without a second thread nothing goes on when the save has ended
         monkeypatch.setattr(file, "_start", lambda f, *args: False)
     path, other = tmp_path / "a", make(seed=1)

@@ -47,15 +47,20 @@ class FEnv(ctypes.Structure):
     _fields_ = (("x87", ctypes.c_uint8 * 28), ("mxcsr", ctypes.c_uint32))
 
 
+@functools.cache
+def of_libm():
+    return ctypes.CDLL("libm.so.6")
+
+
 def current():
     """What this thread's mode differs in from the default one."""
     env = FEnv()
-    ctypes.CDLL("libm.so.6").fegetenv(ctypes.byref(env))
+    of_libm().fegetenv(ctypes.byref(env))
     return env.mxcsr & WORDS
 
 
 def change(word):
-    libm, env = ctypes.CDLL("libm.so.6"), FEnv()
+    libm, env = of_libm(), FEnv()
     libm.fesetround((word & TO_ZERO) >> 3)  # FE_DOWNWARD 0x400, FE_UPWARD 0x800, FE_TOWARDZERO 0xc00
     libm.fegetenv(ctypes.byref(env))
     env.mxcsr = env.mxcsr & ~WORDS | word

@@ -1,5 +1,7 @@
 """The norm that clips: assigned at each step, over all gradients, each group or each array, and on a schedule."""
 
+import functools
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -82,21 +84,17 @@ def test_what_is_assigned_while_another_setting_is_checked_is_kept():
 # --- over what ---------------------------------------------------------------------------------------------------------
 
 
+def last(x, axis=0):
+    """The sum in the order of the elements, one after the other."""
+    return np.add.accumulate(x, axis=axis).take(-1, axis=axis)
+
+
 def squares(grads):
     """As docs/whole_step.md says: 16 lanes of each chunk, then chunks, in double, in the order of the elements."""
     g = np.concatenate([np.zeros(0), *(np.asarray(x, "float64").ravel() for x in grads)])
-    total = 0.0
-    for start in range(0, g.size, CHUNK):
-        chunk = np.zeros(CHUNK)
-        chunk[: len(g[start : start + CHUNK])] = g[start : start + CHUNK] ** 2
-        lanes = np.zeros(16)
-        for row in chunk.reshape(-1, 16):
-            lanes += row
-        part = 0.0
-        for lane in lanes:
-            part += lane
-        total += part
-    return total
+    chunks = np.zeros((-(-g.size // CHUNK), CHUNK // 16, 16))
+    chunks.reshape(-1)[: g.size] = g**2
+    return last(last(last(chunks, axis=1), axis=1)) if g.size else 0.0
 
 
 def norm(*groups):
@@ -121,8 +119,12 @@ def clipped(grads, most, over, divisor=1.0, shapes=None):
         [np.zeros(s) if x is None else x for x, s in zip(*both, strict=True)]
         for both in zip(grads, shapes or SHAPES, strict=True)
     ]
-    every = factor(*there)
-    ks = [[{"all": every, "group": factor(group), "array": factor([x])}[over] for x in group] for group in there]
+    factors = {
+        "all": lambda: [[factor(*there)] * len(group) for group in there],
+        "group": lambda: [[factor(group)] * len(group) for group in there],
+        "array": lambda: [[factor([x]) for x in group] for group in there],
+    }
+    ks = factors[over]()
     return [[times(x, k) for x, k in zip(*both, strict=True)] for both in zip(grads, ks, strict=True)]
 
 
@@ -148,19 +150,26 @@ def arrays(opt):
     return [x for group in opt.param_groups for x in group["params"]]
 
 
+@functools.cache
+def steps(over):
+    """The gradients of some steps, what is left of them after clipping, and their norms: the same for every rule."""
+    rng, found = np.random.default_rng(0), []
+    for t in range(4):
+        grads = draw(rng, "float32", t)
+        whole = norm([x for group in grads for x in group if x is not None]) / 2
+        found.append((grads, clipped(grads, 0.7, over, 2.0), whole))
+    return found
+
+
 @OVER
 @pytest.mark.parametrize(("name", "options"), PAIRS, ids=IDS)
 def test_the_bits_are_those_of_gradients_that_were_clipped_before(name, options, over):
-    rng = np.random.default_rng(0)
     opt = build(name, groups(), options, max_grad_norm=0.7, norm_over=over, n_threads=3, loss_scale=2.0)
     twin = build(name, groups(), options)
-    for t in range(4):
-        grads = draw(rng, "float32", t)
+    for t, (grads, used, whole) in enumerate(steps(over)):
         opt.step(grads)
-        twin.step(clipped(grads, 0.7, over, 2.0))
-        assert opt.grad_norm == pytest.approx(
-            norm([x for group in grads for x in group if x is not None]) / 2, rel=1e-12
-        )
+        twin.step(used)
+        assert opt.grad_norm == pytest.approx(whole, rel=1e-12)
         assert_same(arrays(opt), arrays(twin), f"t {t}")
     assert_same(opt.state_dict()["groups"][1]["arrays"], twin.state_dict()["groups"][1]["arrays"])
 

@@ -6,7 +6,7 @@ it, the caller gives again: see docs/checkpoints.md.
 """
 
 import math
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -98,8 +98,8 @@ def _group(group: ParamGroup) -> dict[str, Any]:
     }
 
 
-def _describe(run: Run) -> dict[str, Any]:
-    """A run without its arrays."""
+def describe(run: Run, groups: Sequence[ParamGroup]) -> dict[str, Any]:
+    """A run without its arrays.  groups: its own, or those that are to be."""
     plan = run.plan
     return {
         "format": "adaptive_c",
@@ -112,7 +112,7 @@ def _describe(run: Run) -> dict[str, Any]:
         "scaler": {"scale": plan.loss_scale, "growth_tracker": plan.growth_tracker} if plan.dynamic else None,
         "settings": {name: x for name, x in plan.settings.items() if not moves(x)},
         "schedules": {name: schedules.plain(x) for name, x in plan.settings.items() if moves(x)},
-        "groups": [_group(group) for group in run.groups],
+        "groups": [_group(group) for group in groups],
     }
 
 
@@ -124,7 +124,7 @@ def state_dict(run: Run) -> dict[str, Any]:
 def held(run: Run) -> dict[str, Any]:
     """All of a run but the parameters, while the caller holds the guard."""
     run.plan.settle()
-    found, pending = _describe(run), run.plan.pending
+    found, pending = describe(run, run.groups), run.plan.pending
     for group, about in zip(run.groups, found["groups"], strict=True):
         arrays = {name: group.store.array(name) for name in _live(group, False, pending)}
         about["arrays"] = {**arrays, **_counts(group, pending)}
@@ -147,7 +147,7 @@ def contents(run: Run, parameters: bool) -> tuple[dict[str, Any], dict[str, Entr
 
 def counted(run: Run, pending: int) -> tuple[dict[str, Any], dict[str, Entry]]:
     """A run without its arrays, and the counts of these.  pending: how many calls of accumulate are to be in it."""
-    about = {**_describe(run), "pending": pending}
+    about = {**describe(run, run.groups), "pending": pending}
     counts: dict[str, list[Array]] = {}  # of all groups, one after the other
     for i, group in enumerate(run.groups):
         if (names := about["groups"][i]["names"]) is not None:
@@ -181,15 +181,15 @@ def load_state_dict(run: Run, d: Any) -> None:
                 raise TypeError(f"state_dict['groups'][{i}]['arrays'][{name!r}] must be a flat NumPy array, as "
                                 f"state_dict() gives it; got {type(array).__name__}")  # fmt: skip
     with run.guard:
-        _complete(run, _prepare(run, d, "state_dict", parameters=False))
+        complete(run, _prepare(run, d, "state_dict", parameters=False))
 
 
 def load(run: Run, path: Any, parameters: bool) -> None:
     with run.guard, file.reading(path) as (head, arrays):
-        _complete(run, prepare(run, head, arrays, str(path), parameters))
+        complete(run, prepare(run, head, arrays, str(path), parameters))
 
 
-def _complete(run: Run, write: Callable[[], None]) -> None:
+def complete(run: Run, write: Callable[[], None]) -> None:
     """Make the writes of a load."""
     if run.plan.pages is None:
         write()

@@ -76,10 +76,15 @@ def _little_endian() -> None:
 
 def write(path: Any, head: Mapping[str, Any], arrays: Mapping[str, Entry]) -> None:
     """Write a checkpoint.  At every moment `path` is the old file or the new one, complete and on the disk."""
+    with replacing(path) as temporary:
+        fill(temporary, head, arrays)
+
+
+def fill(temporary: Any, head: Mapping[str, Any], arrays: Mapping[str, Entry]) -> None:
+    """Write the bytes of a checkpoint."""
     parts = _parts(head, arrays)
     try:
-        with replacing(path) as temporary:
-            _fill(temporary, parts)
+        _fill(temporary, parts)
     finally:
         parts.clear()  # which ends the second thread where this one was interrupted
 
@@ -151,8 +156,7 @@ def _parts(head: Mapping[str, Any], arrays: Mapping[str, Entry]) -> list[list[An
     text, order = header(head, sizes)
     pieces = [piece for name in order if name != "end" for piece in arrays[name].pieces]
     if not all(isinstance(piece, np.ndarray) for piece in pieces):
-        each = [[piece.view(np.uint8)] if isinstance(piece, np.ndarray) else piece.parts() for piece in pieces]
-        return [[text], *([part] for parts in each for part in parts)]
+        return [[text], *([part] for piece in pieces for part in parts_of(piece))]
     raw = [piece.view(np.uint8) for piece in pieces]
     parts: list[list[Any]] = [[text]]
     room = _PIECE
@@ -164,6 +168,11 @@ def _parts(head: Mapping[str, Any], arrays: Mapping[str, Entry]) -> list[list[An
             parts[-1].append(piece[i : i + _PIECE])
             room -= len(parts[-1][-1])
     return parts
+
+
+def parts_of(piece: Any) -> list[Any]:
+    """The bytes of a piece, in parts: memory, or what reads it."""
+    return [piece.view(np.uint8)] if isinstance(piece, np.ndarray) else piece.parts()
 
 
 def _fill(file: Any, parts: list[list[Any]]) -> None:

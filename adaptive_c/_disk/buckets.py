@@ -22,7 +22,7 @@ class Extent(NamedTuple):
     group: int
     name: str  # "params" for the parameters
     number: int  # in the core; -1 for the parameters
-    first: int  # item
+    first: int  # item, counted from the beginning of the group
     size: int  # items
     itemsize: int
     offset: int  # bytes, in the bucket
@@ -56,17 +56,19 @@ class Flat(NamedTuple):
 
 
 class Space(NamedTuple):
-    """What a group has in buckets."""
+    """What a group has in buckets: the elements whose state this process holds."""
 
-    position: int  # of its first element
-    size: int  # elements
+    position: int  # of the first of them
+    start: int  # its number in the group
+    size: int
     flats: list[Flat]
     cuts_row: Callable[[int], bool]
 
 
 def cuts_of(spaces: Sequence[Space], target: int) -> list[int]:
     """The positions between buckets of about `target` bytes, the first and the last one of all included."""
-    cuts, room = [0], target
+    spaces = [space for space in spaces if space.size]
+    cuts, room = [spaces[0].position if spaces else 0], target
     for space in spaces:
         at, end = 0, -(-space.size // CHUNK) * CHUNK
         cost = sum(flat.itemsize * CHUNK // flat.per for flat in space.flats)
@@ -88,14 +90,14 @@ def cuts_of(spaces: Sequence[Space], target: int) -> list[int]:
 
 
 def _end(space: Space) -> int:
-    """The position after a group's last element."""
+    """The position after the last element."""
     return space.position + -(-space.size // CHUNK) * CHUNK
 
 
 def _between_rows(space: Space, at: int, stop: int, end: int) -> int:
     """The last place up to `stop` that cuts no row which is to sum to one; if there is none, the first one after it."""
     for place in chain(range(stop, at, -CHUNK), range(stop + CHUNK, end, CHUNK)):
-        if not space.cuts_row(place):
+        if not space.cuts_row(space.start + place):
             return place
     return end
 
@@ -114,13 +116,13 @@ def _bucket(number: int, first: int, last: int, spaces: Sequence[Space], starts:
         for turn, flat in enumerate(space.flats):
             if flat.name != "params":
                 end = _start(end, (hi - lo) * flat.itemsize // flat.per, turn)
-                state.append(_extent(i, flat, lo, hi, end))
+                state.append(_extent(i, flat, space.start, lo, hi, end))
                 end = state[-1].end
     state_size = end = -(-end // PAGE) * PAGE
     for i, space, lo, hi in _groups(first, last, spaces, starts):
         for flat in space.flats:
             if flat.name == "params":
-                parameters.append(_extent(i, flat, lo, hi, _start(end, 0, 0)))
+                parameters.append(_extent(i, flat, space.start, lo, hi, _start(end, 0, 0)))
                 end = parameters[-1].end
     size = -(-end // PAGE) * PAGE
     return Bucket(number, first, last, (*state, *parameters), len(state), state_size, size)
@@ -137,9 +139,9 @@ def _groups(first: int, last: int, spaces: Sequence[Space], starts: list[int]) -
             yield i, space, lo, hi
 
 
-def _extent(group: int, flat: Flat, lo: int, hi: int, offset: int) -> Extent:
-    first = lo // flat.per
-    return Extent(group, flat.name, flat.number, first, -(-hi // flat.per) - first, flat.itemsize, offset)
+def _extent(group: int, flat: Flat, start: int, lo: int, hi: int, offset: int) -> Extent:
+    first = (start + lo) // flat.per
+    return Extent(group, flat.name, flat.number, first, -(-(start + hi) // flat.per) - first, flat.itemsize, offset)
 
 
 def _start(end: int, size: int, turn: int) -> int:
@@ -164,6 +166,7 @@ def spaces_of(groups: Sequence[Any], parameters: bool) -> list[Space]:
         ]
         if parameters:
             flats.append(Flat("params", -1, group.layout.arrays[0].itemsize, 1))
-        found.append(Space(position, group.bound.size, flats, group.bound.cuts_row))
+        before = -(-store.start // CHUNK) * CHUNK  # what other processes have is whole chunks, or all there is
+        found.append(Space(position + before, store.start, store.size, flats, group.bound.cuts_row))
         position += -(-group.bound.size // CHUNK) * CHUNK
     return found

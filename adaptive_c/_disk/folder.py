@@ -19,7 +19,7 @@ try:
 except ImportError:
     fcntl = None  # type: ignore[assignment]
 
-RECORD = "record"
+RECORDS = "record", "record-1"  # the second one: of a run of several processes, whose commits use them in turn
 _LOCK, _BEGUN = "lock", "begun"  # the second one: buckets are being written for the first time
 _PIECE = 16 << 20  # bytes of one call of the system
 _DIRECT = getattr(os, "O_DIRECT", 0)
@@ -28,6 +28,9 @@ _locks: "weakref.WeakSet[_Lock]" = weakref.WeakSet()
 
 class StoppedError(Exception):
     """A transfer that nobody wants any more."""
+
+    def __init__(self) -> None:
+        super().__init__("a second Ctrl-C came")
 
 
 class _Lock:
@@ -84,25 +87,49 @@ def told(path: str, what: str) -> Iterator[None]:
         raise OSError(number, f"{text}: the state on disk can't be {what}; {remedy}", path) from error
 
 
+def made(path: Any) -> str:
+    """The folder of a path, which is made if it is not there yet; the one that it lies in must be."""
+    if fcntl is None or not hasattr(os, "preadv"):
+        raise NotImplementedError("state_path needs a POSIX system; drop it")
+    if not isinstance(path, (str, bytes, os.PathLike)) or not os.fspath(path):
+        raise TypeError(f"state_path must be the path of a folder, got {path!r}")
+    folder = os.path.realpath(os.fsdecode(path))
+    if not os.path.isdir(folder):
+        parent = os.path.dirname(folder)
+        if not os.path.isdir(parent):
+            raise FileNotFoundError(errno.ENOENT, "there is no such folder to make state_path in", parent)
+        with contextlib.suppress(FileExistsError):  # another process may do it now
+            os.mkdir(folder)
+        if not os.path.isdir(folder):
+            raise NotADirectoryError(errno.ENOTDIR, "state_path must be a folder, and this is none", folder)
+        sync_folder(parent)
+    return folder
+
+
+def check_names(folder: str, known: Callable[[str], object]) -> None:
+    """Refuse a folder that has other files in it than those that are known, and hidden ones."""
+    for name in os.listdir(folder):
+        if not name.startswith(".") and not known(name):
+            raise ValueError(f"state_path: {folder} has other files in it, such as {name!r}; give an empty "
+                             "folder, or one that does not exist yet")  # fmt: skip
+
+
+def damaged(path: str) -> OSError:
+    return OSError(
+        errno.EIO,
+        f"{os.strerror(errno.EIO)}: a bucket of the state is damaged: its checksum is not that of the record; load a "
+        "checkpoint with a new state_path",
+        path,
+    )
+
+
 class Folder:
     """A folder that this object has for itself."""
 
     def __init__(self, path: Any) -> None:
-        if fcntl is None or not hasattr(os, "preadv"):
-            raise NotImplementedError("state_path needs a POSIX system; drop it")
-        if not isinstance(path, (str, bytes, os.PathLike)) or not os.fspath(path):
-            raise TypeError(f"state_path must be the path of a folder, got {path!r}")
-        self.path = os.path.realpath(os.fsdecode(path))
-        if not os.path.isdir(self.path):
-            if os.path.exists(self.path):
-                raise NotADirectoryError(errno.ENOTDIR, "state_path must be a folder, and this is none", self.path)
-            parent = os.path.dirname(self.path)
-            if not os.path.isdir(parent):
-                raise FileNotFoundError(errno.ENOENT, "there is no such folder to make state_path in", parent)
-            os.makedirs(self.path, exist_ok=True)  # another process may do it now
-            sync_folder(parent)
+        self.path = made(path)
         self.stopped = False
-        self._check_names()
+        check_names(self.path, lambda name: name in (*RECORDS, _LOCK, _BEGUN) or name.endswith(".bucket"))
         self._pid = os.getpid()
         self._lock: _Lock | None = _Lock(self.name(_LOCK))
         self._flags = os.O_RDWR | os.O_CLOEXEC | (_DIRECT if _DIRECT and self._can_go_direct() else 0)
@@ -114,10 +141,6 @@ class Folder:
     def name(self, name: str) -> str:
         return os.path.join(self.path, name)
 
-    @property
-    def record(self) -> str:
-        return self.name(RECORD)
-
     def check(self) -> None:
         """Is this still the process that has the folder, and the folder the one that it has?"""
         if os.getpid() != self._pid:
@@ -128,22 +151,19 @@ class Folder:
             if self._lock is not None and not os.path.samestat(os.stat(path), os.fstat(self._lock.fd)):
                 raise FileNotFoundError(errno.ENOENT, "another folder is in the place of this optimizer's", path)
 
-    def _check_names(self) -> None:
-        known = (RECORD, _LOCK, _BEGUN)
-        for name in os.listdir(self.path):
-            if name not in known and not name.endswith(".bucket") and not name.startswith("."):
-                raise ValueError(f"state_path: {self.path} has other files in it, such as {name!r}; give an empty "
-                                 "folder, or one that does not exist yet")  # fmt: skip
-
-    def has_record(self) -> bool:
-        """Is there the state of a run?"""
-        if os.path.exists(self.record):
-            return True
+    def records(self) -> list[str]:
+        """The records that there are; none, if there is no state of a run."""
+        found = [self.name(name) for name in RECORDS if os.path.exists(self.name(name))]
         names = [name for name in os.listdir(self.path) if name.endswith(".bucket")]
-        if names and not os.path.exists(self.name(_BEGUN)):
-            raise ValueError(f"{self.path} has buckets of state, but no file {RECORD!r}, without which they are "
+        if names and not found and not os.path.exists(self.name(_BEGUN)):
+            raise ValueError(f"{self.path} has buckets of state, but no file {RECORDS[0]!r}, without which they are "
                              "worthless; empty the folder to begin anew")  # fmt: skip
-        return False
+        return found
+
+    def forget(self, record: str) -> None:
+        """Remove a record that must not count any more."""
+        os.unlink(record)
+        sync_folder(self.path)
 
     def _can_go_direct(self) -> bool:
         """Does the file system transfer pages past the system's own memory?"""
@@ -171,16 +191,16 @@ class Folder:
     def create(self, buckets: Sequence[Bucket]) -> None:
         """Make the files, and have the system set all of their space aside."""
         os.close(os.open(self.name(_BEGUN), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666))
+        for record in self.records():
+            self.forget(record)
         keep = {os.path.basename(self.file(bucket)) for bucket in buckets if bucket.size}
         for name in os.listdir(self.path):  # of an earlier beginning
             if name.endswith(".bucket") and name not in keep:
                 os.unlink(self.name(name))
-        done: list[str] = []
         try:
             for bucket in buckets:
                 if bucket.size:
                     path = self.file(bucket)
-                    done.append(path)
                     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
                     try:
                         os.ftruncate(fd, 2 * bucket.size)
@@ -188,9 +208,6 @@ class Folder:
                     finally:
                         os.close(fd)
         except OSError as error:
-            for path in done:
-                with contextlib.suppress(OSError):
-                    os.unlink(path)
             total = sum(2 * bucket.size for bucket in buckets)
             text = os.strerror(error.errno or errno.EIO)
             raise OSError(
@@ -200,6 +217,13 @@ class Folder:
                 path,
             ) from error
         sync_folder(self.path)
+
+    def clear(self) -> None:
+        """Give the space of all buckets back."""
+        for name in os.listdir(self.path):
+            if name.endswith(".bucket"):
+                with contextlib.suppress(OSError):
+                    os.unlink(self.name(name))
 
     def complete(self) -> None:
         """There is a record now."""

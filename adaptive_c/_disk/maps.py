@@ -44,7 +44,7 @@ class Slices:
     """A flat array, slice by slice; each is let go when the next one is asked for."""
 
     def __init__(self, array: Any) -> None:
-        self.size: int = array.size
+        self.size, self.itemsize = int(array.size), int(array.itemsize)
         self._array, self._maps = array, Maps([array])
 
     def __iter__(self) -> Iterator[Any]:

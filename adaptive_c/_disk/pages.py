@@ -1,73 +1,65 @@
-"""The state of a run on disk, and the memory through which its buckets pass.
+"""The state of a run on disk: what is done with its buckets, and what makes that count.
 
-Each pass over the buckets reads ahead, does something with one bucket after the other, and writes behind, to the slot
-that is not in force.  `commit` makes all that was written count, by one small record.  Passes are made by threads in
-which no handler of a signal runs (`Plan.conduct`).
+Passes over the buckets write to slots that are not in force; then one small record makes all of it count.  Where
+several processes have a part of the run each, they write their records when all have written their buckets.  Passes are
+made by threads in which no handler of a signal runs (`Plan.conduct`).
 """
 
-import mmap
+import os
 import weakref
-import zlib
 from bisect import bisect_right
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from itertools import accumulate
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
+from .._run.alone import Alone
 from .._run.run import Run
-from .._run.store import CHUNK
 from . import record
 from .away import Away
-from .buckets import PAGE, Bucket, Extent, buckets_of, cuts_of, spaces_of
-from .folder import Folder, StoppedError
+from .buckets import Bucket, buckets_of, cuts_of, spaces_of
+from .folder import RECORDS, Folder, told
 from .maps import Maps, Slices
-from .transfer import Transfer
+from .passes import STREAM, Array, Buffer, Kept, Passes
 
-Array = np.ndarray[Any, Any]
 _LARGEST = 64 << 20  # bytes of a bucket
-_STREAM = 4  # buffers through which buckets pass that do not stay: two are read, one is stepped, one is written
-_AHEAD = 2  # buckets that are read at a time
-
-
-class Kept(NamedTuple):
-    """Where a bucket is on disk, and the checksums of its extents."""
-
-    slot: int
-    sums: tuple[int, ...]
-
-
-class Buffer:
-    """Memory for a bucket, from the start of a page on."""
-
-    def __init__(self, size: int) -> None:
-        self.bytes: Any = np.frombuffer(mmap.mmap(-1, max(size, 1)), np.uint8)
-        self.address: int = self.bytes.__array_interface__["data"][0]
-
-    def array(self, extent: Extent) -> Any:
-        return self.bytes[extent.offset : extent.end]
 
 
 class Pages:
-    """What a run's state is brought by, where it is on disk.  The core calls `sweep`, `step` and `rollback`."""
+    """What a run's state is brought by, where it is on disk.  The core calls `sweep`, `step` and `rollback`.
+
+    company: the processes that have the other parts of the run; see `Alone`.
+    """
 
     slices = Slices  # of parameters, through which a checkpoint reads and writes them
 
-    def __init__(self, path: Any, memory: int, parameters: bool) -> None:
-        self.parameters, self.bytes_written = parameters, 0
-        self.cuts: Sequence[int] = ()
-        self._memory, self._folder = memory, Folder(path)
+    def __init__(self, path: Any, memory: int, parameters: bool, company: Alone) -> None:
+        self.parameters, self.cuts = parameters, list[int]()
+        self._memory, self._company = memory, company
+        self._folder = Folder(company.folder(path))
+        self._path = os.path.realpath(os.fsdecode(path))
+        part = company.part if company.shared else None
+        try:
+            self._records = [record.read(path, parameters, part) for path in self._folder.records()]
+        except BaseException:
+            self._folder.close()
+            raise
+        self._found: record.Found | None = None  # until it is gone on from
+        self._origin: record.Origin | None = None
+        self._number = -1  # of the record in force
         self._buckets: list[Bucket] = []
-        self._kept: list[Kept] = []  # what is durable
-        self._written: dict[int, Kept] = {}  # what a commit makes so
-        self._before: dict[int, Kept] = {}  # what the last commit replaced
-        self._here: dict[int, Buffer] = {}  # buckets that stay in memory
-        self._free: list[Buffer] = []
-        self._n_buffers = self._most = self._staying = 0
+        self._passes = Passes(self._folder, [], [], memory)
+        self._before: dict[int, Kept] = {}  # what the last record replaced
         self._touched: list[Bucket] = []  # by this pass
         self._uncertain = False  # whether the last record is on disk
+        self.ended = False  # nothing goes on from here
+        self._recorded = 0  # bytes of records
+
+    @property
+    def bytes_written(self) -> int:
+        return self._recorded + self._passes.bytes_written
 
     @property
     def stopped(self) -> bool:
@@ -96,60 +88,76 @@ class Pages:
         self._layouts = [group.layout for group in groups]
         self._starts = [[0, *accumulate(group.layout.sizes)] for group in groups]
         spaces = spaces_of(groups, self.parameters)
-        self._found = record.read(self._folder, self.parameters) if self._folder.has_record() else None
-        if self._found is None:
-            self.cuts = cuts_of(spaces, min(_LARGEST, self._memory // _STREAM))
+        found = self._found
+        if found is None:
+            self.cuts = cuts_of(spaces, min(_LARGEST, self._memory // STREAM))
+        elif record.fits(found, groups):
+            self.cuts = found.cuts
         else:
-            if not record.fits(self._found, groups):
-                return  # `begin` says what differs
-            self.cuts = self._found.cuts
+            return  # `begin` says what differs
         self._buckets = buckets_of(spaces, self.cuts)
-        self._share_memory()
-        if self._found is None:
-            self._folder.create(self._buckets)
-            self._kept = [Kept(1, (0,) * len(bucket.extents)) for bucket in self._buckets]
+        if found is None:
+            kept = [Kept(1, (0,) * len(bucket.extents)) for bucket in self._buckets]
+        else:
+            sums = iter(found.sums)
+            kept = [
+                Kept(slot, tuple(next(sums) for _ in bucket.extents))
+                for slot, bucket in zip(found.slots, self._buckets, strict=True)
+            ]
+        self._passes = Passes(self._folder, self._buckets, kept, self._memory)
+        if found is None:
+            self._create()
         else:
             self._folder.check_sizes(self._buckets)
-            sums = iter(self._found.sums)
-            self._kept = [
-                Kept(slot, tuple(next(sums) for _ in bucket.extents))
-                for slot, bucket in zip(self._found.slots, self._buckets, strict=True)
-            ]
         parts: dict[tuple[int, str], list[Callable[[], Array]]] = {}
         for bucket in self._buckets:
             for k, extent in enumerate(bucket.extents):
-                parts.setdefault((extent.group, extent.name), []).append(self._reader(bucket, k))
+                parts.setdefault((extent.group, extent.name), []).append(self._passes.reader(bucket, k))
         for i, group in enumerate(groups):
             for name, array in group.store.arrays.items():
                 array.bind(partial_list(parts.get((i, name), [])))
 
-    def _share_memory(self) -> None:
-        largest = max((bucket.size for bucket in self._buckets), default=0)
-        n = len(self._buckets)
-        self._most = min(self._memory // max(largest, 1), n)
-        if self._most < min(3, n):
-            raise ValueError(f"state_memory={self._memory} is too small for the buckets of this state, of {largest} "
-                             f"bytes: give at least {min(3, n) * largest}.  Buckets are cut at multiples of {CHUNK} "
-                             "elements, but not within rows that sum to one")  # fmt: skip
-        self._staying = n if self._most == n else max(self._most - _STREAM, 0)
-        self._largest = largest
+    def choose(self) -> bool:
+        """Which state is gone on from?  Are parameters among it?"""
+        self._found, self._origin = self._company.choose(self._records)
+        if self._found is not None:
+            self._number = self._found.number
+        return self._found is not None and self.parameters
+
+    def _create(self) -> None:
+        """Set the space of all buckets aside, or none."""
+        try:
+            with self._company.together("set the space of its state aside"):
+                self._folder.create(self._buckets)
+        except Exception:
+            self._folder.clear()
+            raise
 
     def begin(self, run: Run) -> None:
         """Write the first record, or go on from the one that there is.  The caller holds the guard."""
         self._run = weakref.ref(run)
-        if self._found is None:
-            run.plan.conduct(self.commit)
+        found, self._found = self._found, None
+        if found is None:
+            run.plan.conduct(self._first)
         else:
-            found, self._found = self._found, None
-            write = record.prepare(run, found)
-            run.plan.conduct(self._bring)
-            write()
+            with self._company.together("gone on from its folder"):
+                write = record.prepare(run, found)
+                run.plan.conduct(self._bring)
+                write()
+                for other in self._records:
+                    if other.number > found.number:  # another process lacks it
+                        self._folder.forget(other.path)
+        self._records.clear()
         self._folder.complete()
+
+    def _first(self) -> None:
+        with self._counting():
+            pass  # all is written already
 
     def _bring(self) -> None:
         """Verify all there is, put parameters into place, and keep in memory what stays there."""
         maps = Maps(self._parameters())
-        for bucket, buffer in self._pass(self._buckets, True, False, whole=True):
+        for bucket, buffer in self._passes.over(self._buckets, True, False, whole=True):
             self._put(bucket, buffer)
             if maps:
                 maps.let_go(self._addresses(bucket))
@@ -174,7 +182,7 @@ class Pages:
         wanted = [bucket for bucket in self._buckets if visit.wants(bucket.first, bucket.last)]
         streamed = self.watch(visit.mapped())
         self._touched = []
-        for bucket, buffer in self._pass(wanted, reads, writes, visit.report):
+        for bucket, buffer in self._passes.over(wanted, reads, writes, visit.report):
             self._touched.append(bucket)
             visit(_places(bucket, buffer), bucket.first, bucket.last, streamed)
             if writes:
@@ -186,10 +194,10 @@ class Pages:
         """Make a step, or count one that is skipped.  If anything fails, nothing has happened, or the run ends."""
         self._touched = []
         try:
-            if usable:
-                self.sweep(visit, True, True)
-            visit.count()
-            self.commit()
+            with self._counting():
+                if usable:
+                    self.sweep(visit, True, True)
+                visit.count()
         except BaseException as error:
             visit.uncount()
             self._recover(visit, error)
@@ -197,22 +205,21 @@ class Pages:
 
     def rollback(self, visit: Any) -> None:
         """Go back to the slots of the step before."""
-        with self.final("a rollback"):
-            self._written = dict(self._before)
+        with self.final("a rollback"), self._counting():
+            self._passes.written = dict(self._before)
             for i in self._before:
-                self._leave(i)
+                self._passes.leave(i)
             visit.undo()
             if self.parameters:
-                for bucket, buffer in self._pass([self._buckets[i] for i in self._before], True, False, whole=True):
+                touched = [self._buckets[i] for i in self._before]
+                for bucket, buffer in self._passes.over(touched, True, False, whole=True):
                     self._put(bucket, buffer)
             visit.take_back()
-            self.commit()
 
     def derive(self, visit: Any) -> None:
         """Make anew what is made of the parameters, which others have replaced."""
-        with self.final("a call that replaced the parameters"):
+        with self.final("a call that replaced the parameters"), self._counting():
             self.sweep(visit, True, True)
-            self.commit()
 
     @contextmanager
     def final(self, what: str) -> Iterator[None]:
@@ -229,43 +236,46 @@ class Pages:
 
     def load(self, write: Callable[[], None]) -> None:
         """Make the writes of a load count, of which `fill` is one."""
-        with self.final("a load"):
+        with self.final("a load"), self._counting():
             write()
-            self.commit()
 
     def fill(self, read: Callable[[int, str, int, Array], None]) -> None:
         """Replace all state.  read(group, name, first item, array): gives it."""
-        for bucket, buffer in self._pass(self._buckets, False, True):
+        for bucket, buffer in self._passes.over(self._buckets, False, True):
             for extent in bucket.extents[: bucket.n_state]:
                 dtype = self._owner().groups[extent.group].store.arrays[extent.name].dtype
                 read(extent.group, extent.name, extent.first, buffer.array(extent).view(dtype))
             self._take(bucket, buffer)
 
-    def commit(self) -> None:
-        """Make durable what was written since the last commit, with the counts and options of the run."""
-        self._folder.check()
-        kept = [self._written.get(i, old) for i, old in enumerate(self._kept)]
+    @contextmanager
+    def _counting(self) -> Iterator[None]:
+        """What the block writes is made to count, with the counts and options of the run: once all is on the disks."""
+        passes, n = self._passes, self._number + 1
+        path = self._folder.name(RECORDS[n % 2 if self._company.shared else 0])
         self._uncertain = False
-        try:
-            self.bytes_written += record.write(self._owner(), self._folder, self.cuts, kept, self.parameters)
-        except record.UncertainError as error:
-            self._uncertain = True
-            raise error.error from None
-        self._before = {i: self._kept[i] for i in self._written}
-        self._kept, self._written = kept, {}
+        with ExitStack() as stack:
+            with self._company.together("written its state"):
+                yield
+                self._folder.check()
+                kept = [passes.written.get(i, old) for i, old in enumerate(passes.kept)]
+                disk = record.disk_of(self.cuts, self.parameters)
+                size = record.begin(stack, self._owner(), path, disk, kept, self._origin, n)
+            before = record.identity(path)
+            try:
+                with self._company.together("put its record into place"), told(path, "written"):
+                    stack.close()
+            except BaseException:
+                self._uncertain = self._company.shared or record.identity(path) != before
+                raise
+        self._number, self._recorded = n, self._recorded + size
+        self._before = {i: passes.kept[i] for i in passes.written}
+        passes.kept, passes.written = kept, {}
 
     def close(self) -> None:
         self._folder.close()
-        self._here.clear()
-        self._free.clear()
+        self._passes.close()
 
     # --- failures -----------------------------------------------------------------------------------------------------
-
-    def _drop(self) -> None:
-        """Forget what was written since the last commit."""
-        self._written = {}
-        for bucket in self._touched:
-            self._leave(bucket.number)
 
     def _recover(self, visit: Any, error: BaseException) -> None:
         """After a step that failed: bring back what it has changed, or let nothing go on from here."""
@@ -276,189 +286,55 @@ class Pages:
                 "state_path starts from what is there"
             )
             return
-        self._drop()
-        if not self._touched:
-            error.add_note("nothing was changed by this step")
-            return
+        self._passes.written = {}
+        for bucket in self._touched:
+            self._passes.leave(bucket.number)
         try:
-            if visit.keeps():
-                visit.undo()
-            elif self.parameters:
-                self.stopped = False
-                for bucket, buffer in self._pass(self._touched, True, False, whole=True):
-                    self._put(bucket, buffer)
-                    visit.copy(_places(bucket, buffer), bucket.first, bucket.last)
-                error.add_note("parameters and state are as the last step left them; what you have assigned to "
-                               "parameters since then is undone, too")  # fmt: skip
-                return
-            else:
+            if not self._company.any(bool(self._touched)):
+                error.add_note("nothing was changed by this step")
+            elif not (visit.keeps() or self.parameters):
                 self._end("a step failed when a part of the parameters was stepped")
                 error.add_note(f"{len(self._touched)} of {len(self._buckets)} buckets of the parameters are stepped, "
                                "the others not: put those of the last whole step back, and construct a new optimizer "
                                "with this state_path.  With state_parameters=True or keep_undo=True they are put "
                                "back by themselves")  # fmt: skip
-                return
+            else:
+                with self._company.together("put its parameters back"):
+                    self._put_back(visit)
+                error.add_note("parameters and state are as they were before this step" if visit.keeps() else
+                               "parameters and state are as the last step left them; what you have assigned to "
+                               "parameters since then is undone, too")  # fmt: skip
         except BaseException:
             self._end("a step failed, and the parameters could not be put back")
             error.add_note("the parameters could not be put back")
+
+    def _put_back(self, visit: Any) -> None:
+        """The parameters of what was stepped, and their copies."""
+        if visit.keeps():
+            visit.undo()
             return
-        error.add_note("parameters and state are as they were before this step")
+        self.stopped = False
+        if not self._touched:  # by this process; its folder may be gone
+            return
+        for bucket, buffer in self._passes.over(self._touched, True, False, whole=True):
+            self._put(bucket, buffer)
+            visit.copy(_places(bucket, buffer), bucket.first, bucket.last)
 
     def _end(self, why: str) -> str:
         """Let nothing go on, and the folder be had by another optimizer; what is said of it."""
         text = (f"this optimizer can't go on: {why}.  Its folder holds the last whole step: construct a new optimizer "
-                f"with state_path={self._folder.path!r}, over the parameters of that step")  # fmt: skip
+                f"with state_path={self._path!r}, over the parameters of that step")  # fmt: skip
         self._owner().plan.end(text)
+        self.ended = True
         self.close()
         return text
-
-    def _leave(self, i: int) -> None:
-        """Keep a bucket in memory no longer."""
-        if i in self._here:
-            self._free.append(self._here.pop(i))
 
     def _owner(self) -> Run:
         run = self._run()
         assert run is not None  # it makes this call
         return run
 
-    # --- passes -------------------------------------------------------------------------------------------------------
-
-    def _pass(
-        self,
-        buckets: Sequence[Bucket],
-        reads: bool,
-        writes: bool,
-        report: Callable[[int, int], None] | None = None,
-        whole: bool = False,
-    ) -> Iterator[tuple[Bucket, Buffer]]:
-        """Give one bucket after the other, in memory; what is done with it until the next one is written.
-
-        whole: read the parameters, too.
-        """
-        self._folder.check()
-        ahead: deque[tuple[Bucket, Buffer, Transfer | None]] = deque()
-        behind: deque[tuple[Bucket, Buffer, Transfer | None]] = deque()
-        todo, done = deque(buckets), 0
-        given: tuple[Bucket, Buffer] | None = None
-
-        def finish() -> None:
-            nonlocal done
-            bucket, buffer, transfer = behind[0]
-            if transfer is not None:
-                transfer.wait()
-            behind.popleft()
-            self._keep(bucket, buffer)
-            done += 1
-            if report is not None:
-                report(done, len(buckets))
-
-        def fetch() -> None:
-            while todo and len(ahead) < _AHEAD and (buffer := self._buffer(todo[0])) is not None:
-                bucket = todo.popleft()
-                needed = reads and bucket.number not in self._here
-                ahead.append((bucket, buffer, Transfer(self._read, bucket, buffer, whole) if needed else None))
-
-        try:
-            while todo or ahead:
-                if self.stopped:
-                    raise StoppedError
-                fetch()
-                while not ahead:
-                    finish()
-                    fetch()
-                bucket, buffer, transfer = ahead.popleft()
-                given = bucket, buffer
-                if transfer is not None:
-                    transfer.wait()
-                fetch()
-                yield bucket, buffer
-                given = None
-                behind.append((bucket, buffer, Transfer(self._write, bucket, buffer) if writes else None))
-                while behind and (behind[0][2] is None or behind[0][2].finished):
-                    finish()
-            while behind:
-                finish()
-        finally:
-            for _, _, transfer in (*ahead, *behind):
-                if transfer is not None:
-                    transfer.end()
-            left = [(bucket, buffer) for bucket, buffer, _ in (*ahead, *behind)] + ([given] if given else [])
-            for bucket, buffer in left:  # after an error
-                if self._here.get(bucket.number) is not buffer:
-                    self._free.append(buffer)
-
-    def _buffer(self, bucket: Bucket) -> Buffer | None:
-        if bucket.number in self._here:
-            return self._here[bucket.number]
-        if self._free:
-            return self._free.pop()
-        if self._n_buffers < self._most:
-            buffer = Buffer(self._largest)
-            self._n_buffers += 1
-            return buffer
-        return None
-
-    def _keep(self, bucket: Bucket, buffer: Buffer) -> None:
-        """After its turn: a bucket stays in memory, or its buffer is free for another one."""
-        if bucket.number < self._staying:
-            self._here[bucket.number] = buffer
-        else:
-            self._free.append(buffer)
-
-    def _read(self, bucket: Bucket, buffer: Buffer, whole: bool) -> None:
-        """Read a bucket and verify it."""
-        kept = self._written.get(bucket.number, self._kept[bucket.number])
-        size = bucket.size if whole else bucket.state_size
-        if not size:
-            return
-        self._folder.read(bucket, kept.slot, memoryview(buffer.bytes[:size]))
-        self._verify(bucket, buffer, range(len(bucket.extents) if whole else bucket.n_state))
-
-    def _verify(self, bucket: Bucket, buffer: Buffer, extents: Iterable[int]) -> None:
-        kept = self._written.get(bucket.number, self._kept[bucket.number])
-        for k in extents:
-            if zlib.crc32(buffer.array(bucket.extents[k])) != kept.sums[k]:
-                raise record.damaged(self._folder.file(bucket))
-
-    def _write(self, bucket: Bucket, buffer: Buffer) -> None:
-        """Write a bucket to the slot that is not in force."""
-        if not bucket.size:
-            return
-        sums = tuple(zlib.crc32(buffer.array(extent)) for extent in bucket.extents)
-        slot = 1 - self._kept[bucket.number].slot
-        self._folder.write(bucket, slot, memoryview(buffer.bytes[: bucket.size]))
-        self._written[bucket.number] = Kept(slot, sums)
-        self.bytes_written += bucket.size
-
-    # --- arrays -------------------------------------------------------------------------------------------------------
-
-    def _reader(self, bucket: Bucket, k: int) -> Callable[[], Array]:
-        """What reads one extent, for a checkpoint or for a look at the state."""
-        ours = weakref.ref(self)
-
-        def read() -> Array:
-            pages = ours()
-            assert pages is not None
-            return pages._look(bucket, k)
-
-        return read
-
-    def _look(self, bucket: Bucket, k: int) -> Array:
-        """One extent; good until the next one is looked at."""
-        buffer = self._here.get(bucket.number)
-        if buffer is None:
-            if not self._free:  # no pass is under way, so that there is room for one
-                self._free.append(Buffer(self._largest))
-                self._n_buffers += 1
-            buffer = self._free[-1]
-            self._folder.check()
-            kept, extent = self._written.get(bucket.number, self._kept[bucket.number]), bucket.extents[k]
-            start, end = extent.offset // PAGE * PAGE, -(-extent.end // PAGE) * PAGE
-            self._folder.read(bucket, kept.slot, memoryview(buffer.bytes[start:end]), start)
-            self._verify(bucket, buffer, [k])
-        found: Array = buffer.array(bucket.extents[k])
-        return found
+    # --- parameters ---------------------------------------------------------------------------------------------------
 
     def _pairs(self, bucket: Bucket, buffer: Buffer) -> Iterator[tuple[Array, Array]]:
         """The bytes of parameters in a bucket, and those in the caller's arrays."""

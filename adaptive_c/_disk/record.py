@@ -1,12 +1,14 @@
 """The record of a folder: counts and options of a run, and where its buckets are.  It is written last.
 
-It is a checkpoint's file, and written as one, without the large arrays, which the buckets have.
+It is a checkpoint's file, and written as one, without the large arrays, which the buckets have.  Where several
+processes have a folder each, for their parts of a run, it also says which part of which run it is of, and how many
+records of that run were written before it.
 """
 
-import errno
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,16 +16,17 @@ import numpy as np
 from .._checkpoint import description, file
 from .._run.run import Run
 from .away import Away
-from .folder import Folder, told
+from .folder import told
 
 VERSION = 1  # of the cut into buckets and of what the record has beside a checkpoint's head
 
 
-class UncertainError(Exception):
-    """The record was put into place, but may not survive a power cut; or an interrupt came at that moment."""
+class Origin(NamedTuple):
+    """Of which run of several processes a record is, and of whose part."""
 
-    def __init__(self, error: BaseException) -> None:
-        self.error = error
+    rank: int
+    ranks: int
+    run: int  # a number that no other run has
 
 
 class _Loaded(NamedTuple):
@@ -53,19 +56,22 @@ class Found(NamedTuple):
     cuts: list[int]
     slots: list[int]
     sums: list[int]
+    origin: Origin | None
+    number: int  # of records of the run that were written before it
 
 
 def _arrays(groups: Sequence[Any]) -> dict[str, list[Any]]:
-    """The kind and the size of each array in buckets, the parameters apart."""
+    """The kind and the size of each array in buckets, of all processes together, the parameters apart."""
     return {
-        f"{i}.{name}": [str(array.dtype), array.size]
+        f"{i}.{name}": [str(array.dtype), group.store.place(name)[1]]
         for i, group in enumerate(groups)
         for name, array in group.store.arrays.items()
         if name != "sums"
     }
 
 
-def _identity(path: str) -> Any:
+def identity(path: str) -> Any:
+    """What changes when another file takes this place."""
     try:
         found = os.stat(path)
     except OSError as error:
@@ -73,27 +79,35 @@ def _identity(path: str) -> Any:
     return found.st_ino, found.st_mtime_ns, found.st_size
 
 
-def write(run: Run, folder: Folder, cuts: Sequence[int], kept: Sequence[Any], parameters: bool) -> int:
-    """Write the record; its bytes.  UncertainError if it failed when the record was in place already."""
+def begin(stack: ExitStack, run: Run, path: str, disk: dict[str, Any], kept: Sequence[Any], origin: Any, n: int) -> int:
+    """Write a record beside its place, which it takes when the stack is closed; its bytes.
+
+    disk: what `disk_of` gives.  origin, n: see `Found`.
+    """
     head, found = description.counted(run, 0)  # sums are in memory only
-    head["disk"] = {"version": VERSION, "cuts": list(cuts), "parameters": parameters, "arrays": _arrays(run.groups)}
+    head["disk"] = {**disk, "arrays": _arrays(run.groups)}
+    if origin is not None:
+        head["disk"]["of"] = {**origin._asdict(), "number": n}
     sums = np.array([crc for k in kept for crc in k.sums], "int64")
     found["slots"] = file.Entry("uint8", [np.array([k.slot for k in kept], "uint8")])
     found["sums"] = file.Entry("int64", [sums])
-    before = _identity(folder.record)
-    try:
-        with told(folder.record, "written"):
-            file.write(folder.record, head, found)
-            return os.stat(folder.record).st_size
-    except BaseException as error:
-        if _identity(folder.record) != before:
-            raise UncertainError(error) from error
-        raise
+    with told(path, "written"):
+        temporary = stack.enter_context(file.replacing(path))
+        file.fill(temporary, head, found)
+        if origin is not None:  # what may fail does so before another process puts its own into place
+            temporary.flush()
+            os.fsync(temporary.fileno())
+        size: int = temporary.tell()
+    return size
 
 
-def read(folder: Folder, parameters: bool) -> Found:
-    """Read and verify the record, and refuse one of another version."""
-    path = folder.record
+def disk_of(cuts: Sequence[int], parameters: bool) -> dict[str, Any]:
+    """How a folder is laid out."""
+    return {"version": VERSION, "cuts": list(cuts), "parameters": parameters}
+
+
+def read(path: str, parameters: bool, part: tuple[int, int] | None) -> Found:
+    """Read and verify a record, and refuse one of another version.  part: of several processes, which of how many."""
     with file.reading(path) as (head, stored):
         arrays: dict[str, Any] = {}
         for name, x in stored.items():
@@ -107,10 +121,20 @@ def read(folder: Folder, parameters: bool) -> Found:
     if disk["parameters"] != parameters:
         raise ValueError(f"{path} was written with state_parameters={disk['parameters']!r}: construct the optimizer "
                          "with the same")  # fmt: skip
+    of = dict(disk.get("of", {}))
+    number = of.pop("number", 0)
+    origin = Origin(**of) if of else None
+    if (origin and origin[:2]) != part:
+        raise ValueError(f"{path} is that of {_whose(origin and origin[:2])}, this is {_whose(part)}: open it as what "
+                         "it is, or save(path) a checkpoint there and load(path) it with a new state_path")  # fmt: skip
     slots, sums = (arrays.pop(name).array.tolist() for name in ("slots", "sums"))
     for label, (dtype, size) in disk["arrays"].items():
         arrays[label] = Away(size, dtype)
-    return Found(path, head, arrays, disk["cuts"], slots, sums)
+    return Found(path, head, arrays, disk["cuts"], slots, sums, origin, number)
+
+
+def _whose(part: tuple[int, int] | None) -> str:
+    return "an optimizer that is not Sharded" if part is None else f"rank {part[0]} of {part[1]}"
 
 
 def fits(found: Found, groups: Sequence[Any]) -> bool:
@@ -134,12 +158,3 @@ def prepare(run: Run, found: Found) -> Callable[[], None]:
         error.add_note("construct the optimizer as the one whose state this folder has, or give another state_path")
         raise
     return lambda: write(False)
-
-
-def damaged(path: str) -> OSError:
-    return OSError(
-        errno.EIO,
-        f"{os.strerror(errno.EIO)}: a bucket of the state is damaged: its checksum is not that of the record; load a "
-        "checkpoint with a new state_path",
-        path,
-    )

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from .._native import core
+from .alone import Alone
 from .group import ParamGroup, check_axes, check_formats, check_options
 from .habits import meant
 from .layout import Layout
@@ -46,8 +47,8 @@ def shares(sizes: Sequence[int], parts: int) -> tuple[list[int], list[int]]:
 class Run:
     """What every face works on: made once, and extended by groups.
 
-    defaults: the options of a group that does not have its own.  part: which of how many processes this is, each of
-    which holds the state of its share and steps that.  pages: what brings state that is not in memory.
+    defaults: the options of a group that does not have its own.  company: the processes each of which holds the state
+    of its share and steps that.  pages: what brings state that is not in memory.
     """
 
     groups: tuple[ParamGroup, ...]
@@ -57,13 +58,14 @@ class Run:
         rule: Rule,
         defaults: Mapping[str, Any],
         uint16_as: str | None = None,
-        part: tuple[int, int] = (0, 1),
+        company: Alone | None = None,
         pages: Any = None,
     ) -> None:
         self.rule, self.groups = rule, ()
         self.defaults = {**defaults, "bounds": copied_bounds(defaults["bounds"])}  # for groups that come later, too
         self.plan = core.Plan(core.Guard(), check_followed_setting)
-        self._uint16_as, self._part, self._pages = uint16_as, part, pages
+        self._uint16_as, self._pages = uint16_as, pages
+        self._company = company or Alone()
         self.on_disk = pages is not None
         self._checked: dict[str, Any] = {}  # the defaults, by the type that the rule computes in
 
@@ -118,6 +120,7 @@ class Run:
                 for i, (parts, where) in enumerate(zip(bound, wheres, strict=True))
             ]
             self.plan.configure(self.checked(settings, new))
+            self._company.compare(self, new, self._pages)
             if self._pages is not None:
                 self._pages.lay_out(new)
                 self.plan.pages = self._pages
@@ -197,7 +200,7 @@ class Run:
 
     def _share(self, sizes: list[int]) -> list[tuple[int, int]]:
         """The elements of each group that this process holds."""
-        part, parts = self._part
+        part, parts = self._company.part
         if parts == 1:
             return [(0, n) for n in sizes]
         starts, cuts = shares(sizes, parts)

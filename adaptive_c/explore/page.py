@@ -142,7 +142,7 @@ class Page:
 
     def _views(self) -> Any:
         panels = {
-            "courses": column(self.surface.figure, *self.errors.figures.values(), self.state.figure),
+            "courses": column(self.surface.figure, self.errors.figure, self.state.figure),
             "first updates": self.first.layout,
             "amplification": column(self.beta, self.amplification.layout),
             "Python": self.code,
@@ -245,12 +245,12 @@ class Page:
         old, self.settings = self.settings, settings
         problem = (settings.formula, settings.start, settings.steps)
         same = not everything and problem == (old.formula, old.start, old.steps)
+        changed = []
         for i, lane in enumerate(settings.lanes):
             if not same or lane != old.lanes[i]:
                 self.traces[i] = settings.run(i)
                 self.courses.all[i].fill(lane, self.traces[i])
-        if not same or settings.lanes != old.lanes:
-            self.courses.publish(settings.steps)
+                changed.append(self.courses.all[i])
         error = None
         if everything or (settings.formula, settings.window) != (old.formula, old.window):
             error = grid(settings)
@@ -258,9 +258,10 @@ class Page:
             self.span = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
         self.surface.show(settings, error)
         self.errors.show(settings, *self.span)
-        self.state.show()
         if everything or settings.steps != old.steps:
             self.iterations.start, self.iterations.end = 0, settings.steps
+        self.state.show(changed)
+        self.courses.publish(settings.steps, changed)
         self._draw_tab()
         for panel, lane, course in zip(self.panels, settings.lanes, self.courses.all, strict=True):
             panel.title = course.name if lane is None else f"{course.name}: {lane.rule}"

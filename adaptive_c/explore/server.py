@@ -20,7 +20,7 @@ from tornado.web import ErrorHandler
 from .page import show
 
 ADDRESS = "127.0.0.1"
-PAUSE = 10  # milliseconds, in which the changes that have come during the last drawing are read
+PAUSE = 5  # milliseconds, in which the changes that have come during the last drawing are read
 
 
 class LocalTornado(BokehTornado):

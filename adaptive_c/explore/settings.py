@@ -7,6 +7,7 @@ import inspect
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 from urllib.parse import quote
 
@@ -32,7 +33,8 @@ SCHEDULES: dict[str, Callable[[float, int], Any]] = {
 }
 
 
-def defaults(rule: str) -> dict[str, float]:
+@cache
+def defaults(rule: str) -> Mapping[str, float]:
     """The numbers of a rule that the page can change, at the rule's defaults."""
     options = {name: p.default for name, p in inspect.signature(getattr(optimizers, rule)).parameters.items()}
     if "betas" in options:

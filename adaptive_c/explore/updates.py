@@ -7,12 +7,10 @@ import numpy as np
 from bokeh.layouts import column, row
 from bokeh.models import (
     Arrow,
-    CDSView,
     ColorBar,
     ColumnDataSource,
     Div,
     HoverTool,
-    IndexFilter,
     LinearColorMapper,
     NormalHead,
     Range1d,
@@ -39,7 +37,8 @@ class FirstUpdates:
     """The first two updates of each optimizer, and the directions of the vectors at the start."""
 
     def __init__(self, courses: Courses) -> None:
-        self.courses = courses.all
+        self.courses, self.all = courses.all, courses.source
+        self.source = ColumnDataSource({name: [] for name in self.all.data}, name="first courses")
         self.x, self.y = Range1d(0, 1), Range1d(0, 1)
         f = framed("first updates", width=470, height=430, x_range=self.x, y_range=self.y, x_axis_label="w1",
                    y_axis_label="w2", title="the first two updates")  # fmt: skip
@@ -52,7 +51,7 @@ class FirstUpdates:
         self.gradient = _arrows(turned, "#999999", 6, "direction of -gradient")
         self.weights = _arrows(turned, BLACK, 2, "direction of w")
         for course, width in zip(courses.all, (4.5, 3, 1.5), strict=True):  # so that one shows under another
-            points = courses.marks(f, course, size=9, view=CDSView(filter=IndexFilter([0, 1, 2])))
+            points = courses.marks(f, self.source, course, size=9)
             self.hovers.append(HoverTool(renderers=[points], visible=False))
             f.add_tools(self.hovers[-1])
             self.steps.append(_arrows(f, course.colour, width, f"updates {course.name}"))
@@ -62,6 +61,7 @@ class FirstUpdates:
 
     def show(self, traces: list[Trace | None]) -> None:
         some = [x for x in traces if x is not None]
+        self.source.data = {name: column[:3] for name, column in self.all.data.items()}
         for i, x in enumerate(traces):
             w = np.empty((1, 2)) if x is None else x.w[:3]
             self.hovers[i].tooltips = self.courses[i].tooltips

@@ -6,7 +6,20 @@ from typing import Any
 
 import numpy as np
 from bokeh.core.properties import value
-from bokeh.models import ColumnDataSource, HoverTool, Legend, LegendItem, LinearColorMapper, Range1d, SaveTool
+from bokeh.models import (
+    ColumnDataSource,
+    Grid,
+    HoverTool,
+    Legend,
+    LegendItem,
+    LinearAxis,
+    LinearColorMapper,
+    LinearScale,
+    LogAxis,
+    LogScale,
+    Range1d,
+    SaveTool,
+)
 from bokeh.plotting import figure
 from bokeh.plotting.contour import contour_data, from_contour
 
@@ -57,7 +70,6 @@ class Course:
         update = np.vstack([np.full(2, np.nan), x.update])
         self.columns = {
             "w1": w[:, 0], "w2": w[:, 1], "error": _kept(x.error, np.abs(x.error) < 1e300),
-            "positive": _kept(x.error, (x.error > 0) & (x.error < 1e300)),
             "g1": x.gradient[:, 0], "g2": x.gradient[:, 1], "v1": update[:, 0], "v2": update[:, 1],
         }  # fmt: skip
         for slot, state in enumerate(x.state.values()):
@@ -78,7 +90,7 @@ class Course:
                 ("gradient", pair("g1", "g2")), *state, ("v", pair("v1", "v2"))]  # fmt: skip
 
 
-COLUMNS = ("w1", "w2", "error", "positive", "g1", "g2", "v1", "v2",
+COLUMNS = ("w1", "w2", "error", "g1", "g2", "v1", "v2",
            *(f"state{slot}_{k}" for slot in range(SLOTS) for k in (1, 2)))  # fmt: skip
 
 
@@ -87,23 +99,30 @@ class Courses:
 
     def __init__(self) -> None:
         self.all = [Course(i) for i in range(len(LANES))]
-        self.source = ColumnDataSource(name="courses of all")
+        fields = [course.field(name) for course in self.all for name in COLUMNS]
+        self.source = ColumnDataSource({name: [] for name in ("t", "part", *fields)}, name="courses of all")
 
-    def publish(self, steps: int) -> None:
+    def publish(self, steps: int, changed: Sequence[Course]) -> None:
+        """Show the courses that have changed: all of them after another number of steps."""
         t = np.arange(steps + 1)
-        data = {"t": t, "part": t / steps}
-        for course in self.all:
-            data |= {course.field(name): course.columns.get(name, np.full(len(t), np.nan)) for name in COLUMNS}
-        self.source.data = data
+        data = {
+            course.field(name): course.columns.get(name, np.full(len(t), np.nan))
+            for course in changed for name in COLUMNS
+        }  # fmt: skip
+        if len(changed) == len(self.all):
+            self.source.data = {"t": t, "part": t / steps, **data}
+        elif changed:
+            self.source.data.update(data)
 
     def line(self, f: Any, course: Course, x: str, y: str, **more: Any) -> Any:
         return f.line(x, course.field(y), source=self.source, **{"color": course.colour, **more})
 
-    def marks(self, f: Any, course: Course, size: float, **more: Any) -> Any:
+    @staticmethod
+    def marks(f: Any, source: ColumnDataSource, course: Course, size: float) -> Any:
         """The points of a course, dark to bright with the iteration."""
         colour = {"field": "part", "transform": LinearColorMapper(palette=course.palette, low=0, high=1)}
-        return f.scatter(course.field("w1"), course.field("w2"), source=self.source, marker=course.mark, size=size,
-                         line_color=None, fill_color=colour, **more)  # fmt: skip
+        return f.scatter(course.field("w1"), course.field("w2"), source=source, marker=course.mark, size=size,
+                         line_color=None, fill_color=colour)  # fmt: skip
 
 
 def _kept(x: Array, which: Array) -> Array:
@@ -115,11 +134,24 @@ def _legend(items: list[LegendItem], **more: Any) -> Legend:
                   spacing=14, border_line_color=None, glyph_width=26, **more)  # fmt: skip
 
 
-def framed(name: str, **more: Any) -> Any:
+def slim(axis: Any, standoff: int) -> None:
+    """Make an axis that is drawn fast: a browser measures each label of its ticks in every drawing.
+
+    The axis's own label is at a fixed distance.  If it made way for the labels of the ticks, longer ones would have
+    the browser lay out the whole page anew.
+    """
+    axis.ticker.desired_num_ticks = 5
+    axis.minor_tick_line_color = None
+    axis.axis_label_standoff_mode, axis.axis_label_standoff = "axis", standoff
+
+
+def framed(name: str, title: str | None = None, **more: Any) -> Any:
     """A figure with its name, which is that of the file too when its picture is saved."""
-    f = figure(name=name, tools="pan,wheel_zoom,reset", **more)
-    f.axis.ticker.desired_num_ticks = 5  # a browser measures every label in every drawing
-    f.axis.minor_tick_line_color = None
+    f = figure(name=name, title=title, tools="pan,wheel_zoom,reset", **more)
+    for axis in f.xaxis:
+        slim(axis, 22)
+    for axis in f.yaxis:
+        slim(axis, 56)
     f.add_tools(SaveTool(filename=f"adaptive-c {name}".replace(" ", "-")))
     return f
 
@@ -133,7 +165,7 @@ class Surface:
         self.figure = framed("surface", width=WIDTH, height=430, x_range=self.x, y_range=self.y, x_axis_label="w1",
                              y_axis_label="w2")  # fmt: skip
         self.figure.background_fill_color = "#F6DED3"  # where the function has no value
-        self.figure.grid.visible = False
+        self.figure.center = []  # no grid
         side = np.linspace(-1, 1, 3)
         self.contours = from_contour(side, side, np.outer(side, side) ** 2, LEVELS,
                                      fill_color=hexes(shades(GROUND[0], GROUND[-1], len(LEVELS) - 1)),
@@ -142,7 +174,7 @@ class Surface:
         self.items = []
         for course in courses.all:
             line = courses.line(self.figure, course, course.field("w1"), "w2", line_width=0.8)
-            marks = courses.marks(self.figure, course, size=6)
+            marks = courses.marks(self.figure, courses.source, course, size=6)
             self.items.append(LegendItem(label=value(""), renderers=[line, marks], visible=False))
             course.hover.renderers = [marks]
             self.figure.add_tools(course.hover)
@@ -186,14 +218,17 @@ class Errors:
 
     def __init__(self, courses: Courses, iterations: Range1d, surface: Surface) -> None:
         self.courses = courses.all
-        self.figures = {}
-        for kind, column in (("log", "positive"), ("linear", "error")):
-            f = framed(f"{kind} error", width=WIDTH, height=170, y_axis_type=kind, y_range=Range1d(0.1, 1),
-                       x_range=iterations, y_axis_label="error", visible=kind == "log")  # fmt: skip
-            for course, item in zip(courses.all, surface.items, strict=True):
-                line = courses.line(f, course, "t", column, line_dash=course.dashes, line_width=1.6)
-                item.renderers[0].js_link("visible", line, "visible")  # the legend of the surface hides both
-            self.figures[kind] = f
+        self.figure = f = framed("error", width=WIDTH, height=170, y_axis_type=None, y_range=Range1d(0.1, 1),
+                                 x_range=iterations)  # fmt: skip
+        self.guides: dict[Any, tuple[Any, Any]] = {}  # the axis and the grid of each scale
+        for scale, axis in ((LinearScale, LinearAxis(axis_label="error")), (LogScale, LogAxis(axis_label="error"))):
+            slim(axis, 56)
+            self.guides[scale] = axis, Grid(dimension=1, axis=axis)
+            f.add_layout(axis, "left")
+            f.add_layout(self.guides[scale][1])
+        for course, item in zip(courses.all, surface.items, strict=True):
+            line = courses.line(f, course, "t", "error", line_dash=course.dashes, line_width=1.6)
+            item.renderers[0].js_link("visible", line, "visible")  # the legend of the surface hides both
 
     def show(self, settings: Settings, bottom: float, top: float) -> None:
         """Fit the axes; bottom and top are those of the error over the window."""
@@ -203,19 +238,43 @@ class Errors:
         first = [float(error[0]) for error in shown]
         limit = max([top, *[abs(x) for x in first if np.isfinite(x)]]) * 10  # what has diverged is not shown whole
         some = errors[errors <= limit]
-        kind = "log" if bottom >= 0 and (not some.size or some.min() >= 0) else "linear"
-        if kind == "log":
+        scale = LogScale if bottom >= 0 and (not some.size or some.min() >= 0) else LinearScale
+        if scale is LogScale:
             some = some[some > 0]
         low, high = (float(some.min()), float(some.max())) if some.size else (0.1, 1.0)
-        if kind == "log":
+        if scale is LogScale:
             low = 10.0 ** math.floor(math.log10(max(low, high * 1e-16)))  # whole powers, so that it rarely moves
             high = 10.0 ** math.ceil(math.log10(high) + 1e-9)
         else:
             margin = 0.05 * (high - low) or 0.5
             low, high = low - margin, high + margin
-        self.figures[kind].y_range.update(start=low, end=high)
-        for name, f in self.figures.items():
-            f.visible = name == kind
+        self.figure.y_range.update(start=low, end=high)
+        if not isinstance(self.figure.y_scale, scale):
+            self.figure.y_scale = scale()
+        for other, guides in self.guides.items():
+            for guide in guides:
+                guide.visible = other is scale
+
+
+class Part:
+    """One part of the state of one lane: two lines, for w1 and w2, which have data only while they are shown."""
+
+    def __init__(self, f: Any, course: Course, slot: int) -> None:
+        self.course, self.slot = course, slot
+        self.source = ColumnDataSource({"t": [], "1": [], "2": []}, name=f"state {course.name}{slot}")
+        colour = (course.colour, course.palette[-1], course.palette[0])[slot]
+        self.lines = [f.line("t", k, source=self.source, color=colour, line_width=1.6, visible=False,
+                             line_dash="solid" if k == "1" else "dotted") for k in ("1", "2")]  # fmt: skip
+        self.item = LegendItem(label=value(""), renderers=self.lines, visible=False)
+        self.lines[0].on_change("visible", lambda attr, old, new: self.fill())
+
+    def fill(self) -> None:
+        """Give the lines their data, or take it away."""
+        columns = [self.course.columns.get(f"state{self.slot}_{k}", np.empty(0)) for k in (1, 2)]
+        if not self.lines[0].visible:
+            columns = [column[:0] for column in columns]
+        if len(columns[0]) or len(self.source.data["t"]):
+            self.source.data = {"t": np.arange(len(columns[0])), "1": columns[0], "2": columns[1]}
 
 
 class State:
@@ -226,20 +285,12 @@ class State:
         self.figure = framed("state", width=WIDTH, height=210, y_axis_label="state", x_axis_label="iteration",
                              x_range=iterations)  # fmt: skip
         self.figure.y_range.only_visible = True
-        self.items: list[list[LegendItem]] = []
-        for course in courses.all:
-            items = []
-            for slot in range(SLOTS):
-                colour = (course.colour, course.palette[-1], course.palette[0])[slot]
-                lines = [courses.line(self.figure, course, "t", f"state{slot}_{k}", color=colour, line_width=1.6,
-                                      line_dash="solid" if k == 1 else "dotted", visible=False)
-                         for k in (1, 2)]  # fmt: skip
-                items.append(LegendItem(label=value(""), renderers=lines, visible=False))
-            self.items.append(items)
+        self.parts = [[Part(self.figure, course, slot) for slot in range(SLOTS)] for course in courses.all]
+        self.items = [[part.item for part in parts] for parts in self.parts]
         self.flat = [item for items in self.items for item in items]
         self.figure.add_layout(_legend(self.flat, name="states", ncols=5), "above")
 
-    def show(self) -> None:
+    def show(self, changed: Sequence[Course]) -> None:
         before = [item.label for item in self.flat]
         for course, items in zip(self.courses, self.items, strict=True):
             for slot, item in enumerate(items):
@@ -251,3 +302,6 @@ class State:
         if used_items and not shown and before != [item.label for item in self.flat]:  # other parts: one to begin with
             for line in used_items[0].renderers:
                 line.visible = True
+        for course, parts in zip(self.courses, self.parts, strict=True):
+            for part in parts if course in changed else ():
+                part.fill()

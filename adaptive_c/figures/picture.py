@@ -1,7 +1,6 @@
 """What the figures share: colours, a picture with its numbers, and how its files get the same bytes in every run."""
 
 import csv
-import io
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 from matplotlib import style
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from PIL import Image
@@ -26,6 +26,7 @@ STYLE = {
     "ytick.labelsize": 7, "axes.titlelocation": "left", "axes.spines.top": False, "axes.spines.right": False,
     "axes.edgecolor": "0.5", "xtick.color": "0.35", "ytick.color": "0.35", "axes.grid": False, "grid.color": "0.9",
     "grid.linewidth": 0.6, "axes.axisbelow": True, "lines.linewidth": 1.4, "legend.frameon": False,
+    "axes.titley": 1.0,  # where titles are without it too; each drawing of an axes would find the place again
     "svg.hashsalt": "adaptive_c",  # names in SVG files are random otherwise
 }  # fmt: skip
 WIDTH = 7.0  # inches: at 100 dots an inch, the width of a page
@@ -65,7 +66,7 @@ class Picture:
             layout.execute(self.figure)
             self.figure.set_layout_engine("none")  # keeps the places; finding them takes longer than drawing
             png(self.figure, dpi).save(paths[0], optimize=True)
-            self.figure.savefig(paths[1], dpi=dpi, metadata={"Date": None})
+            FigureCanvasSVG(self.figure).print_svg(paths[1], metadata={"Date": None})  # with images of that dpi
             with paths[2].open("w", newline="") as file:
                 writer = csv.writer(file, lineterminator="\n")
                 writer.writerow(self.columns)
@@ -77,10 +78,18 @@ class Picture:
 
 
 def png(figure: Figure, dpi: float) -> Image.Image:
-    """The picture with 256 colours, which are enough for it and take a third of the bytes."""
-    file = io.BytesIO()
-    figure.savefig(file, dpi=dpi)
-    return Image.open(file).convert("RGB").quantize(256, dither=Image.Dither.NONE)
+    """The picture with 256 colours, which are enough for it and take a third of the bytes.
+
+    The canvas draws it once.  `savefig` would do so twice, to find a layout first.
+    """
+    figure.set_dpi(dpi)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return _image(canvas).quantize(256, dither=Image.Dither.NONE)
+
+
+def _image(canvas: FigureCanvasAgg) -> Image.Image:
+    return Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy())
 
 
 def _gif(movie: Movie, path: Path, dpi: float) -> None:
@@ -98,7 +107,7 @@ def _gif(movie: Movie, path: Path, dpi: float) -> None:
         canvas.restore_region(ground)
         for artist in movie.artists:
             artist.axes.draw_artist(artist)
-        frame = Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy())
+        frame = _image(canvas)
         frames.append(frame.quantize(256, dither=Image.Dither.NONE) if not frames else
                       frame.quantize(palette=frames[0], dither=Image.Dither.NONE))  # fmt: skip
     del frames[0]

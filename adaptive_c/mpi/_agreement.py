@@ -3,6 +3,7 @@
 import builtins
 import hashlib
 import json
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -47,14 +48,19 @@ def _first(comm: Any, error: Exception | None) -> Exception:
     own = ""
     if error is not None:
         message = str(error.args[0] if len(error.args) == 1 else error)
-        own = json.dumps([type(error).__name__, message, *getattr(error, "__notes__", ())])
+        arguments: list[Any] = [message]
+        if isinstance(error, OSError) and error.errno is not None:
+            arguments = [error.errno, error.strerror, *([] if error.filename is None else [str(error.filename)])]
+        own = json.dumps([type(error).__name__, message, arguments, *getattr(error, "__notes__", ())])
     said = texts(comm, own)
     rank = next(i for i, text in enumerate(said) if text)
     if rank != comm.rank or error is None:
-        name, message, *notes = json.loads(said[rank])
+        name, message, arguments, *notes = json.loads(said[rank])
         kind: Any = getattr(builtins, name, None)
-        known = isinstance(kind, type) and issubclass(kind, Exception)
-        error = kind(message) if known else RuntimeError(f"{name}: {message}")
+        error = RuntimeError(f"{name}: {message}")
+        if isinstance(kind, type) and issubclass(kind, Exception):
+            with suppress(TypeError):  # one that takes other arguments
+                error = kind(*arguments)
         for note in notes:
             error.add_note(note)
     error.add_note(f"raised on rank {rank} of {comm.size}")

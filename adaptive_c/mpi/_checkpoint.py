@@ -14,7 +14,8 @@ from mpi4py import MPI
 
 from .._checkpoint import description, file
 from .._run.run import Run
-from ._agreement import agree, hashed, texts
+from ._agreement import hashed, texts
+from ._ranks import Ranks
 
 _PIECE = 1 << 20  # bytes that are written at a time
 
@@ -26,11 +27,11 @@ def _segments(run: Run, rank: int, text: bytes, starts: dict[str, int], arrays: 
     found: list[Segment] = [(0, [np.frombuffer(text, "uint8")])] if rank == 0 else []
     for label, entry in arrays.items():
         index, _, name = label.partition(".")
-        pieces = [piece.view("uint8") for piece in entry.pieces]
+        pieces = list(entry.pieces)
         if index.isdecimal():
             store = run.groups[int(index)].store
             if name == "sums":  # which reach into the next share
-                pieces = [entry.pieces[0][: store.size].view("uint8")]
+                pieces = [entry.pieces[0][: store.size]]
             found.append((starts[label] + store.place(name)[0] * entry.pieces[0].itemsize, pieces))
         elif rank == 0:
             found.append((starts[label], pieces))
@@ -44,9 +45,10 @@ def _write(path: str, segments: list[Segment]) -> list[tuple[int, int, int]]:
     try:
         for place, pieces in segments:
             at, crc = place, 0
-            for piece in pieces:
-                for i in range(0, piece.size, _PIECE):
-                    part = memoryview(piece[i : i + _PIECE])
+            for read in (part for piece in pieces for part in file.parts_of(piece)):
+                memory = read() if callable(read) else read
+                for i in range(0, memory.size, _PIECE):
+                    part = memoryview(memory[i : i + _PIECE])
                     crc = zlib.crc32(part, crc)
                     while part:
                         n = os.pwrite(fd, part, at)
@@ -68,13 +70,15 @@ def _crc(comm: Any, own: list[tuple[int, int, int]]) -> int:
     return file.combined({i: (crc, n) for i, (_, crc, n) in enumerate(pieces)})
 
 
-def save(run: Run, comm: Any, path: Any, parameters: bool) -> Exception | None:
-    """Write a checkpoint; what all ranks refuse it with."""
-    with run.guard, ExitStack() as stack:
+def save(run: Run, ranks: Ranks, path: Any, parameters: bool) -> None:
+    """Write a checkpoint."""
+    comm = ranks.comm
+    with ExitStack() as stack:
         error: Exception | None = None
         text, name, end = b"", "", 0
         segments: list[Segment] = []
         try:
+            stack.enter_context(run.guard)
             about, arrays = description.contents(run, parameters)
             places = {label: label.partition(".") for label in arrays}
             sizes = {
@@ -90,73 +94,49 @@ def save(run: Run, comm: Any, path: Any, parameters: bool) -> Exception | None:
                 name = temporary.name
         except Exception as e:
             error = e
-        refusal, (alike,) = agree(comm, "called save", error, hashed(text))
-        if refusal is None and not alike:
-            refusal = ValueError("the ranks have different options or counts, or save with and without parameters; "
-                                 "nothing was written")  # fmt: skip
-        if refusal is None:
-            written = []
-            try:
-                written = _write(texts(comm, name)[0], segments)
-            except OSError as e:
-                error = e
-            refusal, _ = agree(comm, "written its share", error)
-        if refusal is None:
-            crc = _crc(comm, written)
-            try:
-                if comm.rank == 0:
-                    temporary.seek(end)
-                    temporary.write(file.end_line(crc))
-                stack.close()
-            except OSError as e:
-                error = e
-            refusal, _ = agree(comm, "seen the file in its place", error)
-        if refusal is not None:
-            _end(stack, refusal)
-    return refusal
+        (alike,) = ranks.agree("called save", error, hashed(text))
+        if not alike:
+            raise ranks.refusal(ValueError("the ranks have different options or counts, or save with and without "
+                                           "parameters; nothing was written"))  # fmt: skip
+        name = texts(comm, name)[0]
+        with ranks.together("written its share"):
+            written = _write(name, segments)
+        crc = _crc(comm, written)
+        with ranks.together("seen the file in its place"):
+            if comm.rank == 0:
+                temporary.seek(end)
+                temporary.write(file.end_line(crc))
+            stack.close()
 
 
-def _end(stack: ExitStack, refusal: Exception) -> None:
-    """Have the temporary file removed."""
-    stack.__exit__(type(refusal), refusal, refusal.__traceback__)
-
-
-def load(run: Run, comm: Any, path: Any, parameters: bool) -> tuple[Exception | None, bool]:
-    """Load a checkpoint, each rank its share; what all ranks refuse it with, and whether something was written."""
-    reached, refusal = False, None
+def load(run: Run, ranks: Ranks, path: Any, parameters: bool) -> None:
+    """Load a checkpoint, each rank its share."""
+    comm = ranks.comm
 
     def checksum(stored: Any, end: int) -> int:
         """Every rank reads a part."""
-        nonlocal reached, refusal
-        reached = True
         lo, hi = end * comm.rank // comm.size, end * (comm.rank + 1) // comm.size
         crc, error = 0, None
         try:
             crc = file.crc_of(stored, hi, lo)
         except OSError as e:
             error = e
-        refusal, (alike,) = agree(comm, "called load", error, end)
-        if refusal is None and not alike:
-            refusal = ValueError(f"{path} has another size on another rank; all ranks must see the same file")
-        if refusal is not None:
-            raise refusal
+        (alike,) = ranks.agree("called load", error, end)
+        if not alike:
+            raise ranks.refusal(
+                ValueError(f"{path} has another size on another rank; all ranks must see the same file")
+            )
         return _crc(comm, [(lo, hi - lo, crc)])
 
-    with run.guard, ExitStack() as stack:
-        error, write = None, None
-        try:
+    with ExitStack() as stack:
+        with ranks.together("called load"):
+            stack.enter_context(run.guard)
             head, arrays = stack.enter_context(file.reading(path, checksum))
             write = description.prepare(run, head, arrays, str(path), parameters)
-        except Exception as e:
-            error = e
-        if not reached:
-            refusal, _ = agree(comm, "called load", error, 0)
-        if refusal is None:
-            refusal, _ = agree(comm, "checked the file", error)
-        if refusal is not None or write is None:
-            return refusal, False
         try:
-            write()
-        except OSError as e:
-            error = e
-        return agree(comm, "read its share", error)[0], True
+            with ranks.together("read its share"):
+                description.complete(run, write)
+        except Exception as error:
+            if run.plan.pages is None:  # what it has by now is of no step; on disk, it has ended
+                ranks.tear(error)
+            raise

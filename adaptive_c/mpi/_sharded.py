@@ -2,24 +2,22 @@
 
 import inspect
 import os
-import zlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any, Literal, Never
 
-import numpy as np
 from mpi4py import MPI
 
 from .. import __version__
-from .._checkpoint import description
 from .._native import processors
 from .._optimizer import Optimizer
-from .._run.options import Choice, moves
-from .._run.run import Run
+from .._run.options import Choice
 from ..typing import Params
 from . import _checkpoint
-from ._agreement import agree, difference, hashed, texts
+from ._agreement import texts
 from ._exchange import Exchange
+from ._ranks import Ranks
+from ._steps import Progress, Steps
 
 _BUCKET, _MESSAGE = 32 << 20, 256 << 10  # bytes: a bucket, but for many ranks at least so much from each
 
@@ -73,8 +71,10 @@ class Sharded:
         more.  There are two such buffers to receive into and, where arrays are many or small, two to send from.
     **options
         Options of the optimizer, the same on all ranks, which is checked; but n_threads may differ.  Where neither it
-        nor OMP_NUM_THREADS is given, ranks that may use the same processors share them out.  keep_undo and state_path
-        are refused.
+        nor OMP_NUM_THREADS is given, ranks that may use the same processors share them out.  keep_undo is refused.
+        With state_path, each rank keeps the state of its share in a folder of its own in that one, named after the rank
+        and the number of ranks.  A step is durable on all ranks, or is none.  The path may be of a file system that all
+        ranks see, or of disks of their own; it and state_memory may differ.
 
     Attributes
     ----------
@@ -89,15 +89,20 @@ class Sharded:
         As of the optimizer.
     max_grad_norm, norm_over, max_grad_value, on_nonfinite, loss_scale, zero_grad, flush_denormals, seed
         As of the optimizer.  What is assigned must be assigned on all ranks; the next step checks that.
-    nbytes : int
-        Bytes of state on this rank, as of the optimizer; the buffers for messages excluded.
+    nbytes, bytes_written : int
+        Bytes of state on this rank, and bytes that it has written to its folder, as of the optimizer; the buffers for
+        messages excluded.
 
     Raises
     ------
     TypeError, ValueError
-        As the optimizer's class does; if the ranks give different parameters or options, with the first difference.
+        As the optimizer's class does; if the ranks give different parameters or options, with the first difference; if
+        their folders are not those of one run of as many ranks.
+    OSError
+        With state_path, from any method that reads or writes it, on all ranks.
     RuntimeError
-        From every method, once a call on this rank ended in the middle: by a Ctrl-C or a failure of MPI.
+        From every method, once a call on this rank ended in the middle: by a Ctrl-C or a failure of MPI.  With
+        state_path, also once the state of one rank could not be brought to a whole step.
 
     Notes
     -----
@@ -124,6 +129,7 @@ class Sharded:
     skipped_steps = _Passed()
     pending = _Passed()
     nbytes = _Passed()
+    bytes_written = _Passed()
     n_threads = _Passed()
     max_grad_norm = _Passed()
     norm_over = _Passed()
@@ -145,44 +151,34 @@ class Sharded:
         **options: Any,
     ) -> None:
         self.comm = comm = (MPI.COMM_WORLD if comm is None else comm).Dup()
-        self._torn = ""  # what ended a call in the middle
-        self._known: Any = None  # places and formats of the last gradients, and how they are exchanged
-        error, lines = None, []
+        about = [f"the version of adaptive_c {__version__}", f"{reduction=}", f"{bucket_bytes=}"]
+        self._ranks = ranks = Ranks(comm, about)
         try:
-            self._mean = Choice("mean", "sum")("reduction", reduction) == "mean"
-            if bucket_bytes is None:
-                bucket_bytes = max(_BUCKET, _MESSAGE * (comm.size - 1))
-            elif isinstance(bucket_bytes, bool) or not isinstance(bucket_bytes, int) or bucket_bytes < 1:
-                raise ValueError(f"bucket_bytes must be an integer from 1 on, got {bucket_bytes!r}")
-            if options.get("state_path") is not None:
-                raise ValueError("state_path is refused: a step of several ranks is not one of all their folders; drop "
-                                 "it, or use state_dtype='uint8'")  # fmt: skip
-            self._opt = _part_of(optimizer, comm)(params, **options)
-            self._run = self._opt._run
-            if self._run.plan.keeps_undo:
-                raise ValueError("keep_undo=True is refused: a step of several ranks can't be rolled back; drop it")
-            if any(group.store.by_row for group in self._run.groups):
-                raise ValueError("second_moment='row' is refused: numbers of rows are not shared out; drop it, or use "
-                                 "state_dtype='uint8'")  # fmt: skip
-            with self._run.guard:
-                lines = _lines("", description._describe(self._run))
-            lines += [f"the version of adaptive_c {__version__}", f"reduction={reduction!r}", f"{bucket_bytes=}"]
-            lines += [f"values of group {i} with the checksum {crc:08x}" for i, crc in enumerate(_crcs(self._run))]
-        except Exception as e:
-            error = e
-        refusal, (alike,) = agree(comm, "called the constructor", error, hashed("\n".join(lines).encode()))
-        if refusal is None and not alike:
-            refusal = ValueError(f"all ranks must construct the same optimizer, but {difference(comm, lines)}")
-        if refusal is not None:
+            with ranks.together("called the constructor"):
+                mean = Choice("mean", "sum")("reduction", reduction) == "mean"
+                if bucket_bytes is None:
+                    bucket_bytes = max(_BUCKET, _MESSAGE * (comm.size - 1))
+                elif isinstance(bucket_bytes, bool) or not isinstance(bucket_bytes, int) or bucket_bytes < 1:
+                    raise ValueError(f"bucket_bytes must be an integer from 1 on, got {bucket_bytes!r}")
+                if options.get("keep_undo"):
+                    raise ValueError("keep_undo=True is refused: a step of several ranks can't be rolled back; drop it")
+                self._opt = _stepped_by(optimizer, ranks)(params, **options)
+                self._run = self._opt._run
+                if any(group.store.by_row for group in self._run.groups):
+                    raise ValueError("second_moment='row' is refused: numbers of rows are not shared out; drop it, or "
+                                     "use state_dtype='uint8'")  # fmt: skip
+        except Exception:
             comm.Free()
-            raise refusal
-        assert bucket_bytes is not None
+            raise
         self._exchange = Exchange(self._run, comm, bucket_bytes)
-        self._run.plan.combine = self._combine
+        self._steps = Steps(self._opt, ranks, self._exchange, mean)
+        plan = self._run.plan
+        plan.combine = ranks.combine
         if self._opt.n_threads is None and "OMP_NUM_THREADS" not in os.environ:
             self._opt.n_threads = _threads(comm)
-        if any(group.options["copy_to"] is not None for group in self._run.groups):
-            self._exchange.step(None)  # of its share each rank has written the copies
+        copies = any(group.options["copy_to"] is not None for group in self._run.groups)
+        if copies or (plan.pages is not None and plan.pages.parameters):
+            self._exchange.step(None)  # of its share each rank has written copies, or parameters from its folder
 
     # --- steps -------------------------------------------------------------------------------------------------------
 
@@ -193,6 +189,7 @@ class Sharded:
         *,
         loss_scale: float | None = None,
         lr: float | Sequence[float | None] | None = None,
+        progress: Progress | None = None,
     ) -> None:
         """Add up the gradients of all ranks, and update the parameters in place, on all ranks.  Collective.
 
@@ -208,6 +205,8 @@ class Sharded:
             As for the optimizer, and the same on all ranks.
         lr : float or list of float, optional
             As for the optimizer, and the same on all ranks.
+        progress : callable, optional
+            ``progress(done, total)`` is called as buckets of this rank's state on disk are done, as by the optimizer.
 
         Raises
         ------
@@ -226,9 +225,7 @@ class Sharded:
         >>> w
         array([0.5, 0.5, 0.5])
         """
-        error = self._call(grads, lambda: self._opt._for_one_step(metric, loss_scale, lr))
-        if error is not None:
-            raise error
+        self._steps.call(grads, lambda: self._opt._for_one_step(metric, loss_scale, lr), progress)
 
     def accumulate(self, grads: Any) -> None:
         """Add the gradients of all ranks to the sums, of which each rank has its share.  Collective.
@@ -260,9 +257,7 @@ class Sharded:
         >>> w
         array([-2., -2., -2.])
         """
-        error = self._call(grads, None)
-        if error is not None:
-            raise error
+        self._steps.call(grads, None)
 
     def discard(self) -> None:
         """Drop what was accumulated, if anything was.  To be called on all ranks, but not collective.
@@ -280,112 +275,6 @@ class Sharded:
         """
         self._opt.discard()
 
-    def _call(self, grads: Any, for_one_step: Callable[[], Any] | None) -> Exception | None:
-        """Add gradients to the sums and, if asked for, step; what all ranks refuse it with."""
-        plan, given, steps = self._run.plan, grads is not ..., for_one_step is not None
-        name = f"called {'step' if steps else 'accumulate'} {'with' if given else 'without'} gradients"
-        now, error, same = None, None, b""
-        places: list[tuple[int, int]] = []
-        with self._collective():
-            try:
-                one_step = () if for_one_step is None else for_one_step()
-                call = plan.sharing(grads, steps, *one_step)
-                call.__enter__()
-                now = call
-                places = now.gradients() if given else []
-                numbers, limit = now.options()
-                same = repr((one_step[::2], limit, *self._counted())).encode() + numbers
-            except Exception as e:
-                error = e
-            try:
-                kinds = np.array([kind for _, kind in places], "int8")
-                refusal, (alike, uniform) = agree(self.comm, name, error, hashed(same), hashed(kinds.tobytes()))
-                if refusal is not None or now is None:
-                    return refusal
-                if not alike:
-                    return self._differing(one_step)
-                if given:
-                    self._sum(now, places, self._kinds(kinds, uniform))
-                if steps:
-                    refusal = self._step(now)
-                    if refusal is not None and given:
-                        now.drop()
-                if refusal is None:
-                    now.zero()
-                return refusal
-            finally:
-                if now is not None:
-                    now.__exit__()
-
-    @contextmanager
-    def _collective(self) -> Iterator[None]:
-        """Around what ranks do together: what ends in the middle is of no more use to any."""
-        if self._torn:
-            raise RuntimeError(
-                f"an earlier call ended in the middle on this rank ({self._torn}), and its state may be that of no "
-                "step: end all ranks, and resume from a checkpoint"
-            )
-        try:
-            yield
-        except BaseException as error:
-            self._torn = f"{type(error).__name__}: {error}".partition("\n")[0]
-            raise
-
-    def _counted(self) -> tuple[Any, ...]:
-        plan = self._run.plan
-        settings = {name: None if moves(x) else x for name, x in plan.settings.items()}
-        return plan.t, plan.pending, plan.skipped_steps, plan.loss_scale, plan.growth_tracker, settings
-
-    def _differing(self, one_step: Any) -> Exception:
-        """Say what differs between the ranks, where something does."""
-        names = "t", "pending", "skipped_steps", "loss_scale", "growth_tracker"
-        lines = [f"loss_scale and metric {one_step[::2]}", f"lr of this step {one_step[3:]!r}"]
-        *counts, settings = self._counted()
-        lines += [f"{name}={x!r}" for name, x in zip(names, counts, strict=True)]
-        lines += [f"{name}={getattr(self._opt, name)!r}" for name in settings]
-        for i, group in enumerate(self._run.groups):
-            shown = [name for name in group.options if name not in ("bounds", "copy_to")]
-            lines += [f"param_groups[{i}][{name!r}]={group[name]!r}" for name in shown]
-        return ValueError(f"the ranks do not go together: {difference(self.comm, lines)}; nothing was changed")
-
-    def _kinds(self, own: Any, uniform: bool) -> list[list[int]]:
-        """Of every rank, the formats of its gradients."""
-        if uniform:
-            return [own.tolist()] * self.comm.size
-        found = np.empty((self.comm.size, own.size), "int8")
-        self.comm.Allgather(own, found)
-        every: list[list[int]] = found.tolist()
-        return every
-
-    def _sum(self, now: Any, places: list[tuple[int, int]], kinds: list[list[int]]) -> None:
-        """Exchange the gradients, and add them to the sums."""
-        plan = self._run.plan
-        before = [plan.pending > 0 and bool(x) for group in self._run.groups for x in group.store.counts["summed"]]
-        key = places, kinds, before
-        if self._known is None or self._known[0] != key:
-            self._known = key, self._exchange.gradients(places, kinds, before)
-        self._exchange.sum(now, self._known[1])
-        after = [old or any(kind[k] >= 0 for kind in kinds) for k, old in enumerate(before)]
-        now.summed(after, self.comm.size)
-
-    def _step(self, now: Any) -> Exception | None:
-        """Step on the sums; what all ranks refuse it with."""
-        error, usable = None, False
-        try:
-            usable = now.usable(self._mean)
-        except ValueError as e:  # where one rank has it, all have; but only one can name an element
-            error = e
-        if error is not None or (not usable and self._opt.on_nonfinite == "raise" and now.anything()):
-            return agree(self.comm, "looked at the gradients", error)[0]
-        if usable:
-            self._exchange.step(now)
-        now.finish()
-        return None
-
-    def _combine(self, partial: Any) -> None:
-        """Complete the reductions of chunks by those of the other ranks: of each, all ranks but one have 0."""
-        self.comm.Allreduce(MPI.IN_PLACE, np.asarray(partial), MPI.SUM)
-
     # --- what there is -----------------------------------------------------------------------------------------------
 
     @property
@@ -402,7 +291,8 @@ class Sharded:
         """By name the live state of this rank's share, flat; for a list of groups, a list with one array for each."""
         stores = [group.store for group in self._run.groups]
         names = dict.fromkeys(name for store in stores for name in store.arrays if name != "sums")
-        found = {name: [store.arrays.get(name) for store in stores] for name in names}
+        with self._run.looking():
+            found = {name: [store.array(name) if name in store.arrays else None for store in stores] for name in names}
         return found if self._run.plan.structured else {name: arrays[0] for name, arrays in found.items()}
 
     @contextmanager
@@ -433,27 +323,39 @@ class Sharded:
         ...     print(w)
         [0.875 0.875]
         """
-        with self._collective():
-            error, block = None, None
+        with ExitStack() as block:
+            with self._ranks.collective():
+                with self._ranks.together("called averaged_parameters"):
+                    block.enter_context(self._opt.averaged_parameters())
+                self._exchange.step(None)
             try:
-                block = self._opt.averaged_parameters()
-                block.__enter__()
-            except Exception as e:
-                error = e
-            refusal, _ = agree(self.comm, "called averaged_parameters", error)
-            if refusal is None:
-                self._exchange.step(None)
-        if refusal is not None or block is None:
-            if block is not None and error is None:
-                block.__exit__(None, None, None)
-            assert refusal is not None
-            raise refusal
-        try:
-            yield
-        finally:
-            with self._collective():
-                block.__exit__(None, None, None)
-                self._exchange.step(None)
+                yield
+            finally:
+                with self._ranks.collective():
+                    block.close()
+                    self._exchange.step(None)
+
+    def close(self) -> None:
+        """Let go of this rank's folder of `state_path`.  To be called on all ranks, but not collective.
+
+        As of the optimizer: every later call that steps, changes, saves or loads raises RuntimeError.
+
+        Raises
+        ------
+        RuntimeError
+            While another call is inside the optimizer.
+
+        Examples
+        --------
+        >>> import tempfile
+        >>> import numpy as np
+        >>> from adaptive_c import AdamW
+        >>> from adaptive_c.mpi import Sharded
+        >>> folder = tempfile.mkdtemp()
+        >>> Sharded(AdamW, np.ones(3), state_path=folder).close()
+        >>> Sharded(AdamW, np.ones(3), state_path=folder).close()
+        """
+        self._opt.close()
 
     def __reduce_ex__(self, protocol: Any) -> Never:
         raise TypeError(
@@ -494,10 +396,8 @@ class Sharded:
         >>> again.param_groups[0]["lr"]
         0.5
         """
-        with self._collective():
-            refusal = _checkpoint.save(self._run, self.comm, path, parameters)
-        if refusal is not None:
-            raise refusal
+        with self._ranks.collective():
+            _checkpoint.save(self._run, self._ranks, path, parameters)
 
     def load(self, path: Any, *, parameters: bool = True) -> None:
         """Load a file that `save` wrote on any number of ranks, or the plain optimizer's `save`, in place.  Collective.
@@ -527,22 +427,17 @@ class Sharded:
         >>> opt.param_groups[0]["lr"]
         0.5
         """
-        with self._collective():
-            refusal, written = _checkpoint.load(self._run, self.comm, path, parameters)
-            if refusal is None:
-                self._exchange.step(None)
-            elif written:
-                raise refusal
-        if refusal is not None:
-            raise refusal
+        with self._ranks.collective():
+            _checkpoint.load(self._run, self._ranks, path, parameters)
+            self._exchange.step(None)
 
 
-def _part_of(optimizer: Any, comm: Any) -> Any:
+def _stepped_by(optimizer: Any, ranks: Ranks) -> Any:
     """The class of an optimizer that has the state of this rank's share."""
     if not (isinstance(optimizer, type) and issubclass(optimizer, Optimizer)):
         raise TypeError(f"the first argument must be the class of an optimizer, such as adaptive_c.AdamW, "
                         f"got {optimizer!r}")  # fmt: skip
-    return type(optimizer.__name__, (optimizer,), {"_part": (comm.rank, comm.size)})
+    return type(optimizer.__name__, (optimizer,), {"_company": ranks})
 
 
 def _threads(comm: Any) -> int | None:
@@ -552,20 +447,3 @@ def _threads(comm: Any) -> int | None:
     sharing = texts(here, str(sorted(own))).count(str(sorted(own)))
     here.Free()
     return max(1, len(own) // sharing) if sharing > 1 else None
-
-
-def _crcs(run: Run) -> Iterator[int]:
-    """A checksum of each group's parameters."""
-    for group in run.groups:
-        crc = 0
-        for array in group.layout.arrays:
-            crc = zlib.crc32(array.reshape(-1).view("uint8"), crc)
-        yield crc
-
-
-def _lines(name: str, value: Any) -> list[str]:
-    """A nested dict, one line for each of its values."""
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
-    if items is None:
-        return [f"{name}={value!r}"]
-    return [line for key, x in items for line in _lines(f"{name}[{key!r}]" if name else str(key), x)]

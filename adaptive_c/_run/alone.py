@@ -1,0 +1,33 @@
+"""The company in which a run is stepped: nobody.  `adaptive_c.mpi` has one of several processes."""
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+
+class Alone:
+    """A process that has a run, and the folder of its state, for itself."""
+
+    part = 0, 1  # which of how many processes it is
+    shared = False
+
+    def compare(self, run: Any, groups: Any, pages: Any) -> None:
+        """All has been checked here, and nothing written: is it the same everywhere?"""
+        if pages is not None:
+            pages.choose()
+
+    def together(self, what: str) -> AbstractContextManager[None]:
+        """For a block that all processes make: what one of them raises, all raise at its end."""
+        return nullcontext()
+
+    def any(self, here: bool) -> bool:
+        """Is it so in any process?"""
+        return here
+
+    def folder(self, path: Any) -> Any:
+        """The folder of this process's state.  path: the option."""
+        return path
+
+    def choose(self, found: list[Any]) -> tuple[Any, Any]:
+        """Of the records in its folder the one that counts, if one does; and which run its state is of, if others
+        have parts of it."""
+        return (found[0] if found else None), None
