@@ -382,9 +382,9 @@ cdef class Plan:
     # --- the parts of a call -------------------------------------------------------------------------------------
 
     cdef int release(self) noexcept:
-        cdef BoundGroup group
-        for group in self.groups:
-            release(group)
+        cdef Py_ssize_t i
+        for i in range(self.space.n_groups):
+            release(<BoundGroup> self.groups[i])
         if self.lr_given:
             drop_lr(self)
         self.space.by_rows = False
