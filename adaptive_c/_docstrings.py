@@ -181,11 +181,15 @@ def document(cls: Any, about: str = "OPTIONS", example: Callable[[str, str], str
 class DocOfSetting:
     """The docstring of an attribute that is an option of the optimizer as a whole, which knows its `_name`."""
 
+    def __init__(self, about: str = "OPTIONS") -> None:
+        """about: as in `Docstring`."""
+        self._about = about
+
     def __get__(self, setting: Any, kind_of_setting: object) -> str | None:
         if setting is None:
             return None
-        own, text = _texts_of("OPTIONS").get(setting._name, ("", ""))
-        return f"The option {setting._name}: {own or _of_option(setting._name)}.\n\n{text}\n"
+        own, text = _texts_of(self._about).get(setting._name, ("", ""))
+        return f"The option {setting._name}: {own or _of_option(setting._name, about=self._about)}.\n\n{text}\n"
 
 
 class FullSignature:

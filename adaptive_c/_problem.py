@@ -25,6 +25,8 @@ FINITE_DIFFERENCES = (
 
 def _read(name: str, given: Any) -> Array:
     """What was given, as an array; what NumPy or a tensor says against it is said of `name`."""
+    if isinstance(given, np.ma.MaskedArray):
+        raise TypeError(f"{name} is a masked array, whose mask would be ignored: pass x.data, or x.filled(0)")
     try:
         return np.asarray(given)
     except Exception as error:

@@ -284,6 +284,8 @@ REFUSED = {
     "no x0": ({"x0": None}, TypeError, "x0 must be real numbers, got None"),
     "a dict": ({"x0": {"w": START}}, TypeError, "got a dict of dtype object; adaptive_c.flatten makes one array"),
     "ragged lists": ({"x0": [[1.0], [2.0, 3.0]]}, TypeError, r"x0 can't be read as an array, got \[\[1.0\], \[2.0, 3.0\]\]: "),
+    "a mask": ({"x0": np.ma.masked_less([1.0, 2.0], 2)}, TypeError, "x0 is a masked array, whose mask would be ignored: pass x.data"),
+    "a masked gradient": ({"fun": lambda x: (1.0, np.ma.masked_less(x, 2))}, TypeError, "the gradient is a masked array"),
     "a generator": ({"x0": iter([1.0])}, TypeError, "got a list_iterator of dtype object; make it a list"),
     "no callback": ({"callback": 5}, TypeError, "callback must be a function, got 5"),
     "progress of a word": ({"progress": "no"}, TypeError, "progress must be True or False, got 'no'"),

@@ -241,6 +241,8 @@ def test_signatures_and_docstrings(name):
     assert "Paper:" in cls.__doc__
     assert "np." not in cls.__doc__
     assert "max_grad_norm" in door.Optimizer.__doc__
+    assert cls.max_grad_norm.__doc__.startswith("The option max_grad_norm: float > 0.\n")  # and no schedule of ours
+    assert rule.max_grad_norm.__doc__.startswith("The option max_grad_norm: float > 0 or schedule.\n")
 
 
 def test_positional_arguments_are_torchs():

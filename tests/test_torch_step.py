@@ -215,6 +215,7 @@ def test_numbers_that_are_tensors():
 @pytest.mark.parametrize(("name", "value", "error", "match"), [
     ("lr", -1.0, ValueError, "lr must be in"),
     ("lr", float("nan"), ValueError, "lr must be in"),
+    ("lr", "0.1", TypeError, "lr must be a number, or a tensor of one; got '0.1'"),
     ("betas", (0.9, 1.0), ValueError, "betas"),
     ("betas", (0.9, lambda t: 0.99), TypeError, "betas can't follow a schedule"),
     ("lr", ac.schedules.cosine(1e-3, 10), TypeError, "lr can't follow a schedule .*lr_scheduler"),

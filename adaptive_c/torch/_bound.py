@@ -11,6 +11,7 @@ import torch
 
 from .._checkpoint.torch import restore
 from .._native import Rows, checked_threads
+from .._run.options import OPTIONS
 from .._run.rule import Rule
 from .._run.run import Run
 from ._signature import ELSEWHERE
@@ -25,8 +26,10 @@ FRESH = {"t": 0, "skipped_steps": 0, "grad_norm": float("nan")}
 
 def plain(name: str, value: Any) -> Any:
     """An option as a run takes it: a number where torch may have a tensor of one, the name of a dtype; no schedule."""
-    if value is None or isinstance(value, (int, float, str)):
+    if value is None or isinstance(value, (int, float)):
         return value
+    if isinstance(value, str) and name in OPTIONS and OPTIONS[name].movable:
+        raise TypeError(f"{name} must be a number, or a tensor of one; got {value!r}")
     if isinstance(value, torch.Tensor) and value.numel() == 1:
         return value.item()
     if isinstance(value, torch.dtype):

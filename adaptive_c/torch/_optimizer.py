@@ -26,7 +26,7 @@ _KEY = "adaptive_c"  # in a state_dict, beside torch's "state" and "param_groups
 class _Setting(Setting[Value, Value]):
     # An option of the optimizer as a whole: checked when it is assigned.
 
-    __doc__ = DocOfSetting()
+    __doc__ = DocOfSetting("TENSORS")
 
     def _read(self, optimizer: Any) -> Any:
         return optimizer._settings[self._name]
