@@ -217,6 +217,30 @@ def test_progress():
         pair.check()
 
 
+def test_calls_from_progress():
+    """They are refused on this rank, without a message to the others, which are inside the step."""
+    pair = disk_pair(ema_decay=0.5)
+
+    def averaged():
+        with pair.ours.averaged_parameters():
+            pass
+
+    path, mine = FOLDER / f"progress-{SIZE}", cut(numbers(1, N))
+    calls = (lambda: pair.ours.save(path), lambda: pair.ours.load(path), averaged, lambda: pair.ours.step(mine),
+             lambda: pair.ours.accumulate(mine))  # fmt: skip
+    for call in calls:
+        said = ""
+        try:
+            pair.ours.step(
+                grads_of(0)[RANK], progress=(lambda done, total, call=call: call()) if RANK == LAST else None
+            )
+        except RuntimeError as error:
+            said = str(error)
+        assert ("is under way on this rank: call when it has returned" in said) == (RANK == LAST), said
+        pair.alone(grads_of(0))
+        pair.check()
+
+
 def test_an_optimizer_that_is_dropped_lets_go():
     pair = disk_pair()
     refused(pair.construct, BlockingIOError, "another optimizer has the state in this folder")

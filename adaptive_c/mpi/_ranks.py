@@ -1,6 +1,7 @@
 """The ranks of a communicator as the company of a run: what they do together, all of them do, or none."""
 
 import os
+import threading
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -27,6 +28,7 @@ class Ranks(Alone):
     def __init__(self, comm: Any, about: list[str]) -> None:
         self.comm, self.part, self._about = comm, (comm.rank, comm.size), about
         self._torn = ""  # what ended a call in the middle
+        self._calling = threading.Lock()
 
     # --- errors ------------------------------------------------------------------------------------------------------
 
@@ -34,12 +36,19 @@ class Ranks(Alone):
     def collective(self) -> Iterator[None]:
         """Around a call that all ranks make: what ends in the middle is of no more use to any."""
         self._check()
+        if not self._calling.acquire(blocking=False):  # its messages would be taken for those of the other call
+            raise RuntimeError(
+                "another call of this optimizer, which the ranks make together, is under way on this rank: call when "
+                "it has returned, and not from its progress, a schedule or another thread"
+            )
         try:
             yield
         except BaseException as error:
             if not agreed(error):
                 self.tear(error)
             raise
+        finally:
+            self._calling.release()
 
     def _check(self) -> None:
         if self._torn:
