@@ -6,6 +6,7 @@ Models are tiny and random, data are random numbers, and nothing is downloaded. 
 import copy
 import itertools
 import re
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -45,6 +46,9 @@ def hugging_face():
 
 @pytest.fixture(scope="module")
 def lightning():
+    mpi = sys.modules.get("mpi4py.MPI")
+    if mpi is not None and not mpi.Is_initialized():  # another test has imported it only; Lightning asks it for ranks
+        mpi.Init()
     return pytest.importorskip("lightning", reason=MISSING.format("lightning"))
 
 
