@@ -38,8 +38,8 @@ class _Lock:
 
     def __init__(self, path: str) -> None:
         self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        self._close = weakref.finalize(self, os.close, self.fd)
-        self._close.atexit = False  # type: ignore[misc]  # steps may still come when Python ends
+        self._close: Any = weakref.finalize(self, os.close, self.fd)  # Any, as checkers disagree on its attribute
+        self._close.atexit = False  # steps may still come when Python ends
         try:
             fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
