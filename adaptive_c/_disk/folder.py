@@ -9,7 +9,7 @@ import errno
 import os
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 from .._checkpoint.file import sync_folder
 from .buckets import PAGE, Bucket
@@ -38,7 +38,7 @@ class _Lock:
 
     def __init__(self, path: str) -> None:
         self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        self._close: Any = weakref.finalize(self, os.close, self.fd)  # Any, as checkers disagree on its attribute
+        self._close = cast(Any, weakref.finalize(self, os.close, self.fd))  # checkers disagree on its attribute
         self._close.atexit = False  # steps may still come when Python ends
         try:
             fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
