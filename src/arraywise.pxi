@@ -58,7 +58,7 @@ cdef class Stepping:
     def __call__(self, *place_and_grad, target=...):
         """now(gradient) for one bare array; before it, the key or index of the array, and before that of its group.
 
-        With target=, that stands in the place of the gradient.
+        With target=, that replaces the gradient.
         """
         cdef BoundGroup bound
         cdef Py_ssize_t i

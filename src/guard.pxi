@@ -10,7 +10,7 @@ cdef enum Holder:
     HELD        # Python code in a `with` block: a save, a load, a new group
     AVERAGED    # a `with` block in which the averages are in the parameters' place
     ARRAYWISE   # a `with` block that steps array by array
-    ENDED       # nobody any more
+    ENDED       # no call can take it any more
 
 
 cdef class Guard:
@@ -48,7 +48,7 @@ cdef class Guard:
             self.holder = FREE
 
     cdef void end(self, str why) noexcept:
-        """Once it is released, nobody gets it any more."""
+        """Once it is released, no call can take it any more."""
         self.rest, self.why = ENDED, why
 
     @property

@@ -2,7 +2,7 @@
 
 
 cdef take_lr(Plan plan, lr):
-    """Until the end of the call, put a number in the place of the groups' lr, or a list's in that of each."""
+    """Until the end of the call, replace the groups' lr by a number, or each group's by one of a list."""
     cdef BoundGroup group
     cdef Py_ssize_t i, n = plan.space.n_groups
     cdef tuple numbers = tuple(lr) if plan.structured and isinstance(lr, (list, tuple)) else None

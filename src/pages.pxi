@@ -48,7 +48,7 @@ cdef list mapped(Plan plan):
 
 cdef int sweep_streamed(Plan plan, Work what, Py_ssize_t work, Py_ssize_t first, Py_ssize_t last,
                         bint streamed) except -1:
-    """Sweep over positions first .. last-1, and let memory maps go behind it."""
+    """Sweep over positions first .. last-1, and let memory maps go after it."""
     cdef Py_ssize_t stop
     while first < last:
         stop = min(first + STREAMED, last) if streamed else last

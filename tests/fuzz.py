@@ -308,7 +308,7 @@ class Run(Calls):
         for i, (group, segments) in enumerate(zip(self.groups, given, strict=True)):
             inside = np.repeat([x is True and not self.aside for x in segments], group.segments)
             p = self.twins[0].values()[i].astype("float64")
-            if group.options["sum_to_one"]:  # behind the bounds
+            if group.options["sum_to_one"]:  # after the bounds
                 self.check_sums(group, p[inside].reshape(-1, group.length))
                 continue
             for side, sign in zip(group.bounds or (), (-1, 1), strict=False):

@@ -26,7 +26,7 @@ N = 20_003  # elements: five chunks, the last of them short, so that some of fou
 
 
 def cut(flat):
-    """Several arrays; one is empty, and their ends are nobody's multiples."""
+    """Several arrays; one is empty, and their ends are no multiples of anything."""
     return [flat[:7000], flat[7000:7000], flat[7000:9001].reshape(3, 667), flat[9001:]]
 
 
@@ -147,8 +147,8 @@ def test_arrays_that_some_ranks_leave_out():
         if g[0] is not None and rank == 3:
             g[0] = bfloat16(g[0])
         given.append(g)
-    nobody = [[None, None, g[2], None] for g in given]
-    for each in (given, given, nobody, given, [[None] * 4] * SIZE):
+    no_rank = [[None, None, g[2], None] for g in given]
+    for each in (given, given, no_rank, given, [[None] * 4] * SIZE):
         for pair in pairs:
             pair.step(each)
             pair.check()
@@ -508,7 +508,7 @@ class Failing:
 
 
 def test_a_call_that_ends_in_the_middle():
-    """Whatever comes after it is refused, since nobody knows what was stepped."""
+    """Whatever comes after it is refused, since it is not known what was stepped."""
 
     def fail():
         raise MPI.Exception(MPI.ERR_OTHER)

@@ -229,7 +229,7 @@ def test_ratios_are_paired_by_round():
     drift = [1.0, 2.0, 4.0, 8.0, 16.0]  # the machine became slower; the ratio did not change
     row.results = {OURS: {"rounds": drift}, "peer": {"rounds": [2 * x for x in drift]}}
     assert suite.compare(row, "peer") == {"ratio": 2.0, "low": 2.0, "high": 2.0}
-    assert suite.compare(row, "nobody") is None
+    assert suite.compare(row, "no contender") is None
 
 
 def test_quartiles_have_the_unit_of_the_median():

@@ -197,7 +197,7 @@ def test_no_space_at_the_beginning(tmp_path, monkeypatch):
 
 
 def test_a_record_that_may_be_on_disk_ends_the_run(tmp_path, monkeypatch):
-    """The folder can't be synced after the record was renamed: nobody knows which one a power cut would leave."""
+    """The folder can't be synced after the record was renamed: which one a power cut would leave is not known."""
     opt = construct(tmp_path / "state", start())
     memory = ac.AdamW(start(), **OPTIONS)
     with monkeypatch.context() as patch:
@@ -251,7 +251,7 @@ def test_another_folder_in_its_place(tmp_path):
     old.step(gradients(0))
     shutil.rmtree(tmp_path / "state")
     new, wanted = construct(tmp_path / "state", start()), everything(old)
-    with pytest.raises(FileNotFoundError, match=r"another folder is in the place of this optimizer's") as caught:
+    with pytest.raises(FileNotFoundError, match=r"this optimizer's folder was replaced by another one") as caught:
         old.step(gradients(1))
     assert caught.value.__notes__ == ["nothing was changed by this step"]
     assert_same(wanted, everything(old))
@@ -537,7 +537,7 @@ def test_ctrl_c_while_buckets_are_written(times, tmp_path, monkeypatch):
 
 
 def test_at_exit(tmp_path):
-    """Nothing waits for ever when Python ends, a step that is made then is made, and the folder is kept until then."""
+    """Nothing hangs when Python ends, a step that is made then is made, and the folder is kept until then."""
     script = f"""
 import atexit, sys; sys.path.insert(0, {str(HERE)!r})
 from disk_steps import *

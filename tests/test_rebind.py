@@ -1,4 +1,4 @@
-"""Other arrays in the place of the parameters: the state stays, all or nothing, and the bits of a run that goes on."""
+"""Other arrays instead of the parameters: the state stays, all or nothing, and the bits of a run that goes on."""
 
 import gc
 import weakref

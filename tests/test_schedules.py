@@ -791,7 +791,7 @@ def test_t_may_go_back_to_where_a_metric_came():
     assert p[0] == -2.5
 
 
-def test_metrics_that_nobody_reads_or_that_are_none():
+def test_metrics_that_are_not_read_or_that_are_none():
     p = np.ones(1)
     for opt in (ac.SGD(p), ac.SGD(p, lr=s.cosine(1.0, 5)), ac.SGD(p, lr=lambda t: 1.0)):
         with pytest.raises(ValueError, match=r"no schedule reads metric=0.5: neither .* follows a plateau; drop it"):

@@ -112,7 +112,7 @@ def test_settings_go_with_a_copy():
         assert {name for name in vars(other) if name[0] != "_"} == {name for name in vars(opt) if name[0] != "_"}
 
 
-def test_a_loaded_state_is_nobody_elses():
+def test_a_loaded_state_is_a_copy():
     """Neither the dict nor the optimizer that it came from is written."""
     p, q = parameters(), parameters()
     opt, other = door.AdamW(p), door.AdamW(q)

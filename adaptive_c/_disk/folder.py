@@ -27,7 +27,7 @@ _locks: "weakref.WeakSet[_Lock]" = weakref.WeakSet()
 
 
 class StoppedError(Exception):
-    """A transfer that nobody wants any more."""
+    """A transfer that is no longer wanted."""
 
     def __init__(self) -> None:
         super().__init__("a second Ctrl-C came")
@@ -149,7 +149,7 @@ class Folder:
         path = self.name(_LOCK)
         with told(path, "found"):
             if self._lock is not None and not os.path.samestat(os.stat(path), os.fstat(self._lock.fd)):
-                raise FileNotFoundError(errno.ENOENT, "another folder is in the place of this optimizer's", path)
+                raise FileNotFoundError(errno.ENOENT, "this optimizer's folder was replaced by another one", path)
 
     def records(self) -> list[str]:
         """The records that there are; none, if there is no state of a run."""

@@ -61,7 +61,7 @@ class Slices:
 
 
 def _map_of(array: Any) -> mmap.mmap | None:
-    """The map that an array is a view of; none if writing to it does not change the file, or nobody knows."""
+    """The map that an array is a view of; None where writing to it may not change the file."""
     mode = None
     while isinstance(array, np.ndarray):
         mode = getattr(array, "mode", mode)

@@ -1,4 +1,4 @@
-"""The company in which a run is stepped: nobody.  `adaptive_c.mpi` has one of several processes."""
+"""A run that is stepped by one process.  `adaptive_c.mpi` has the counterpart for several processes."""
 
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any

@@ -103,7 +103,7 @@ class Page:
                       for i in range(2)]  # fmt: skip
         self.steps = Slider(title="iterations", start=1, end=MOST_STEPS, value=1, step=1, name="steps")
         self.notes = Div(name="notes", width=320)  # about everything else
-        # The link's part behind the question mark, and the code, for the buttons that copy them.
+        # The part of the link after the question mark, and the code, for the buttons that copy them.
         self.texts = ColumnDataSource({"query": [""], "code": [""]}, name="texts")
         self.code = PreText(name="code", width=900)
         self.beta = Slider(title="beta", start=0, end=1, value=0.9, step=0.01, name="beta", width=400)

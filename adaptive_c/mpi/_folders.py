@@ -1,7 +1,7 @@
 """The folders of the ranks' state: which one is whose, and which of their records make one step.
 
 The ranks write their records when all have written their buckets.  If they are killed meanwhile, some are one record
-ahead of the others.  So each keeps the one before, too, whose buckets nobody writes to until all have the next one.
+ahead of the others.  So each keeps the one before, too, whose buckets are not written to until all have the next one.
 """
 
 import os

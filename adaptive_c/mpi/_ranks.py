@@ -66,7 +66,7 @@ class Ranks(Alone):
         self._check()
         try:
             refusal, alike = agree(self.comm, what, error, *same)
-        except BaseException as failure:  # of MPI: nobody knows what the others do now
+        except BaseException as failure:  # of MPI: what the others do now is not known
             self.tear(failure)
             raise
         if refusal is not None:
