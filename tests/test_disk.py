@@ -168,6 +168,18 @@ def test_residency(memory, tmp_path):
         reopened(disk, tmp_path / "state", 1000)
 
 
+@pytest.mark.parametrize("options", [{"state_dtype": "float32"}, {"state_dtype": "bfloat16"}, {"state_dtype": "uint8"},
+                                     {"ema_decay": 0.5}, {"parameters": True}], ids=str)  # fmt: skip
+def test_four_buckets_fit(options, tmp_path):
+    """Two are read, one is stepped, one is written: with fewer, the disk would wait."""
+    memory = 1 << 20
+    twins(tmp_path / "state", memory=memory, shapes=((1 << 20,), (100_000,)), **options)[1].close()
+    sizes = [path.stat().st_size // 2 for path in (tmp_path / "state").glob("*.bucket")]
+    assert len(sizes) > 4
+    assert max(sizes) <= memory // 4
+    assert max(sizes) > memory // 6
+
+
 def test_progress(tmp_path):
     memory, disk = twins(tmp_path / "state")
     for opt in (memory, disk):

@@ -66,17 +66,22 @@ class Space(NamedTuple):
 
 
 def cuts_of(spaces: Sequence[Space], target: int) -> list[int]:
-    """The positions between buckets of about `target` bytes, the first and the last one of all included."""
+    """The positions between buckets, the first and the last one of all included.
+
+    Buckets have at most `target` bytes, if that is enough for a chunk and for rows that must not be cut.
+    """
     spaces = [space for space in spaces if space.size]
     cuts, room = [spaces[0].position if spaces else 0], target
     for space in spaces:
         at, end = 0, -(-space.size // CHUNK) * CHUNK
         cost = sum(flat.itemsize * CHUNK // flat.per for flat in space.flats)
+        gaps = PAGE * (len(space.flats) + 2)  # at most: before each array, and to the ends of state and bucket
+        room -= gaps
         while at < end:
             chunks = room // cost if cost else end // CHUNK
             if chunks < 1 and cuts[-1] < space.position + at:
                 cuts.append(space.position + at)
-                room = target
+                room = target - gaps
                 continue
             stop = min(at + max(chunks, 1) * CHUNK, end)
             if stop < end:
@@ -85,7 +90,7 @@ def cuts_of(spaces: Sequence[Space], target: int) -> list[int]:
             at = stop
             if at < end:
                 cuts.append(space.position + at)
-                room = target
+                room = target - gaps
     return [*cuts, _end(spaces[-1]) if spaces else 0]
 
 

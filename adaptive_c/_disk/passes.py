@@ -4,6 +4,7 @@ Each pass reads ahead, gives one bucket after the other, and writes behind, to t
 buckets stay in memory follows from how many buffers there are.
 """
 
+import contextlib
 import mmap
 import weakref
 import zlib
@@ -31,10 +32,18 @@ class Kept(NamedTuple):
 
 
 class Buffer:
-    """Memory for a bucket, from the start of a page on."""
+    """Memory for a bucket, from the start of a page on.
+
+    It is of large pages where the system has some: a transfer from or to many small ones, which lie anywhere, is cut
+    into many more requests, and a disk is slower with them.  Shared memory, the default of `mmap`, has no large pages.
+    """
 
     def __init__(self, size: int) -> None:
-        self.bytes: Any = np.frombuffer(mmap.mmap(-1, max(size, 1)), np.uint8)
+        memory = mmap.mmap(-1, max(size, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANON)
+        if hasattr(mmap, "MADV_HUGEPAGE"):
+            with contextlib.suppress(OSError):  # a system may be built without them
+                memory.madvise(mmap.MADV_HUGEPAGE)
+        self.bytes: Any = np.frombuffer(memory, np.uint8)
         self.address: int = self.bytes.__array_interface__["data"][0]
 
     def array(self, extent: Extent) -> Any:
