@@ -53,8 +53,14 @@ def transfer(call, path, buffer, offset):
         view, at = memoryview(buffer), 0
         while at < len(view):
             at += call(fd, [view[at : at + (16 << 20)]], offset + at)
-        if call is os.pwritev:
-            os.fdatasync(fd)
+    finally:
+        os.close(fd)
+
+
+def sync(path):
+    fd = os.open(path, os.O_RDWR)
+    try:
+        os.fdatasync(fd)
     finally:
         os.close(fd)
 
@@ -88,6 +94,8 @@ def copy(folder, steps):
                     reads.append(reader.submit(read, i + 1))
             for write in writes:
                 write.result()
+            for path in paths:
+                sync(path)
             seconds.append(time.perf_counter() - start)
     return {"seconds": seconds, "bytes": sum(sizes)}
 

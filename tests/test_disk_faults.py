@@ -110,6 +110,32 @@ def test_a_step_that_fails_is_none(name, error, lasting, keeps, tmp_path, monkey
         assert_same(everything(memory) | {}, on_disk(tmp_path / "state", copy_to=copies, **keeps))
 
 
+def test_all_that_was_written_is_durable_before_the_record_counts(tmp_path, monkeypatch):
+    opt = made(tmp_path / "state")
+    dirty, seen = set(), []
+    calls = {name: getattr(os, name) for name in ("pwritev", "fdatasync", "replace")}
+
+    def pwritev(fd, *rest):
+        dirty.add(os.fstat(fd).st_ino)
+        return calls["pwritev"](fd, *rest)
+
+    def fdatasync(fd):
+        calls["fdatasync"](fd)
+        seen.append(os.fstat(fd).st_ino in dirty)
+        dirty.discard(os.fstat(fd).st_ino)
+
+    def replace(*paths):
+        assert not dirty
+        seen.append("record")
+        calls["replace"](*paths)
+
+    for call in (pwritev, fdatasync, replace):
+        monkeypatch.setattr(os, call.__name__, call)
+    opt.step(gradients(0))
+    assert seen[-1] == "record"
+    assert seen.count(True) == len(list((tmp_path / "state").glob("*.bucket"))) > 1
+
+
 @pytest.mark.parametrize("name", ["pwritev", "replace"])
 def test_without_parameters_a_failed_step_ends_the_run(name, tmp_path, monkeypatch):
     opt = made(tmp_path / "state")

@@ -123,6 +123,10 @@ def damaged(path: str) -> OSError:
     )
 
 
+def _sync(fd: int) -> None:
+    getattr(os, "fdatasync", os.fsync)(fd)
+
+
 class Folder:
     """A folder that this object has for itself."""
 
@@ -248,11 +252,17 @@ class Folder:
             self._forget(fd, slot * bucket.size + at, len(memory))
 
     def write(self, bucket: Bucket, slot: int, memory: memoryview) -> None:
-        """Write a slot to the disk itself."""
+        """Write a slot; `sync` makes it durable."""
         with told(self.file(bucket), "written"), self._opened(bucket) as fd:
             self._move(fd, os.pwritev, memory, slot * bucket.size, "takes no more bytes")
-            getattr(os, "fdatasync", os.fsync)(fd)
+            if not self._flags & _DIRECT:  # the system can forget what it has written
+                _sync(fd)
             self._forget(fd, slot * bucket.size, len(memory))
+
+    def sync(self, bucket: Bucket) -> None:
+        """Have the disk keep what was written of a bucket."""
+        with told(self.file(bucket), "written"), self._opened(bucket) as fd:
+            _sync(fd)
 
     @contextlib.contextmanager
     def _opened(self, bucket: Bucket) -> Iterator[int]:

@@ -257,6 +257,7 @@ class Pages:
             with self._company.together("written its state"):
                 yield
                 self._folder.check()
+                passes.sync()
                 kept = [passes.written.get(i, old) for i, old in enumerate(passes.kept)]
                 disk = record.disk_of(self.cuts, self.parameters)
                 size = record.begin(stack, self._owner(), path, disk, kept, self._origin, n)

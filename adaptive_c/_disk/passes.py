@@ -188,6 +188,12 @@ class Passes:
         self.written[bucket.number] = Kept(slot, sums)
         self.bytes_written += bucket.size
 
+    def sync(self) -> None:
+        """Make durable what was written, all at once: while a disk syncs it does little else."""
+        for i in self.written:
+            if self._buckets[i].size:
+                self._folder.sync(self._buckets[i])
+
     # --- single arrays ------------------------------------------------------------------------------------------------
 
     def reader(self, bucket: Bucket, k: int) -> Callable[[], Array]:
