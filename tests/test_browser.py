@@ -180,6 +180,26 @@ def test_figures_keep_their_places_whatever_their_axes_show(opened):
         page.wait(lambda scale=scale: frames() == [scale, *before])
 
 
+def test_a_slider_draws_each_figure_once(opened):
+    """However fast the machine is: nothing is drawn again because an axis or a legend followed later."""
+    page = opened("?steps=100&A=RMSprop,lr=0.5&B=SGD,lr=0.001&C=Adam,lr=0.1")
+    page("""
+        window.drawn = []
+        for (const name of ["surface", "error", "state"]) {
+          Bokeh.index.find_one(Bokeh.documents[0].get_model_by_name(name)).repainted.connect(() => drawn.push(name))
+        }""")
+    quiet = "const done = arguments[0]; requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(done)))"
+    for key, now in ((Keys.ARROW_RIGHT, 0.6), (Keys.ARROW_LEFT, 0.5)):
+        page("drawn.length = 0")
+        page.element("lr A", ".noUi-handle").send_keys(key)
+        lanes = (Lane("RMSprop", {"lr": now}), Lane("SGD", {"lr": 0.001}), Lane("Adam", {"lr": 0.1}))
+        page.wait(lambda lanes=lanes: same(page, Settings(lanes=lanes, steps=100)))
+        page.wait(lambda: len(page("return drawn")) >= 3)
+        for _ in range(5):
+            page.browser.execute_async_script(quiet)
+        assert sorted(page("return drawn")) == ["error", "state", "surface"]
+
+
 def test_a_function_that_is_typed_is_drawn_and_a_bad_one_gets_a_message(opened):
     page = opened("?steps=30&A=Adam,lr=0.5")
     lanes = (Lane("Adam", {"lr": 0.5}), None, None)

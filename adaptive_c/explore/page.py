@@ -245,23 +245,21 @@ class Page:
         old, self.settings = self.settings, settings
         problem = (settings.formula, settings.start, settings.steps)
         same = not everything and problem == (old.formula, old.start, old.steps)
-        changed = []
         for i, lane in enumerate(settings.lanes):
             if not same or lane != old.lanes[i]:
                 self.traces[i] = settings.run(i)
                 self.courses.all[i].fill(lane, self.traces[i])
-                changed.append(self.courses.all[i])
         error = None
         if everything or (settings.formula, settings.window) != (old.formula, old.window):
             error = grid(settings)
             finite = error[np.isfinite(error)]
             self.span = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
-        self.surface.show(settings, error)
+        self.courses.publish(settings.steps)
+        self.state.show()
         self.errors.show(settings, *self.span)
         if everything or settings.steps != old.steps:
             self.iterations.start, self.iterations.end = 0, settings.steps
-        self.state.show(changed)
-        self.courses.publish(settings.steps, changed)
+        self.surface.show(settings, error)
         self._draw_tab()
         for panel, lane, course in zip(self.panels, settings.lanes, self.courses.all, strict=True):
             panel.title = course.name if lane is None else f"{course.name}: {lane.rule}"

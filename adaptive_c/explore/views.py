@@ -1,7 +1,7 @@
 """What the page draws: the courses as data, and figures that show them.  Widgets are in page.py."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -94,25 +94,27 @@ COLUMNS = ("w1", "w2", "error", "g1", "g2", "v1", "v2",
            *(f"state{slot}_{k}" for slot in range(SLOTS) for k in (1, 2)))  # fmt: skip
 
 
+def send(source: ColumnDataSource, columns: Mapping[str, Array]) -> None:
+    """Give a source these columns.  A browser is sent those that have changed, all in one message."""
+    changed = {name: x for name, x in columns.items() if x.tobytes() != source.data[name].tobytes()}
+    if changed:
+        source.data.update(changed)
+
+
 class Courses:
     """The courses of all lanes in one source, so that a browser is given them at once and draws each figure once."""
 
     def __init__(self) -> None:
         self.all = [Course(i) for i in range(len(LANES))]
         fields = [course.field(name) for course in self.all for name in COLUMNS]
-        self.source = ColumnDataSource({name: [] for name in ("t", "part", *fields)}, name="courses of all")
+        self.source = ColumnDataSource({name: np.empty(0) for name in ("t", "part", *fields)}, name="courses of all")
 
-    def publish(self, steps: int, changed: Sequence[Course]) -> None:
-        """Show the courses that have changed: all of them after another number of steps."""
-        t = np.arange(steps + 1)
-        data = {
-            course.field(name): course.columns.get(name, np.full(len(t), np.nan))
-            for course in changed for name in COLUMNS
-        }  # fmt: skip
-        if len(changed) == len(self.all):
-            self.source.data = {"t": t, "part": t / steps, **data}
-        elif changed:
-            self.source.data.update(data)
+    def publish(self, steps: int) -> None:
+        """Show the courses."""
+        t, nothing = np.arange(steps + 1), np.full(steps + 1, np.nan)
+        send(self.source, {"t": t, "part": t / steps, **{
+            course.field(name): course.columns.get(name, nothing) for course in self.all for name in COLUMNS
+        }})  # fmt: skip
 
     def line(self, f: Any, course: Course, x: str, y: str, **more: Any) -> Any:
         return f.line(x, course.field(y), source=self.source, **{"color": course.colour, **more})
@@ -127,6 +129,12 @@ class Courses:
 
 def _kept(x: Array, which: Array) -> Array:
     return np.where(which, x, np.nan)
+
+
+def _spread(low: float, high: float) -> tuple[float, float]:
+    """The ends of an axis that shows these values."""
+    margin = 0.05 * (high - low) or 0.5
+    return low - margin, high + margin
 
 
 def _legend(items: list[LegendItem], **more: Any) -> Legend:
@@ -246,8 +254,7 @@ class Errors:
             low = 10.0 ** math.floor(math.log10(max(low, high * 1e-16)))  # whole powers, so that it rarely moves
             high = 10.0 ** math.ceil(math.log10(high) + 1e-9)
         else:
-            margin = 0.05 * (high - low) or 0.5
-            low, high = low - margin, high + margin
+            low, high = _spread(low, high)
         self.figure.y_range.update(start=low, end=high)
         if not isinstance(self.figure.y_scale, scale):
             self.figure.y_scale = scale()
@@ -256,7 +263,7 @@ class Errors:
                 guide.visible = other is scale
 
 
-_NOTHING = {name: [math.nan] for name in ("t", "1", "2")}  # one point, without which a legend has no sample of a line
+_NOTHING = {name: np.full(1, np.nan) for name in ("t", "1", "2")}  # a point, without which legends show no line
 
 
 class Part:
@@ -269,15 +276,14 @@ class Part:
         self.lines = [f.line("t", k, source=self.source, color=colour, line_width=1.6, visible=False,
                              line_dash="solid" if k == "1" else "dotted") for k in ("1", "2")]  # fmt: skip
         self.item = LegendItem(label=value(""), renderers=self.lines, visible=False)
-        self.lines[0].on_change("visible", lambda attr, old, new: self.fill())
 
-    def fill(self) -> None:
-        """Give the lines their data, or take it away."""
-        columns = [self.course.columns.get(f"state{self.slot}_{k}") for k in (1, 2)]
-        if self.lines[0].visible and columns[0] is not None:
-            self.source.data = {"t": np.arange(len(columns[0])), "1": columns[0], "2": columns[1]}
-        elif len(self.source.data["t"]) > 1:
-            self.source.data = _NOTHING
+    def fill(self) -> list[Array]:
+        """Give the lines their data, or take it away, and return the values."""
+        columns = self.course.columns
+        first, second = (columns.get(f"state{self.slot}_{k}", _NOTHING[k]) for k in ("1", "2"))
+        shown = self.lines[0].visible and first is not _NOTHING["1"]
+        send(self.source, {"t": np.arange(len(first)), "1": first, "2": second} if shown else _NOTHING)
+        return [self.source.data["1"], self.source.data["2"]]
 
 
 class State:
@@ -286,14 +292,15 @@ class State:
     def __init__(self, courses: Courses, iterations: Range1d) -> None:
         self.courses = courses.all
         self.figure = framed("state", width=WIDTH, height=210, y_axis_label="state", x_axis_label="iteration",
-                             x_range=iterations)  # fmt: skip
-        self.figure.y_range.only_visible = True
+                             x_range=iterations, y_range=Range1d(0, 1))  # fmt: skip
         self.parts = [[Part(self.figure, course, slot) for slot in range(SLOTS)] for course in courses.all]
         self.items = [[part.item for part in parts] for parts in self.parts]
         self.flat = [item for items in self.items for item in items]
+        for item in self.flat:
+            item.renderers[0].on_change("visible", lambda attr, old, new: self.fill())
         self.figure.add_layout(_legend(self.flat, name="states", ncols=5), "above")
 
-    def show(self, changed: Sequence[Course]) -> None:
+    def show(self) -> None:
         before = [item.label for item in self.flat]
         for course, items in zip(self.courses, self.items, strict=True):
             for slot, item in enumerate(items):
@@ -305,6 +312,15 @@ class State:
         if used_items and not shown and before != [item.label for item in self.flat]:  # other parts: one to begin with
             for line in used_items[0].renderers:
                 line.visible = True
-        for course, parts in zip(self.courses, self.parts, strict=True):
-            for part in parts if course in changed else ():
-                part.fill()
+        self.fill()
+
+    def fill(self) -> None:
+        """Give each part its data, and fit the axis to what is shown.
+
+        An axis that a browser fits to its data would be drawn twice, before and after it has been fitted.
+        """
+        values = np.concatenate([column for parts in self.parts for part in parts for column in part.fill()])
+        values = values[np.isfinite(values)]
+        if values.size:
+            low, high = _spread(float(values.min()), float(values.max()))
+            self.figure.y_range.update(start=low, end=high)
