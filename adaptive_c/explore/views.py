@@ -39,9 +39,20 @@ LOOKS: list[tuple[str, tuple[Colour, Colour], str, str]] = [
     (GREEN, ((0.00, 0.25, 0.15), (0.25, 0.85, 0.60)), "square", "dotdash"),
 ]
 
+# Of a course, after t steps; part is t as a part of all steps.
+COLUMNS = ("t", "part", "w1", "w2", "error", "g1", "g2", "v1", "v2",
+           *(f"state{slot}_{k}" for slot in range(SLOTS) for k in (1, 2)))  # fmt: skip
+
 
 def hexes(colours: Sequence[Colour]) -> list[str]:
     return ["#" + "".join(f"{round(255 * x):02x}" for x in colour) for colour in colours]
+
+
+def send(source: ColumnDataSource, columns: Mapping[str, Array]) -> None:
+    """Give a source these columns.  A browser is sent those that have changed, all in one message."""
+    changed = {name: x for name, x in columns.items() if x.tobytes() != source.data[name].tobytes()}
+    if changed:
+        source.data.update(changed)
 
 
 class Course:
@@ -56,6 +67,7 @@ class Course:
         self.hover = HoverTool(visible=False, limit=1)
         self.lost: int | None = None  # the first step after which a weight is no finite number
         self.columns: dict[str, Array] = {}
+        self.source = ColumnDataSource({name: np.empty(0) for name in COLUMNS}, name=f"course {self.name}")
 
     def fill(self, lane: Lane | None, x: Trace | None) -> None:
         """Make the columns of a course.  Where there is nothing to draw they are NaN."""
@@ -76,55 +88,24 @@ class Course:
             for k in (1, 2):
                 self.columns[f"state{slot}_{k}"] = _kept(state[:, k - 1], np.abs(state[:, k - 1]) < 1e300)
 
-    def field(self, column: str) -> str:
-        """The name of a column in the data that all lanes share."""
-        return f"{self.name}_{column}"
+    def publish(self, steps: int) -> None:
+        """Show the course."""
+        t, nothing = np.arange(steps + 1), np.full(steps + 1, np.nan)
+        send(self.source, {**dict.fromkeys(COLUMNS, nothing), "t": t, "part": t / steps, **self.columns})
+
+    def line(self, f: Any, x: str, y: str, **more: Any) -> Any:
+        return f.line(x, y, source=self.source, **{"color": self.colour, **more})
+
+    def marks(self, f: Any, source: ColumnDataSource, size: float) -> Any:
+        """The points of a course, dark to bright with the iteration."""
+        colour = {"field": "part", "transform": LinearColorMapper(palette=self.palette, low=0, high=1)}
+        return f.scatter("w1", "w2", source=source, marker=self.mark, size=size, line_color=None, fill_color=colour)
 
     @property
     def tooltips(self) -> list[tuple[str, str]]:
-        def pair(first: str, second: str) -> str:
-            return f"(@{self.field(first)}, @{self.field(second)})"
-
-        state = [(symbol, pair(f"state{slot}_1", f"state{slot}_2")) for slot, symbol in enumerate(self.symbols)]
-        return [(self.name, "after @t steps"), ("w", pair("w1", "w2")), ("error", f"@{self.field('error')}"),
-                ("gradient", pair("g1", "g2")), *state, ("v", pair("v1", "v2"))]  # fmt: skip
-
-
-COLUMNS = ("w1", "w2", "error", "g1", "g2", "v1", "v2",
-           *(f"state{slot}_{k}" for slot in range(SLOTS) for k in (1, 2)))  # fmt: skip
-
-
-def send(source: ColumnDataSource, columns: Mapping[str, Array]) -> None:
-    """Give a source these columns.  A browser is sent those that have changed, all in one message."""
-    changed = {name: x for name, x in columns.items() if x.tobytes() != source.data[name].tobytes()}
-    if changed:
-        source.data.update(changed)
-
-
-class Courses:
-    """The courses of all lanes in one source, so that a browser is given them at once and draws each figure once."""
-
-    def __init__(self) -> None:
-        self.all = [Course(i) for i in range(len(LANES))]
-        fields = [course.field(name) for course in self.all for name in COLUMNS]
-        self.source = ColumnDataSource({name: np.empty(0) for name in ("t", "part", *fields)}, name="courses of all")
-
-    def publish(self, steps: int) -> None:
-        """Show the courses."""
-        t, nothing = np.arange(steps + 1), np.full(steps + 1, np.nan)
-        send(self.source, {"t": t, "part": t / steps, **{
-            course.field(name): course.columns.get(name, nothing) for course in self.all for name in COLUMNS
-        }})  # fmt: skip
-
-    def line(self, f: Any, course: Course, x: str, y: str, **more: Any) -> Any:
-        return f.line(x, course.field(y), source=self.source, **{"color": course.colour, **more})
-
-    @staticmethod
-    def marks(f: Any, source: ColumnDataSource, course: Course, size: float) -> Any:
-        """The points of a course, dark to bright with the iteration."""
-        colour = {"field": "part", "transform": LinearColorMapper(palette=course.palette, low=0, high=1)}
-        return f.scatter(course.field("w1"), course.field("w2"), source=source, marker=course.mark, size=size,
-                         line_color=None, fill_color=colour)  # fmt: skip
+        state = [(symbol, f"(@state{slot}_1, @state{slot}_2)") for slot, symbol in enumerate(self.symbols)]
+        return [(self.name, "after @t steps"), ("w", "(@w1, @w2)"), ("error", "@error"), ("gradient", "(@g1, @g2)"),
+                *state, ("v", "(@v1, @v2)")]  # fmt: skip
 
 
 def _kept(x: Array, which: Array) -> Array:
@@ -167,8 +148,8 @@ def framed(name: str, title: str | None = None, **more: Any) -> Any:
 class Surface:
     """The error surface in grey, darker where it is lower, with the courses over it."""
 
-    def __init__(self, courses: Courses) -> None:
-        self.courses = courses.all
+    def __init__(self, courses: list[Course]) -> None:
+        self.courses = courses
         self.x, self.y = Range1d(-1, 1), Range1d(-1, 1)
         self.figure = framed("surface", width=WIDTH, height=430, x_range=self.x, y_range=self.y, x_axis_label="w1",
                              y_axis_label="w2")  # fmt: skip
@@ -180,9 +161,9 @@ class Surface:
                                      line_color="white", line_width=0.7)  # fmt: skip
         self.figure.renderers.append(self.contours)
         self.items = []
-        for course in courses.all:
-            line = courses.line(self.figure, course, course.field("w1"), "w2", line_width=0.8)
-            marks = courses.marks(self.figure, courses.source, course, size=6)
+        for course in courses:
+            line = course.line(self.figure, "w1", "w2", line_width=0.8)
+            marks = course.marks(self.figure, course.source, size=6)
             self.items.append(LegendItem(label=value(""), renderers=[line, marks], visible=False))
             course.hover.renderers = [marks]
             self.figure.add_tools(course.hover)
@@ -224,8 +205,8 @@ def heights(error: Array) -> Any:
 class Errors:
     """The error over the iterations.  Its axis is logarithmic where no error of the surface is negative."""
 
-    def __init__(self, courses: Courses, iterations: Range1d, surface: Surface) -> None:
-        self.courses = courses.all
+    def __init__(self, courses: list[Course], iterations: Range1d, surface: Surface) -> None:
+        self.courses = courses
         self.figure = f = framed("error", width=WIDTH, height=170, y_axis_type=None, y_range=Range1d(0.1, 1),
                                  x_range=iterations)  # fmt: skip
         self.guides: dict[Any, tuple[Any, Any]] = {}  # the axis and the grid of each scale
@@ -234,8 +215,8 @@ class Errors:
             self.guides[scale] = axis, Grid(dimension=1, axis=axis)
             f.add_layout(axis, "left")
             f.add_layout(self.guides[scale][1])
-        for course, item in zip(courses.all, surface.items, strict=True):
-            line = courses.line(f, course, "t", "error", line_dash=course.dashes, line_width=1.6)
+        for course, item in zip(courses, surface.items, strict=True):
+            line = course.line(f, "t", "error", line_dash=course.dashes, line_width=1.6)
             item.renderers[0].js_link("visible", line, "visible")  # the legend of the surface hides both
 
     def show(self, settings: Settings, bottom: float, top: float) -> None:
@@ -289,11 +270,11 @@ class Part:
 class State:
     """The optimizers' state over the iterations; the legend switches each part on and off."""
 
-    def __init__(self, courses: Courses, iterations: Range1d) -> None:
-        self.courses = courses.all
+    def __init__(self, courses: list[Course], iterations: Range1d) -> None:
+        self.courses = courses
         self.figure = framed("state", width=WIDTH, height=210, y_axis_label="state", x_axis_label="iteration",
                              x_range=iterations, y_range=Range1d(0, 1))  # fmt: skip
-        self.parts = [[Part(self.figure, course, slot) for slot in range(SLOTS)] for course in courses.all]
+        self.parts = [[Part(self.figure, course, slot) for slot in range(SLOTS)] for course in courses]
         self.items = [[part.item for part in parts] for parts in self.parts]
         self.flat = [item for items in self.items for item in items]
         for item in self.flat:
