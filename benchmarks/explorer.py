@@ -28,7 +28,7 @@ ARGUMENTS = ("headless=new", "no-sandbox", "disable-gpu", "disable-quic", "no-fi
 MOVE = """
 const [value, done] = arguments
 const page = Bokeh.documents[0], slider = page.get_model_by_name("lr A")
-const source = page.get_model_by_name("courses of all")
+const source = page.get_model_by_name("course A")
 const seen = {data: [], frames: [], drawn: 0}
 let start, quiet
 const wait = () => { clearTimeout(quiet); quiet = setTimeout(() => { window.noted = null; done(seen) }, 500) }

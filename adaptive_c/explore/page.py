@@ -31,7 +31,7 @@ from ..figures.problems import PLANE, Trace
 from .expression import ExpressionError
 from .settings import LANES, MOST_STEPS, NUMBERS, SCHEDULES, Lane, Settings, defaults, reads_lr_once
 from .updates import Amplification, FirstUpdates
-from .views import Courses, Errors, State, Surface, grid
+from .views import Course, Errors, State, Surface, grid
 
 # What the sliders offer; a link may hold any number, which is then offered too.
 _RATES = [float(f"{digits}e{decade}") for decade in range(-5, 1)
@@ -108,7 +108,7 @@ class Page:
         self.code = PreText(name="code", width=900)
         self.beta = Slider(title="beta", start=0, end=1, value=0.9, step=0.01, name="beta", width=400)
 
-        self.courses = Courses()
+        self.courses = [Course(i) for i in range(len(LANES))]
         self.iterations = Range1d(0, 1)
         self.surface = Surface(self.courses)
         self.errors = Errors(self.courses, self.iterations, self.surface)
@@ -245,25 +245,23 @@ class Page:
         old, self.settings = self.settings, settings
         problem = (settings.formula, settings.start, settings.steps)
         same = not everything and problem == (old.formula, old.start, old.steps)
-        changed = []
         for i, lane in enumerate(settings.lanes):
             if not same or lane != old.lanes[i]:
                 self.traces[i] = settings.run(i)
-                self.courses.all[i].fill(lane, self.traces[i])
-                changed.append(self.courses.all[i])
+                self.courses[i].fill(lane, self.traces[i])
+                self.courses[i].publish(settings.steps)
         error = None
         if everything or (settings.formula, settings.window) != (old.formula, old.window):
             error = grid(settings)
             finite = error[np.isfinite(error)]
             self.span = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
-        self.surface.show(settings, error)
+        self.state.show()
         self.errors.show(settings, *self.span)
         if everything or settings.steps != old.steps:
             self.iterations.start, self.iterations.end = 0, settings.steps
-        self.state.show(changed)
-        self.courses.publish(settings.steps, changed)
+        self.surface.show(settings, error)
         self._draw_tab()
-        for panel, lane, course in zip(self.panels, settings.lanes, self.courses.all, strict=True):
+        for panel, lane, course in zip(self.panels, settings.lanes, self.courses, strict=True):
             panel.title = course.name if lane is None else f"{course.name}: {lane.rule}"
         self.texts.data = {"query": [settings.query()], "code": [settings.code()]}
         with self._quietly():
@@ -289,7 +287,7 @@ class Page:
             return [f"At the start ({place}) the function or its gradient is no finite number, so that there is no "
                     "course. Click on another place of the surface, or type another start."]  # fmt: skip
         notes = []
-        for course, x in zip(self.courses.all, self.traces, strict=True):
+        for course, x in zip(self.courses, self.traces, strict=True):
             if x is None or course.lost is None:
                 continue
             n = course.lost - 1

@@ -5,12 +5,15 @@ import logging
 import signal
 import time
 import webbrowser
+from collections.abc import Awaitable
 from socket import create_server
 from typing import Any
 
 from bokeh.application import Application
 from bokeh.application.handlers.function import FunctionHandler
 from bokeh.document import Document
+from bokeh.document.events import DocumentPatchedEvent
+from bokeh.server.connection import ServerConnection
 from bokeh.server.server import BaseServer
 from bokeh.server.tornado import BokehTornado
 from bokeh.util.token import get_session_id, get_token_payload
@@ -18,11 +21,35 @@ from tornado.httpserver import HTTPServer
 from tornado.httputil import HTTPServerRequest
 from tornado.ioloop import IOLoop
 from tornado.web import ErrorHandler
+from tornado.websocket import WebSocketHandler
 
 from .page import show
 
 ADDRESS = "127.0.0.1"
 PAUSE = 5  # milliseconds, in which the changes that have come during the last drawing are read
+
+
+class WholeConnection(ServerConnection):
+    """A browser's connection that is sent all that has changed together as one message.
+
+    Bokeh would send a message for each property.  The browser would begin to draw when it has the first of them, and
+    would draw some figures again when it has the others.
+    """
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.unsent: list[DocumentPatchedEvent] = []
+
+    def send_patch_document(self, event: DocumentPatchedEvent) -> Awaitable[None]:
+        self.unsent.append(event)
+        return self._send()
+
+    async def _send(self) -> None:
+        """Bokeh awaits this once for each property when all are changed; the first time sends all of them."""
+        if self.unsent:
+            message = self.protocol.create("PATCH-DOC", self.unsent)
+            self.unsent = []
+            await self._socket.send_message(message)
 
 
 class LocalTornado(BokehTornado):
@@ -41,6 +68,12 @@ class LocalTornado(BokehTornado):
         if self._is_foreign(request) or (request.path.endswith("/ws") and not self._is_page(request)):
             return self.get_handler_delegate(request, ErrorHandler, {"status_code": 403})
         return super().find_handler(request, **more)
+
+    def new_connection(self, protocol: Any, socket: WebSocketHandler, *more: Any) -> ServerConnection:
+        socket.set_nodelay(True)  # a message is many small packets, of which TCP would hold some back for others
+        connection = WholeConnection(protocol, socket, *more)
+        self._clients.add(connection)
+        return connection
 
     def _is_foreign(self, request: HTTPServerRequest) -> bool:
         headers = request.headers

@@ -20,7 +20,7 @@ from bokeh.plotting.contour import contour_data, from_contour
 
 from ..figures.palette import BLACK
 from ..figures.problems import Trace, amplified
-from .views import Course, Courses, framed
+from .views import COLUMNS, Course, framed
 
 ARROW = ("x_start", "y_start", "x_end", "y_end")
 
@@ -36,9 +36,9 @@ def _arrows(f: Any, colour: str, width: float, name: str) -> ColumnDataSource:
 class FirstUpdates:
     """The first two updates of each optimizer, and the directions of the vectors at the start."""
 
-    def __init__(self, courses: Courses) -> None:
-        self.courses, self.all = courses.all, courses.source
-        self.source = ColumnDataSource({name: [] for name in self.all.data}, name="first courses")
+    def __init__(self, courses: list[Course]) -> None:
+        self.courses = courses
+        self.sources = [ColumnDataSource({name: [] for name in COLUMNS}, name=f"first {x.name}") for x in courses]
         self.x, self.y = Range1d(0, 1), Range1d(0, 1)
         f = framed("first updates", width=470, height=430, x_range=self.x, y_range=self.y, x_axis_label="w1",
                    y_axis_label="w2", title="the first two updates")  # fmt: skip
@@ -50,8 +50,9 @@ class FirstUpdates:
         self.steps, self.directions, self.hovers = [], [], []
         self.gradient = _arrows(turned, "#999999", 6, "direction of -gradient")
         self.weights = _arrows(turned, BLACK, 2, "direction of w")
-        for course, width in zip(courses.all, (4.5, 3, 1.5), strict=True):  # so that one shows under another
-            points = courses.marks(f, self.source, course, size=9)
+        # The widths are such that one shows under another.
+        for course, source, width in zip(courses, self.sources, (4.5, 3, 1.5), strict=True):
+            points = course.marks(f, source, size=9)
             self.hovers.append(HoverTool(renderers=[points], visible=False))
             f.add_tools(self.hovers[-1])
             self.steps.append(_arrows(f, course.colour, width, f"updates {course.name}"))
@@ -61,8 +62,8 @@ class FirstUpdates:
 
     def show(self, traces: list[Trace | None]) -> None:
         some = [x for x in traces if x is not None]
-        self.source.data = {name: column[:3] for name, column in self.all.data.items()}
         for i, x in enumerate(traces):
+            self.sources[i].data = {name: column[:3] for name, column in self.courses[i].source.data.items()}
             w = np.empty((1, 2)) if x is None else x.w[:3]
             self.hovers[i].tooltips = self.courses[i].tooltips
             self.steps[i].data = dict(zip(ARROW, np.hstack([w[:-1], w[1:]]).T.tolist(), strict=True))

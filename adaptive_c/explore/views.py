@@ -1,7 +1,7 @@
 """What the page draws: the courses as data, and figures that show them.  Widgets are in page.py."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -39,9 +39,20 @@ LOOKS: list[tuple[str, tuple[Colour, Colour], str, str]] = [
     (GREEN, ((0.00, 0.25, 0.15), (0.25, 0.85, 0.60)), "square", "dotdash"),
 ]
 
+# Of a course, after t steps; part is t as a part of all steps.
+COLUMNS = ("t", "part", "w1", "w2", "error", "g1", "g2", "v1", "v2",
+           *(f"state{slot}_{k}" for slot in range(SLOTS) for k in (1, 2)))  # fmt: skip
+
 
 def hexes(colours: Sequence[Colour]) -> list[str]:
     return ["#" + "".join(f"{round(255 * x):02x}" for x in colour) for colour in colours]
+
+
+def send(source: ColumnDataSource, columns: Mapping[str, Array]) -> None:
+    """Give a source these columns.  A browser is sent those that have changed, all in one message."""
+    changed = {name: x for name, x in columns.items() if x.tobytes() != source.data[name].tobytes()}
+    if changed:
+        source.data.update(changed)
 
 
 class Course:
@@ -56,6 +67,7 @@ class Course:
         self.hover = HoverTool(visible=False, limit=1)
         self.lost: int | None = None  # the first step after which a weight is no finite number
         self.columns: dict[str, Array] = {}
+        self.source = ColumnDataSource({name: np.empty(0) for name in COLUMNS}, name=f"course {self.name}")
 
     def fill(self, lane: Lane | None, x: Trace | None) -> None:
         """Make the columns of a course.  Where there is nothing to draw they are NaN."""
@@ -76,57 +88,34 @@ class Course:
             for k in (1, 2):
                 self.columns[f"state{slot}_{k}"] = _kept(state[:, k - 1], np.abs(state[:, k - 1]) < 1e300)
 
-    def field(self, column: str) -> str:
-        """The name of a column in the data that all lanes share."""
-        return f"{self.name}_{column}"
+    def publish(self, steps: int) -> None:
+        """Show the course."""
+        t, nothing = np.arange(steps + 1), np.full(steps + 1, np.nan)
+        send(self.source, {**dict.fromkeys(COLUMNS, nothing), "t": t, "part": t / steps, **self.columns})
+
+    def line(self, f: Any, x: str, y: str, **more: Any) -> Any:
+        return f.line(x, y, source=self.source, **{"color": self.colour, **more})
+
+    def marks(self, f: Any, source: ColumnDataSource, size: float) -> Any:
+        """The points of a course, dark to bright with the iteration."""
+        colour = {"field": "part", "transform": LinearColorMapper(palette=self.palette, low=0, high=1)}
+        return f.scatter("w1", "w2", source=source, marker=self.mark, size=size, line_color=None, fill_color=colour)
 
     @property
     def tooltips(self) -> list[tuple[str, str]]:
-        def pair(first: str, second: str) -> str:
-            return f"(@{self.field(first)}, @{self.field(second)})"
-
-        state = [(symbol, pair(f"state{slot}_1", f"state{slot}_2")) for slot, symbol in enumerate(self.symbols)]
-        return [(self.name, "after @t steps"), ("w", pair("w1", "w2")), ("error", f"@{self.field('error')}"),
-                ("gradient", pair("g1", "g2")), *state, ("v", pair("v1", "v2"))]  # fmt: skip
-
-
-COLUMNS = ("w1", "w2", "error", "g1", "g2", "v1", "v2",
-           *(f"state{slot}_{k}" for slot in range(SLOTS) for k in (1, 2)))  # fmt: skip
-
-
-class Courses:
-    """The courses of all lanes in one source, so that a browser is given them at once and draws each figure once."""
-
-    def __init__(self) -> None:
-        self.all = [Course(i) for i in range(len(LANES))]
-        fields = [course.field(name) for course in self.all for name in COLUMNS]
-        self.source = ColumnDataSource({name: [] for name in ("t", "part", *fields)}, name="courses of all")
-
-    def publish(self, steps: int, changed: Sequence[Course]) -> None:
-        """Show the courses that have changed: all of them after another number of steps."""
-        t = np.arange(steps + 1)
-        data = {
-            course.field(name): course.columns.get(name, np.full(len(t), np.nan))
-            for course in changed for name in COLUMNS
-        }  # fmt: skip
-        if len(changed) == len(self.all):
-            self.source.data = {"t": t, "part": t / steps, **data}
-        elif changed:
-            self.source.data.update(data)
-
-    def line(self, f: Any, course: Course, x: str, y: str, **more: Any) -> Any:
-        return f.line(x, course.field(y), source=self.source, **{"color": course.colour, **more})
-
-    @staticmethod
-    def marks(f: Any, source: ColumnDataSource, course: Course, size: float) -> Any:
-        """The points of a course, dark to bright with the iteration."""
-        colour = {"field": "part", "transform": LinearColorMapper(palette=course.palette, low=0, high=1)}
-        return f.scatter(course.field("w1"), course.field("w2"), source=source, marker=course.mark, size=size,
-                         line_color=None, fill_color=colour)  # fmt: skip
+        state = [(symbol, f"(@state{slot}_1, @state{slot}_2)") for slot, symbol in enumerate(self.symbols)]
+        return [(self.name, "after @t steps"), ("w", "(@w1, @w2)"), ("error", "@error"), ("gradient", "(@g1, @g2)"),
+                *state, ("v", "(@v1, @v2)")]  # fmt: skip
 
 
 def _kept(x: Array, which: Array) -> Array:
     return np.where(which, x, np.nan)
+
+
+def _spread(low: float, high: float) -> tuple[float, float]:
+    """The ends of an axis that shows these values."""
+    margin = 0.05 * (high - low) or 0.5
+    return low - margin, high + margin
 
 
 def _legend(items: list[LegendItem], **more: Any) -> Legend:
@@ -159,8 +148,8 @@ def framed(name: str, title: str | None = None, **more: Any) -> Any:
 class Surface:
     """The error surface in grey, darker where it is lower, with the courses over it."""
 
-    def __init__(self, courses: Courses) -> None:
-        self.courses = courses.all
+    def __init__(self, courses: list[Course]) -> None:
+        self.courses = courses
         self.x, self.y = Range1d(-1, 1), Range1d(-1, 1)
         self.figure = framed("surface", width=WIDTH, height=430, x_range=self.x, y_range=self.y, x_axis_label="w1",
                              y_axis_label="w2")  # fmt: skip
@@ -172,9 +161,9 @@ class Surface:
                                      line_color="white", line_width=0.7)  # fmt: skip
         self.figure.renderers.append(self.contours)
         self.items = []
-        for course in courses.all:
-            line = courses.line(self.figure, course, course.field("w1"), "w2", line_width=0.8)
-            marks = courses.marks(self.figure, courses.source, course, size=6)
+        for course in courses:
+            line = course.line(self.figure, "w1", "w2", line_width=0.8)
+            marks = course.marks(self.figure, course.source, size=6)
             self.items.append(LegendItem(label=value(""), renderers=[line, marks], visible=False))
             course.hover.renderers = [marks]
             self.figure.add_tools(course.hover)
@@ -216,8 +205,8 @@ def heights(error: Array) -> Any:
 class Errors:
     """The error over the iterations.  Its axis is logarithmic where no error of the surface is negative."""
 
-    def __init__(self, courses: Courses, iterations: Range1d, surface: Surface) -> None:
-        self.courses = courses.all
+    def __init__(self, courses: list[Course], iterations: Range1d, surface: Surface) -> None:
+        self.courses = courses
         self.figure = f = framed("error", width=WIDTH, height=170, y_axis_type=None, y_range=Range1d(0.1, 1),
                                  x_range=iterations)  # fmt: skip
         self.guides: dict[Any, tuple[Any, Any]] = {}  # the axis and the grid of each scale
@@ -226,8 +215,8 @@ class Errors:
             self.guides[scale] = axis, Grid(dimension=1, axis=axis)
             f.add_layout(axis, "left")
             f.add_layout(self.guides[scale][1])
-        for course, item in zip(courses.all, surface.items, strict=True):
-            line = courses.line(f, course, "t", "error", line_dash=course.dashes, line_width=1.6)
+        for course, item in zip(courses, surface.items, strict=True):
+            line = course.line(f, "t", "error", line_dash=course.dashes, line_width=1.6)
             item.renderers[0].js_link("visible", line, "visible")  # the legend of the surface hides both
 
     def show(self, settings: Settings, bottom: float, top: float) -> None:
@@ -246,8 +235,7 @@ class Errors:
             low = 10.0 ** math.floor(math.log10(max(low, high * 1e-16)))  # whole powers, so that it rarely moves
             high = 10.0 ** math.ceil(math.log10(high) + 1e-9)
         else:
-            margin = 0.05 * (high - low) or 0.5
-            low, high = low - margin, high + margin
+            low, high = _spread(low, high)
         self.figure.y_range.update(start=low, end=high)
         if not isinstance(self.figure.y_scale, scale):
             self.figure.y_scale = scale()
@@ -256,7 +244,7 @@ class Errors:
                 guide.visible = other is scale
 
 
-_NOTHING = {name: [math.nan] for name in ("t", "1", "2")}  # one point, without which a legend has no sample of a line
+_NOTHING = {name: np.full(1, np.nan) for name in ("t", "1", "2")}  # a point, without which legends show no line
 
 
 class Part:
@@ -269,31 +257,31 @@ class Part:
         self.lines = [f.line("t", k, source=self.source, color=colour, line_width=1.6, visible=False,
                              line_dash="solid" if k == "1" else "dotted") for k in ("1", "2")]  # fmt: skip
         self.item = LegendItem(label=value(""), renderers=self.lines, visible=False)
-        self.lines[0].on_change("visible", lambda attr, old, new: self.fill())
 
-    def fill(self) -> None:
-        """Give the lines their data, or take it away."""
-        columns = [self.course.columns.get(f"state{self.slot}_{k}") for k in (1, 2)]
-        if self.lines[0].visible and columns[0] is not None:
-            self.source.data = {"t": np.arange(len(columns[0])), "1": columns[0], "2": columns[1]}
-        elif len(self.source.data["t"]) > 1:
-            self.source.data = _NOTHING
+    def fill(self) -> list[Array]:
+        """Give the lines their data, or take it away, and return the values."""
+        columns = self.course.columns
+        first, second = (columns.get(f"state{self.slot}_{k}", _NOTHING[k]) for k in ("1", "2"))
+        shown = self.lines[0].visible and first is not _NOTHING["1"]
+        send(self.source, {"t": np.arange(len(first)), "1": first, "2": second} if shown else _NOTHING)
+        return [self.source.data["1"], self.source.data["2"]]
 
 
 class State:
     """The optimizers' state over the iterations; the legend switches each part on and off."""
 
-    def __init__(self, courses: Courses, iterations: Range1d) -> None:
-        self.courses = courses.all
+    def __init__(self, courses: list[Course], iterations: Range1d) -> None:
+        self.courses = courses
         self.figure = framed("state", width=WIDTH, height=210, y_axis_label="state", x_axis_label="iteration",
-                             x_range=iterations)  # fmt: skip
-        self.figure.y_range.only_visible = True
-        self.parts = [[Part(self.figure, course, slot) for slot in range(SLOTS)] for course in courses.all]
+                             x_range=iterations, y_range=Range1d(0, 1))  # fmt: skip
+        self.parts = [[Part(self.figure, course, slot) for slot in range(SLOTS)] for course in courses]
         self.items = [[part.item for part in parts] for parts in self.parts]
         self.flat = [item for items in self.items for item in items]
+        for item in self.flat:
+            item.renderers[0].on_change("visible", lambda attr, old, new: self.fill())
         self.figure.add_layout(_legend(self.flat, name="states", ncols=5), "above")
 
-    def show(self, changed: Sequence[Course]) -> None:
+    def show(self) -> None:
         before = [item.label for item in self.flat]
         for course, items in zip(self.courses, self.items, strict=True):
             for slot, item in enumerate(items):
@@ -305,6 +293,15 @@ class State:
         if used_items and not shown and before != [item.label for item in self.flat]:  # other parts: one to begin with
             for line in used_items[0].renderers:
                 line.visible = True
-        for course, parts in zip(self.courses, self.parts, strict=True):
-            for part in parts if course in changed else ():
-                part.fill()
+        self.fill()
+
+    def fill(self) -> None:
+        """Give each part its data, and fit the axis to what is shown.
+
+        An axis that a browser fits to its data would be drawn twice, before and after it has been fitted.
+        """
+        values = np.concatenate([column for parts in self.parts for part in parts for column in part.fill()])
+        values = values[np.isfinite(values)]
+        if values.size:
+            low, high = _spread(float(values.min()), float(values.max()))
+            self.figure.y_range.update(start=low, end=high)

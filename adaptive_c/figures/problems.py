@@ -185,9 +185,9 @@ def trace(rule: str, problem: Problem, steps: int, start: tuple[float, ...] | No
     """
     w = np.array(problem.start if start is None else start, dtype)
     opt = getattr(optimizers, rule)(w, **options)
-    names = [name for name, array in opt.state.items() if array.shape == w.shape]  # not the counts
+    live = {name: array for name, array in opt.state.items() if array.shape == w.shape}  # not the counts
     path, slope = np.empty((steps + 1, w.size)), np.empty((steps + 1, w.size))
-    state = {name: np.zeros((steps + 1, w.size)) for name in names}
+    state = {name: np.zeros((steps + 1, w.size)) for name in live}
     with np.errstate(all="ignore"):
         for t in range(steps + 1):
             path[t] = w
@@ -195,8 +195,8 @@ def trace(rule: str, problem: Problem, steps: int, start: tuple[float, ...] | No
             slope[t] = gradient
             if t < steps:
                 opt.step(gradient)
-                for name in names:
-                    state[name][t + 1] = opt.state[name]
+                for name, array in live.items():
+                    state[name][t + 1] = array
         error = problem.value(path.T)
     return Trace(path, error, slope, state)
 
