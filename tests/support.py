@@ -101,7 +101,7 @@ def random_state(opt, rng, t=10):
 
 def gradients(rng, size, dtype, n=8):
     """Gradients of mixed size and sign with exact zeros of both signs among them."""
-    grads = rng.normal(size=(n, size)) * 10.0 ** rng.integers(-6, 3, size=(n, size))
+    grads = rng.normal(size=(n, size)) * (10.0 ** np.arange(-6, 3))[rng.integers(0, 9, size=(n, size))]
     grads[rng.random((n, size)) < 0.05] = 0.0
     grads[rng.random((n, size)) < 0.05] = -0.0
     return grads.astype(dtype)
