@@ -250,6 +250,7 @@ for number, name in enumerate(("/dev/null", *order["files"])):
     os.dup2(os.open(name, os.O_RDONLY if not number else os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
 os.environ.clear()
 os.environ.update(order["env"])
+sys.path[1:1] = [x for x in os.environ.get("PYTHONPATH", "").split(os.pathsep) if x and x not in sys.path]
 exec(order["script"])
 """
 
