@@ -341,6 +341,8 @@ class Optimizer(Habits, Stepping, Saving):
     if not TYPE_CHECKING:  # or checkers would take any attribute to be assignable
 
         def __setattr__(self, name, value):  # (a __getattr__ would slow down every step)
+            if name in SETTINGS and self._run.plan.assign(name, value):
+                return  # one plain value for another, for which the descriptor would take twice as long
             if name not in SETTINGS and not name.startswith("_") and not hasattr(type(self), name):
                 place = place_of(name, self._run.defaults, SETTINGS)
                 hint = f"; did you mean {place} = {value!r}?" if place else ""

@@ -80,7 +80,7 @@ cdef int look_at(BoundGroup bound, tuple arrays) except -1:
         if view.ndim != a.ndim or (a.ndim and memcmp(view.shape, a.shape, a.ndim * sizeof(Py_ssize_t)) != 0):
             raise ValueError(f"{bound.name(i)} has shape {x.shape}, the array whose place it is to take "
                              f"{bound.arrays[i].shape}; the shapes can't change: construct a new optimizer")
-        bound.check(view, kind, x, i)
+        bound.check_updatable(view, x, i)
     return 0
 
 
@@ -117,7 +117,7 @@ cdef tuple rebind(Plan plan, params):
     cdef BoundGroup bound
     cdef Py_ssize_t i, j, n = plan.space.n_groups
     cdef tuple arrays
-    cdef list found = [], old = []
+    cdef list found = [None] * n  # for each group
     cdef Spans memory, before = plan.memory
     cdef bint same = True
     parts = parts_of(plan, params, "params") if plan.structured else (params,)
@@ -129,8 +129,7 @@ cdef tuple rebind(Plan plan, params):
             if bound.group.arrays[i].behind != NULL and bound.group.arrays[i].behind.n > 0:
                 raise ValueError(f"rows of {bound.name(i)} have missed steps, which would be lost; call catch_up() "
                                  "before you copy or replace parameters")
-        found.append(arrays)
-        old.append(bound.arrays)
+        found[j] = arrays
     if same:
         return None
     try:
@@ -139,7 +138,9 @@ cdef tuple rebind(Plan plan, params):
         memory = moved_spans(plan)
         for j in range(n):
             bound = plan.groups[j]
+            arrays = bound.arrays
             show(bound, found[j])
+            found[j] = arrays
             for i in range(bound.n_grads):
                 bound.group.arrays[i].replaced = bound.group.arrays[i].p
                 bound.group.arrays[i].p = <char*> bound.grads[i].buf
@@ -147,15 +148,15 @@ cdef tuple rebind(Plan plan, params):
     finally:
         for bound in plan.groups:
             release(bound)
-    return old, before
+    return found, before
 
 
 cdef int put_back(Plan plan, tuple replaced) except -1:
     """Undo a call of `rebind`."""
     cdef BoundGroup bound
     cdef Py_ssize_t i
-    old, plan.memory = replaced
-    for bound, arrays in zip(plan.groups, old):
+    before, plan.memory = replaced
+    for bound, arrays in zip(plan.groups, before):
         show(bound, arrays)
         for i in range(bound.group.n_arrays):
             bound.group.arrays[i].p = bound.group.arrays[i].replaced

@@ -127,9 +127,12 @@ cdef class BoundGroup:
         self.dtype = kind
         self.group.wide = kind == "float64"
         self.group.format = FORMATS[kind] if kind in ("float16", "bfloat16") else NATIVE
+        self.check_updatable(view, param, i)
+
+    cdef int check_updatable(self, const Py_buffer* view, param, Py_ssize_t i) except -1:
         if view.readonly:
             raise ValueError(f"{self.name(i)} is read-only and can't be updated in place; {writable(param)}")
-        self.check_layout(view, i, False)
+        return self.check_layout(view, i, False)
 
     cdef Touched* touched_rows(self, Py_ssize_t i) except NULL:
         """Where the rows of an array's gradients are sorted, kept from call to call."""
@@ -144,7 +147,10 @@ cdef class BoundGroup:
     cdef int view(self, x, Py_buffer* view, Py_ssize_t i, bint grad) except -1:
         """Fill `view`; 1 where x is a bfloat16 array of ml_dtypes, seen as uint16, else 0."""
         cdef int found
-        if grad and self.takes_tensors and type(x) is not ndarray:
+        if type(x) is ndarray:
+            if borrow_array(x, view):
+                return 0
+        elif grad and self.takes_tensors:
             found = borrow(x, view)
             if found >= 0:
                 return found

@@ -1,6 +1,7 @@
 # Memory of the caller's: arrays as buffers, what messages call them, and which of them overlap.
 
 from cpython.buffer cimport PyBUF_FULL_RO, PyBuffer_IsContiguous, PyBuffer_Release, PyObject_GetBuffer
+from cpython.ref cimport PyObject
 from libc.stdlib cimport calloc, free
 
 import sys
@@ -8,12 +9,72 @@ from math import prod
 
 import numpy
 
+cdef extern from *:
+    """
+    typedef struct {  // what an ndarray begins with, in every NumPy since 1.7
+        PyObject_HEAD
+        char *data;
+        int ndim;
+        Py_ssize_t *shape, *strides;
+        PyObject *base, *dtype;
+        int flags;
+    } Ndarray;
+    static inline void hold(Py_buffer *view, PyObject *x) { Py_INCREF(x); view->obj = x; }
+    """
+    ctypedef struct Ndarray:
+        char* data
+        int ndim
+        Py_ssize_t* shape
+        PyObject* dtype
+        int flags
+
+    void hold(Py_buffer* view, object x)
+
+cdef enum:
+    IN_ORDER = 0x101         # flags of NumPy's: C-contiguous and aligned
+    WRITABLE = 0x400
+
+cdef object SINGLE = numpy.dtype("f"), DOUBLE = numpy.dtype("d")  # in native byte order, of which there is one object
 cdef char HOST_ORDER = ord("<" if sys.byteorder == "little" else ">")  # as a buffer's format says it
 cdef object ndarray = numpy.ndarray
 cdef object memmap = numpy.memmap
 cdef object MaskedArray = numpy.ma.MaskedArray
 cdef dict FORMATS = {"float32": FLOAT32, "bfloat16": BFLOAT16, "float16": FLOAT16, "float64": FLOAT64}
 cdef str CAST = ", or construct the optimizer with cast=True"
+
+
+cdef bint looks_like_ndarray(x):
+    """Does an array begin with what Ndarray has?"""
+    cdef const Ndarray* a = <const Ndarray*> <PyObject*> x
+    cdef int i
+    return (type(x).__basicsize__ >= sizeof(Ndarray) and <uintptr_t> a.data == x.__array_interface__["data"][0]
+            and a.ndim == x.ndim and a.dtype == <PyObject*> x.dtype and a.flags == x.flags.num
+            and tuple([a.shape[i] for i in range(a.ndim)]) == x.shape)
+
+
+# If a NumPy to come has something else there, its arrays are asked for their buffers, as all but the simplest are.
+cdef bint KNOWN = looks_like_ndarray(numpy.ones((2, 3), "f")) and looks_like_ndarray(numpy.ones((5, 4))[::2].T)
+
+
+cdef bint borrow_array(x, Py_buffer* view) noexcept:
+    """Fill `view` with the memory of an array of float32 or float64 in order, in a tenth of the time that NumPy takes.
+
+    False if it is another one, of which only NumPy knows what to say.
+    """
+    cdef const Ndarray* a = <const Ndarray*> <PyObject*> x
+    cdef bint single = a.dtype == <PyObject*> SINGLE
+    cdef int i
+    if not KNOWN or not (single or a.dtype == <PyObject*> DOUBLE) or a.flags & IN_ORDER != IN_ORDER:
+        return False
+    view.len = view.itemsize = sizeof(float) if single else sizeof(double)
+    for i in range(a.ndim):
+        view.len *= a.shape[i]
+    view.format = <char*> (b"f" if single else b"d")
+    view.buf, view.ndim, view.shape, view.readonly = a.data, a.ndim, a.shape, not a.flags & WRITABLE
+    view.strides = view.suboffsets = NULL  # without strides, elements are in order
+    view.internal = NULL
+    hold(view, x)
+    return True
 
 
 cdef uintptr_t address(array) except? 0:

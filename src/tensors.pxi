@@ -30,12 +30,6 @@ cdef struct Exchange:
     Borrow borrow            # shows memory that stays the tensor's
     void* stream
 
-cdef extern from *:
-    """
-    static inline void hold(Py_buffer* view, PyObject* x) { Py_INCREF(x); view->obj = x; }
-    """
-    void hold(Py_buffer* view, object x)
-
 cdef enum:
     ON_CPU = 1
     DIMENSIONS = 64          # more are refused
