@@ -1,14 +1,23 @@
 """What the tests share: optimizers, numbers to give them, and comparisons to the last bit."""
 
+import atexit
 import copy
+import functools
+import importlib.util
 import inspect
+import json
 import os
+import select
+import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
+import pytest
 
 import adaptive_c as ac
 from adaptive_c import _native, reference
@@ -92,7 +101,7 @@ def random_state(opt, rng, t=10):
 
 def gradients(rng, size, dtype, n=8):
     """Gradients of mixed size and sign with exact zeros of both signs among them."""
-    grads = rng.normal(size=(n, size)) * 10.0 ** rng.integers(-6, 3, size=(n, size))
+    grads = rng.normal(size=(n, size)) * (10.0 ** np.arange(-6, 3))[rng.integers(0, 9, size=(n, size))]
     grads[rng.random((n, size)) < 0.05] = 0.0
     grads[rng.random((n, size)) < 0.05] = -0.0
     return grads.astype(dtype)
@@ -227,9 +236,59 @@ def in_another_thread(call):
     return result
 
 
+# Reads orders, and carries each out in a fork: the import of NumPy takes most of the time of a short script.
+FORKS = """
+import json, os, sys
+import numpy
+for order in map(json.loads, sys.stdin):
+    if not (pid := os.fork()):
+        break
+    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+else:
+    sys.exit()
+for number, name in enumerate(("/dev/null", *order["files"])):
+    os.dup2(os.open(name, os.O_RDONLY if not number else os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+os.environ.clear()
+os.environ.update(order["env"])
+sys.path[1:1] = [x for x in os.environ.get("PYTHONPATH", "").split(os.pathsep) if x and x not in sys.path]
+exec(order["script"])
+"""
+
+
+@functools.cache
+def forks():
+    """The process that forks, in a group of its own, and the files for what its children print."""
+    folder = tempfile.TemporaryDirectory()
+    process = subprocess.Popen([sys.executable, "-c", FORKS], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+                               cwd="/", start_new_session=True)  # fmt: skip
+
+    @atexit.register
+    def end():
+        process.communicate()
+        folder.cleanup()
+
+    return process, [Path(folder.name, name) for name in ("out", "err")]
+
+
 def child(script, timeout=120, **env):
-    """Run a script in a process of its own, outside the source tree; returns what it prints."""
-    out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=timeout, cwd="/",
-                         env={**os.environ, **env})  # fmt: skip
-    assert out.returncode == 0, out.stderr
-    return out.stdout
+    """Run a script in a process of its own, outside the source tree, where NumPy is imported; returns what it prints."""
+    process, files = forks()
+    order = {"script": script, "env": {**os.environ, **env}, "files": list(map(str, files))}
+    print(json.dumps(order), file=process.stdin, flush=True)
+    try:
+        assert select.select([process.stdout], [], [], timeout)[0], f"it hangs after it has told {files[0].read_text()}"
+        code = process.stdout.readline()
+    except BaseException:
+        os.killpg(process.pid, signal.SIGKILL)
+        forks.cache_clear()
+        raise
+    out, err = (file.read_text() for file in files)
+    assert code == "0\n", out + err
+    return out
+
+
+def needs(*names):
+    """Skip a file of tests where these modules are not installed; they are imported by the tests that use them."""
+    for name in names:
+        if importlib.util.find_spec(name) is None:
+            pytest.skip(f"needs {name}", allow_module_level=True)

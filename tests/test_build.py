@@ -1,6 +1,7 @@
 """What was built and installed, what an import costs, and that nothing public is without its parts."""
 
 import ast
+import functools
 import importlib
 import importlib.util
 import inspect
@@ -173,6 +174,16 @@ def loop(name):
     return found[1] if found else kernel(name)
 
 
+@functools.cache
+def nodes_of(file):
+    return list(ast.walk(ast.parse(text(file))))
+
+
+@functools.cache
+def recorded_loops():
+    return json.loads(text("benchmarks/instructions.json"))["loops"]
+
+
 def in_reference(name):
     return {f"the function {name.lower()}": callable(getattr(reference, name.lower(), None))}
 
@@ -206,7 +217,7 @@ def in_cases(name):
 
 def in_golden(name):
     """In the test by its name or as an attribute, for a mention in a comment is none; or in a file of numbers."""
-    nodes = list(ast.walk(ast.parse(text("tests/test_golden.py"))))
+    nodes = nodes_of("tests/test_golden.py")
     mentioned = {node.value for node in nodes if isinstance(node, ast.Constant)}
     mentioned |= {node.attr for node in nodes if isinstance(node, ast.Attribute)}
     recorded = any(f'"{name}"' in path.read_text() for path in (ROOT / "tests" / "data").glob("*.json"))
@@ -223,7 +234,7 @@ def in_docs(name):
 
 
 def in_record(name):
-    record = json.loads(text("benchmarks/instructions.json"))["loops"]
+    record = recorded_loops()
     return {
         f"the record of the loop {loop(name)} for {level}, {dtype}": any(
             re.fullmatch(rf"{loop(name)}(_loop\(.*\))? {dtype}", recorded) for recorded in record[level]
@@ -239,9 +250,9 @@ def in_readme(name):
 
 
 def in_torch(name):
-    found = ast.parse(text("adaptive_c/torch/__init__.py"))
-    classes = [node.name for node in ast.walk(found) if isinstance(node, ast.ClassDef)]
-    names = [node.value for node in ast.walk(found) if isinstance(node, ast.Constant)]
+    found = nodes_of("adaptive_c/torch/__init__.py")
+    classes = [node.name for node in found if isinstance(node, ast.ClassDef)]
+    names = [node.value for node in found if isinstance(node, ast.Constant)]
     typed = re.search(rf"^class {name}\(", text("adaptive_c/torch/__init__.pyi"), re.M)
     return {f"class {name}": name in classes, f"{name!r} in __all__": name in names, f"{name} in __init__.pyi": typed}
 

@@ -4,12 +4,10 @@ What would hang runs in a process of its own, which is ended if it does.
 """
 
 import math
-import subprocess
-import sys
 
 import numpy as np
 import pytest
-from support import assert_same_bits
+from support import assert_same_bits, child
 
 import adaptive_c as ac
 from adaptive_c.reference import power_of_096
@@ -17,16 +15,6 @@ from adaptive_c.reference import power_of_096
 RULES = list(ac.optimizers.__all__)
 TOP = 1 << 62  # the first count that is too large
 BAD = [-1, -2, -(1 << 63), TOP, (1 << 63) - 1]
-
-
-def child(code):
-    """Run code in a process of its own.  Its hour is up after a minute: only a loop without an end needs that."""
-    try:
-        done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, timeout=60)
-    except subprocess.TimeoutExpired as error:
-        pytest.fail(f"it hangs after it has told {error.stdout}")
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
 
 
 # Every bad count for every rule, in every structure and in both kinds of step.  Nothing may have been written.

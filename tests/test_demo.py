@@ -7,18 +7,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-pytest.importorskip("sklearn")
-pytest.importorskip("matplotlib")
-pytest.importorskip("rich")
+from support import needs
 
 import adaptive_c as ac
-from adaptive_c import demo
 
+needs("sklearn", "matplotlib", "rich")
 SCRIPT = Path(sys.executable).with_name("adaptive-c")
 
 
-def test_quick_demo_leaves_a_picture(tmp_path):
+@pytest.fixture(scope="module")
+def demo():
+    from adaptive_c import demo  # imports scikit-learn: only where it is used
+
+    return demo
+
+
+def test_quick_demo_leaves_a_picture(demo, tmp_path):
     command = [SCRIPT] if SCRIPT.exists() else [shutil.which("adaptive-c")]
     out = subprocess.run(
         [*command, "demo", "--quick", "--out", tmp_path / "new"], capture_output=True, text=True, cwd=tmp_path
@@ -52,7 +56,7 @@ def test_a_missing_extra_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("hidden", [None, 7])
-def test_the_demos_gradient_is_the_slope_of_its_loss(hidden):
+def test_the_demos_gradient_is_the_slope_of_its_loss(demo, hidden):
     rng = np.random.default_rng(0)
     p = {name: rng.normal(size=array.shape) for name, array in demo.initial(hidden).items()}
     g = {name: np.zeros_like(array) for name, array in p.items()}
@@ -69,14 +73,14 @@ def test_the_demos_gradient_is_the_slope_of_its_loss(hidden):
         assert g[name][i] == pytest.approx((losses[0] - losses[1]) / 2e-5, rel=1e-5, abs=1e-8)
 
 
-def test_every_rule_is_shown():
+def test_every_rule_is_shown(demo):
     shown = {cls.__name__ for cls, _ in demo.OPTIMIZERS.values()}
     assert shown == set(ac.optimizers.__all__)
     assert demo.BETTER.keys() <= demo.OPTIMIZERS.keys()
 
 
-@pytest.mark.parametrize("name", list(demo.OPTIMIZERS))
-def test_every_optimizer_learns_the_digits(name):
-    losses, accuracy, _ = demo.train(name, 32, demo.digits(), 20, lambda: None)
-    assert losses[-1] < 0.5 * losses[0]
-    assert accuracy > 0.85
+def test_every_optimizer_learns_the_digits(demo):
+    for name in demo.OPTIMIZERS:
+        losses, accuracy, _ = demo.train(name, 32, demo.digits(), 20, lambda: None)
+        assert losses[-1] < 0.5 * losses[0], name
+        assert accuracy > 0.85, name

@@ -810,9 +810,9 @@ def test_a_websocket_that_is_none_of_a_page_is_refused_in_one_line():
         assert websocket(server, token, **{"Sec-WebSocket-Protocol": protocol}) == 403
     assert answer(server, "/ws")[0] == 403
     assert websocket(server, token) == 101
-    server.terminate()
+    server.terminate()  # ends it without a traceback, as Ctrl-C does
     out, err = server.communicate()
-    assert out == "stopped\n"
+    assert (server.returncode, out) == (0, "stopped\n")
     assert all(line.startswith("403 GET /ws (127.0.0.1)") for line in err.splitlines())  # one for each, and no more
 
 
@@ -894,12 +894,11 @@ def test_a_missing_extra_is_named(tmp_path):
     )
 
 
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
-def test_ctrl_c_ends_it_without_a_traceback(name):
+def test_ctrl_c_ends_it_without_a_traceback():
     server = launch()
     token = re.search(r'"token":"([^"]+)"', answer(server)[1])[1]
     assert websocket(server, token) == 101  # a page that has been open
-    server.send_signal(getattr(signal, name))
+    server.send_signal(signal.SIGINT)
     out, err = server.communicate()
     assert server.returncode == 0
     assert out == "stopped\n"

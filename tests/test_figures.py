@@ -7,15 +7,13 @@ import sys
 
 import numpy as np
 import pytest
-
-pytest.importorskip("matplotlib")
-pytest.importorskip("PIL")
-
-from PIL import Image
+from support import needs
 
 from adaptive_c import figures, optimizers
 from adaptive_c.__main__ import main
-from adaptive_c.figures import problems, vectors
+from adaptive_c.figures import problems
+
+needs("matplotlib", "PIL")
 
 ANIMATED = {
     "ball": ("sgd", "momentum", "oscillating", "rmsprop", "adam", "adagrad"),
@@ -204,6 +202,8 @@ def test_the_measure_of_amplification(beta, first, second, c):
 
 
 def test_amplification_is_zero_on_an_ellipse(folders):
+    from adaptive_c.figures import vectors
+
     rows = table(folders, "amplification")
     assert sorted({float(row["beta"]) for row in rows}) == sorted(vectors.BETAS)
     for beta in vectors.BETAS:
@@ -270,6 +270,8 @@ def test_where_the_balls_end(folders):
 
 
 def test_animations_have_a_frame_for_each_step(folders):
+    from PIL import Image
+
     for key in ANIMATED["quartic"]:
         with Image.open(folders[0] / f"quartic-{key}.gif") as movie:
             assert movie.n_frames == 9

@@ -1,6 +1,7 @@
 """sum_to_one: rows of the last axis that are divided by their sums, or projected onto the simplex, behind each step."""
 
 import copy
+import functools
 import math
 
 import numpy as np
@@ -78,14 +79,19 @@ def flattened(arrays):
     return np.concatenate([x.ravel() for x in arrays])
 
 
+@functools.cache
+def numbers(dtype):
+    """Parameters of all shapes, and the gradients of three steps."""
+    rng = np.random.default_rng(0)
+    return rng.uniform(0.1, 1.0, sum(SIZES)).astype(dtype), gradients(rng, sum(SIZES), dtype, 3)
+
+
 @MODES
 @DTYPES
 @pytest.mark.parametrize(("name", "options"), PAIRS, ids=IDS)
 def test_the_bits_are_those_of_the_composition_by_hand(name, options, dtype, mode):
-    rng = np.random.default_rng(0)
-    size, d = sum(SIZES), 0.9
-    p = rng.uniform(0.1, 1.0, size).astype(dtype)
-    want, e = p.copy(), p.copy()
+    p, grads = numbers(dtype)
+    want, e, d = p.copy(), p.copy(), 0.9
     parts = parts_of(p)
     states = [{} for _ in parts]
     copies = [np.empty(x.shape, "uint16" if dtype == "float32" else "float32") for x in parts]
@@ -93,7 +99,7 @@ def test_the_bits_are_those_of_the_composition_by_hand(name, options, dtype, mod
                 uint16_as="bfloat16", n_threads=3, max_grad_value=0.3)  # fmt: skip
     kind = np.dtype(dtype).type
     low = np.nextafter(kind(1e-3), kind(1)) if float(kind(1e-3)) < 1e-3 else kind(1e-3)
-    for t, g in enumerate(gradients(rng, size, dtype, 3), 1):
+    for t, g in enumerate(grads, 1):
         opt.step(parts_of(g))
         k = -1 if options.get("maximize") else 1
         g = np.clip(g * kind(k), kind(-0.3), kind(0.3))
