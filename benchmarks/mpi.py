@@ -78,6 +78,8 @@ def run(ranks, name, size, bucket=32 << 20):
     """The seconds of a contender in a round, the bytes of its state on rank 0, and the peak of rank 0's memory."""
     beside = Path(sys.executable).with_name("mpiexec")
     mpiexec = str(beside) if beside.exists() else shutil.which("mpiexec")
+    if mpiexec is None:
+        sys.exit("there is no mpiexec; pip install '.[mpi]' brings one, which lies beside python")
     command = [mpiexec, "-n", str(ranks), sys.executable, str(Path(__file__).resolve()), "--work", name]
     out = subprocess.run([*command, "--size", str(size), "--bucket", str(bucket)], capture_output=True, text=True,
                          check=True, cwd="/", env={**os.environ, "OMP_NUM_THREADS": "1"})  # fmt: skip

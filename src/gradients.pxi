@@ -75,7 +75,7 @@ cdef Py_ssize_t acquire_array(Plan plan, BoundGroup bound, Py_ssize_t i, grad, P
     cdef Group* group = &bound.group
     cdef Array* a = group.arrays + i
     cdef Py_buffer* g = bound.grads + bound.n_grads
-    cdef Py_ssize_t shared
+    cdef Py_ssize_t shared, row
     cdef uintptr_t low, high
     if grad is None:
         return work
@@ -138,6 +138,8 @@ cdef Py_ssize_t acquire_array(Plan plan, BoundGroup bound, Py_ssize_t i, grad, P
         work = max(work, 0) + bind_rows(bound, i, <Rows> grad, g.len)
         a.touched = bound.touched[i]
         a.g = <const char*> g.buf
+        for row in range(ROWS_AHEAD):  # they come while the constants of the step are formed
+            prefetch_row(group, a, row)
         group.by_rows = plan.space.by_rows = True
         return work
     a.g = <const char*> g.buf

@@ -33,28 +33,37 @@ cdef inline void prefetch(const void* p, Py_ssize_t at, Py_ssize_t itemsize) noe
 
 cdef inline void prefetch_part(const void* p, Py_ssize_t at, Py_ssize_t itemsize, Py_ssize_t n) noexcept nogil:
     """Ask for elements at .. at+n-1."""
-    cdef uintptr_t line = (<uintptr_t> p + at * itemsize) & ~<uintptr_t> 63, end = <uintptr_t> p + (at + n) * itemsize
-    while p != NULL and line < end:
+    cdef uintptr_t line = <uintptr_t> p + at * itemsize, end = line + n * itemsize
+    if p == NULL:
+        return
+    line &= ~<uintptr_t> 63
+    while line < end:
         PREFETCH(<const void*> line)
         line += 64
 
 
-cdef APART prefetch_row(const Group* group, const Piece* piece) noexcept nogil:
-    """At the beginning of a touched row, ask for one that comes soon: where it lies, the processor can't guess."""
-    cdef const Touched* touched = piece.array.touched
-    cdef Py_ssize_t row = piece.row + ROWS_AHEAD, n = min(touched.length, BLOCK), at
+cdef APART prefetch_row(const Group* group, const Array* a, Py_ssize_t row) noexcept nogil:
+    """Ask for an array's touched row of this number, if there is one: where it lies, the processor can't guess."""
+    cdef const Touched* touched = a.touched
+    cdef Py_ssize_t n = min(touched.length, BLOCK), at
     cdef int j
-    if row >= touched.n or piece.at != touched.rows[piece.row] * touched.length:
+    if row >= touched.n:
         return
     at = touched.rows[row] * touched.length
-    prefetch_part(piece.array.g, touched.entries[touched.first[row]] * touched.length,
-                  gradient_itemsize(group, piece.array), n)
-    prefetch_part(piece.array.p, at, parameter_itemsize(group), n)
-    if piece.array.behind != NULL:
-        PREFETCH(piece.array.behind.done + touched.rows[row])
-    at += piece.array.start
+    prefetch_part(a.g, touched.entries[touched.first[row]] * touched.length, gradient_itemsize(group, a), n)
+    prefetch_part(a.p, at, parameter_itemsize(group), n)
+    if a.behind != NULL:
+        PREFETCH(a.behind.done + touched.rows[row])
+    at += a.start
     for j in range(SLOTS):
         prefetch_part(group.state[j], at, group.state_itemsize[j], n)
-        prefetch_part(group.moments[j], piece.array.first_row + touched.rows[row], native_itemsize(group), 1)
+        prefetch_part(group.moments[j], a.first_row + touched.rows[row], native_itemsize(group), 1)
     prefetch_part(group.master, at, sizeof(float), n)
     prefetch_part(group.ema, at, native_itemsize(group), n)
+
+
+cdef inline void prefetch_ahead(const Group* group, const Piece* piece) noexcept nogil:
+    """At the beginning of a touched row, ask for one that comes soon."""
+    cdef const Touched* touched = piece.array.touched
+    if touched != NULL and piece.at == touched.rows[piece.row] * touched.length:
+        prefetch_row(group, piece.array, piece.row + ROWS_AHEAD)

@@ -328,8 +328,7 @@ cdef void run_pieces(const Space* space, const Group* group, Piece* piece, Py_ss
     while next_stepped(piece, end):
         if group.options.sum_to_one:
             piece.stop = min(piece.stop, (piece.start // TILE + 1) * TILE)
-        if piece.array.touched != NULL:
-            prefetch_row(group, piece)
+        prefetch_ahead(group, piece)
         if piece.array.behind != NULL or piece.stop - piece.start < piece.array.row_length:
             begin_piece(space, group, piece, False)
         for j in range(SLOTS):
@@ -394,8 +393,7 @@ cdef WIDE run_block(const Space* space, const Group* group, Piece* piece, Py_ssi
         if group.state[j] != NULL and group.state_format != NATIVE:
             decode_block(group, j, start, end - start, buffer[j])
     while more:
-        if piece.array.touched != NULL:
-            prefetch_row(group, piece)
+        prefetch_ahead(group, piece)
         for j in range(SLOTS):
             s[j] = buffer[j] + (piece.start - start)
             if group.state_format == NATIVE:
