@@ -84,15 +84,17 @@ cdef int look_at(BoundGroup bound, tuple arrays) except -1:
     return 0
 
 
-cdef Spans moved_spans(Plan plan):
-    """The memory that the plan works on with the arrays that were looked at; refused if some of it overlaps."""
-    cdef Spans memory = Spans(plan.memory.n)
+cdef int move_spans(Plan plan) except -1:
+    """Note that the arrays that were looked at are the memory that the plan works on; refused if some of it overlaps.
+    """
+    cdef Spans memory = plan.memory
     cdef Span* span
     cdef Py_buffer* view
     cdef Py_ssize_t i
+    memory.swap()
     for i in range(memory.n):
         span = memory.spans + i
-        span[0] = plan.memory.spans[i]
+        span[0] = memory.others[i]
         if span.item >= 0:
             view = (<BoundGroup> plan.groups[span.group]).grads + span.item
             span.low, span.high = <uintptr_t> view.buf, <uintptr_t> view.buf + view.len
@@ -100,8 +102,9 @@ cdef Spans moved_spans(Plan plan):
     i = memory.overlap()
     if i >= 0:
         names = [(<BoundGroup> plan.groups[memory.spans[j].group]).owner(memory.spans[j].item) for j in (i, i + 1)]
+        memory.swap()
         raise ValueError(f"{names[0]} and {names[1]} share memory; pass each element once, or a copy of the array")
-    return memory
+    return 0
 
 
 cdef int show(BoundGroup bound, tuple arrays) except -1:
@@ -109,7 +112,7 @@ cdef int show(BoundGroup bound, tuple arrays) except -1:
     return 0
 
 
-cdef tuple rebind(Plan plan, params):
+cdef list rebind(Plan plan, params):
     """Put arrays into the place of those that are bound: all of them, or none if anything is wrong.
 
     Returns what `put_back` needs; None if they are bound already.  Nothing is written: `derive` is to follow.
@@ -118,7 +121,6 @@ cdef tuple rebind(Plan plan, params):
     cdef Py_ssize_t i, j, n = plan.space.n_groups
     cdef tuple arrays
     cdef list found = [None] * n  # for each group
-    cdef Spans memory, before = plan.memory
     cdef bint same = True
     parts = parts_of(plan, params, "params") if plan.structured else (params,)
     for j in range(n):  # zip would take a third of the time of one array
@@ -135,7 +137,7 @@ cdef tuple rebind(Plan plan, params):
     try:
         for j in range(n):
             look_at(plan.groups[j], found[j])
-        memory = moved_spans(plan)
+        move_spans(plan)
         for j in range(n):
             bound = plan.groups[j]
             arrays = bound.arrays
@@ -144,19 +146,18 @@ cdef tuple rebind(Plan plan, params):
             for i in range(bound.n_grads):
                 bound.group.arrays[i].replaced = bound.group.arrays[i].p
                 bound.group.arrays[i].p = <char*> bound.grads[i].buf
-        plan.memory = memory
     finally:
         for bound in plan.groups:
             release(bound)
-    return found, before
+    return found
 
 
-cdef int put_back(Plan plan, tuple replaced) except -1:
+cdef int put_back(Plan plan, list replaced) except -1:
     """Undo a call of `rebind`."""
     cdef BoundGroup bound
     cdef Py_ssize_t i
-    before, plan.memory = replaced
-    for bound, arrays in zip(plan.groups, before):
+    plan.memory.swap()
+    for bound, arrays in zip(plan.groups, replaced):
         show(bound, arrays)
         for i in range(bound.group.n_arrays):
             bound.group.arrays[i].p = bound.group.arrays[i].replaced

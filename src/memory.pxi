@@ -236,16 +236,22 @@ cdef enum:
 cdef class Spans:
     """The memory that an optimizer holds or updates, in ascending order; no two spans overlap."""
     cdef Span* spans
+    cdef Span* others    # room for as many: those after arrays have moved, or those before
     cdef Py_ssize_t n
 
     def __cinit__(self, Py_ssize_t n=0):
-        self.spans = <Span*> calloc(n + 1, sizeof(Span))
-        if self.spans == NULL:
+        self.spans, self.others = <Span*> calloc(n + 1, sizeof(Span)), <Span*> calloc(n + 1, sizeof(Span))
+        if self.spans == NULL or self.others == NULL:
             raise MemoryError()
         self.n = n
 
     def __dealloc__(self):
         free(self.spans)
+        free(self.others)
+
+    cdef int swap(self) noexcept:
+        self.spans, self.others = self.others, self.spans
+        return 0
 
     cdef Spans joined(self, list new):
         """These and new ones, tuples (low, high, group, item)."""

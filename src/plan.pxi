@@ -284,7 +284,7 @@ cdef class Plan:
                 try:
                     derive(self)
                 except BaseException:
-                    put_back(self, <tuple> replaced)
+                    put_back(self, <list> replaced)
                     raise
         finally:
             self.guard.release()
@@ -309,7 +309,7 @@ cdef class Plan:
         cdef bint usable = False, count = True, summed = grads is ..., summing = False
         cdef Counts before
         cdef list moved = None
-        cdef tuple replaced = None  # until nothing can be refused any more
+        cdef list replaced = None  # until nothing can be refused any more
         self.guard.take(STEPPING)
         self.told = False
         try:
