@@ -66,6 +66,7 @@ class Optimizer(Habits, Stepping, Saving):
     __signature__ = FullSignature()
     rule: ClassVar[Rule]
     _company: ClassVar[Alone] = Alone()  # the processes that share the state
+    _plain: ClassVar[frozenset[str]] = frozenset(SETTINGS)  # which may be assigned without their descriptors
 
     max_grad_norm = Setting[float | None, Schedulable | None]()
     norm_over = Setting[NormOver, NormOver]()
@@ -79,6 +80,7 @@ class Optimizer(Habits, Stepping, Saving):
 
     def __init_subclass__(cls, **more: Any) -> None:
         super().__init_subclass__(**more)
+        cls._plain -= vars(cls).keys()  # what a class defines anew is asked
         if "rule" in vars(cls):
             document(cls)
 
@@ -341,7 +343,7 @@ class Optimizer(Habits, Stepping, Saving):
     if not TYPE_CHECKING:  # or checkers would take any attribute to be assignable
 
         def __setattr__(self, name, value):  # (a __getattr__ would slow down every step)
-            if name in SETTINGS and self._run.plan.assign(name, value):
+            if name in self._plain and self._run.plan.assign(name, value):
                 return  # one plain value for another, for which the descriptor would take twice as long
             if name not in SETTINGS and not name.startswith("_") and not hasattr(type(self), name):
                 place = place_of(name, self._run.defaults, SETTINGS)

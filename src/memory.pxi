@@ -33,6 +33,7 @@ cdef extern from *:
 cdef enum:
     IN_ORDER = 0x101         # flags of NumPy's: C-contiguous and aligned
     WRITABLE = 0x400
+    SHARED = -0x80000000     # made by broadcasting: NumPy warns who writes to it
 
 cdef object SINGLE = numpy.dtype("f"), DOUBLE = numpy.dtype("d")  # in native byte order, of which there is one object
 cdef char HOST_ORDER = ord("<" if sys.byteorder == "little" else ">")  # as a buffer's format says it
@@ -64,9 +65,10 @@ cdef bint borrow_array(x, Py_buffer* view) noexcept:
     cdef const Ndarray* a = <const Ndarray*> <PyObject*> x
     cdef bint single = a.dtype == <PyObject*> SINGLE
     cdef int i
-    if not KNOWN or not (single or a.dtype == <PyObject*> DOUBLE) or a.flags & IN_ORDER != IN_ORDER:
-        return False
     view.len = view.itemsize = sizeof(float) if single else sizeof(double)
+    if (not KNOWN or not (single or a.dtype == <PyObject*> DOUBLE) or a.flags & (IN_ORDER | SHARED) != IN_ORDER
+            or <uintptr_t> a.data % <uintptr_t> view.itemsize):
+        return False
     for i in range(a.ndim):
         view.len *= a.shape[i]
     view.format = <char*> (b"f" if single else b"d")

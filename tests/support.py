@@ -251,7 +251,7 @@ for number, name in enumerate(("/dev/null", *order["files"])):
 os.environ.clear()
 os.environ.update(order["env"])
 sys.path[1:1] = [x for x in os.environ.get("PYTHONPATH", "").split(os.pathsep) if x and x not in sys.path]
-exec(order["script"])
+exec(order["script"], {"__name__": "__main__"})
 """
 
 
@@ -274,10 +274,13 @@ def child(script, timeout=120, **env):
     """Run a script in a process of its own, outside the source tree, where NumPy is imported; returns what it prints."""
     process, files = forks()
     order = {"script": script, "env": {**os.environ, **env}, "files": list(map(str, files))}
-    print(json.dumps(order), file=process.stdin, flush=True)
+    for file in files:
+        file.write_text("")
     try:
+        print(json.dumps(order), file=process.stdin, flush=True)
         assert select.select([process.stdout], [], [], timeout)[0], f"it hangs after it has told {files[0].read_text()}"
         code = process.stdout.readline()
+        assert code, "the process that forks has ended"
     except BaseException:
         os.killpg(process.pid, signal.SIGKILL)
         forks.cache_clear()

@@ -338,3 +338,30 @@ def test_names_that_are_nowhere():
     assert "did you mean lr?" in told(
         TypeError, lambda: ac.minimize(np.sum, np.ones(3), jac=np.ones_like, learning_rate=1)
     )
+
+
+def test_a_subclass_may_have_its_own_settings():
+    """They are asked, whatever is assigned."""
+    seen = []
+
+    class Noted(ac.AdamW):
+        @property
+        def max_grad_norm(self):
+            return seen[-1]
+
+        @max_grad_norm.setter
+        def max_grad_norm(self, value):
+            seen.append(value)
+
+        @property
+        def zero_grad(self):
+            return False
+
+    opt = Noted(np.ones(2), max_grad_norm=1.0)
+    opt.max_grad_norm = 2.0
+    assert seen == [2.0]
+    with pytest.raises(AttributeError, match="zero_grad"):
+        opt.zero_grad = True
+    other = ac.AdamW(np.ones(2), max_grad_norm=1.0)
+    other.max_grad_norm = 2.0
+    assert (other.max_grad_norm, seen) == (2.0, [2.0])

@@ -43,6 +43,7 @@ BAD_PARAMS = [
     ("strided", lambda: ones(8)[::2], ValueError, "params is not C-contiguous; keep and use np.ascontiguousarray"),
     ("fortran", lambda: np.asfortranarray(ones(2, 3)), ValueError, "params is not C-contiguous"),
     ("read-only", read_only, ValueError, "params is read-only"),
+    ("broadcast", lambda: np.broadcast_arrays(ones(1, 4), ones(4))[1], ValueError, "params is read-only"),
     ("misaligned", misaligned, ValueError, "params is misaligned"),
     ("masked", lambda: np.ma.ones(4, "float32"), TypeError, "Masked.*the mask would be ignored"),
     ("float", lambda: 1.0, TypeError, r"params is a float, not a numpy.ndarray; make it an array"),

@@ -1,4 +1,4 @@
-"""sum_to_one: rows of the last axis that are divided by their sums, or projected onto the simplex, behind each step."""
+"""sum_to_one: rows of the last axis that are divided by their sums, or projected onto the simplex, after each step."""
 
 import copy
 import functools

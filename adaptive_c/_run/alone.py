@@ -1,4 +1,4 @@
-"""A run that is stepped by one process.  `adaptive_c.mpi` has the counterpart for several processes."""
+"""The processes that share a run: one.  `adaptive_c.mpi` has the counterpart for several."""
 
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any

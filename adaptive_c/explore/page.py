@@ -31,7 +31,7 @@ from ..figures.problems import PLANE, Trace
 from .expression import ExpressionError
 from .settings import LANES, MOST_STEPS, NUMBERS, SCHEDULES, Lane, Settings, defaults, reads_lr_once
 from .updates import Amplification, FirstUpdates
-from .views import Course, Errors, State, Surface, grid
+from .views import Course, Errors, State, Surface, fit, grid
 
 # What the sliders offer; a link may hold any number, which is then offered too.
 _RATES = [float(f"{digits}e{decade}") for decade in range(-5, 1)
@@ -258,7 +258,7 @@ class Page:
         self.state.show()
         self.errors.show(settings, *self.span)
         if everything or settings.steps != old.steps:
-            self.iterations.start, self.iterations.end = 0, settings.steps
+            fit(self.iterations, 0, settings.steps)
         self.surface.show(settings, error)
         self._draw_tab()
         for panel, lane, course in zip(self.panels, settings.lanes, self.courses, strict=True):

@@ -47,9 +47,8 @@ class WholeConnection(ServerConnection):
     async def _send(self) -> None:
         """Bokeh awaits this once for each property when all are changed; the first time sends all of them."""
         if self.unsent:
-            message = self.protocol.create("PATCH-DOC", self.unsent)
-            self.unsent = []
-            await self._socket.send_message(message)
+            events, self.unsent = self.unsent, []
+            await self._socket.send_message(self.protocol.create("PATCH-DOC", events))
 
 
 class LocalTornado(BokehTornado):
@@ -70,7 +69,8 @@ class LocalTornado(BokehTornado):
         return super().find_handler(request, **more)
 
     def new_connection(self, protocol: Any, socket: WebSocketHandler, *more: Any) -> ServerConnection:
-        socket.set_nodelay(True)  # a message is many small packets, of which TCP would hold some back for others
+        if socket.ws_connection is not None:  # or the browser has already gone
+            socket.set_nodelay(True)  # a message is many small packets, of which TCP would hold some back for others
         connection = WholeConnection(protocol, socket, *more)
         self._clients.add(connection)
         return connection

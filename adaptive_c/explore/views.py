@@ -112,6 +112,11 @@ def _kept(x: Array, which: Array) -> Array:
     return np.where(which, x, np.nan)
 
 
+def fit(axis: Range1d, low: float, high: float) -> None:
+    """Have an axis show these values, also after it is reset."""
+    axis.update(start=low, end=high, reset_start=low, reset_end=high)
+
+
 def _spread(low: float, high: float) -> tuple[float, float]:
     """The ends of an axis that shows these values."""
     margin = 0.05 * (high - low) or 0.5
@@ -183,7 +188,7 @@ class Surface:
             return
         for axis, (low, high) in zip((self.x, self.y), settings.window, strict=True):
             if (axis.start, axis.end) != (low, high):
-                axis.update(start=low, end=high, reset_start=low, reset_end=high)
+                fit(axis, low, high)
         sides = [np.linspace(*span, GRID) for span in settings.window]
         self.contours.set_data(contour_data(*sides, heights(error), LEVELS))
 
@@ -236,7 +241,7 @@ class Errors:
             high = 10.0 ** math.ceil(math.log10(high) + 1e-9)
         else:
             low, high = _spread(low, high)
-        self.figure.y_range.update(start=low, end=high)
+        fit(self.figure.y_range, low, high)
         if not isinstance(self.figure.y_scale, scale):
             self.figure.y_scale = scale()
         for other, guides in self.guides.items():
@@ -303,5 +308,4 @@ class State:
         values = np.concatenate([column for parts in self.parts for part in parts for column in part.fill()])
         values = values[np.isfinite(values)]
         if values.size:
-            low, high = _spread(float(values.min()), float(values.max()))
-            self.figure.y_range.update(start=low, end=high)
+            fit(self.figure.y_range, *_spread(float(values.min()), float(values.max())))
