@@ -251,7 +251,7 @@ for number, name in enumerate(("/dev/null", *order["files"])):
 os.environ.clear()
 os.environ.update(order["env"])
 sys.path[1:1] = [x for x in os.environ.get("PYTHONPATH", "").split(os.pathsep) if x and x not in sys.path]
-exec(order["script"], {"__name__": "__main__"})
+exec(order["script"])
 """
 
 
