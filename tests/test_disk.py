@@ -180,6 +180,15 @@ def test_four_buckets_fit(options, tmp_path):
     assert max(sizes) > memory // 6
 
 
+@pytest.mark.parametrize("options", [{}, {"state_dtype": "uint8"}], ids=str)
+def test_buckets_of_many_groups_are_as_large(options, tmp_path):
+    groups = [{"params": np.ones(4096, "f4")} for _ in range(60)]
+    memory = 1 << 19
+    ac.AdamW(groups, **options, state_path=tmp_path, state_memory=memory).close()
+    sizes = [path.stat().st_size // 2 for path in tmp_path.glob("*.bucket")]
+    assert memory // 6 < max(sizes) <= memory // 4
+
+
 def test_progress(tmp_path):
     memory, disk = twins(tmp_path / "state")
     for opt in (memory, disk):

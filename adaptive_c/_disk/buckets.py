@@ -71,11 +71,12 @@ def cuts_of(spaces: Sequence[Space], target: int) -> list[int]:
     Buckets have at most `target` bytes, if that is enough for a chunk and for rows that must not be cut.
     """
     spaces = [space for space in spaces if space.size]
+    target -= 2 * PAGE  # at most, to the ends of the state and of the bucket
     cuts, room = [spaces[0].position if spaces else 0], target
     for space in spaces:
         at, end = 0, -(-space.size // CHUNK) * CHUNK
         cost = sum(flat.itemsize * CHUNK // flat.per for flat in space.flats)
-        gaps = PAGE * (len(space.flats) + 2)  # at most: before each array, and to the ends of state and bucket
+        gaps = sum(PAGE if space.size * x.itemsize // x.per >= _LARGE else _LINE for x in space.flats)  # at most
         room -= gaps
         while at < end:
             chunks = room // cost if cost else end // CHUNK

@@ -145,11 +145,15 @@ class Folder:
     def name(self, name: str) -> str:
         return os.path.join(self.path, name)
 
-    def check(self) -> None:
-        """Is this still the process that has the folder, and the folder the one that it has?"""
+    def check_process(self) -> None:
+        """Is this still the process that has the folder?"""
         if os.getpid() != self._pid:
             raise RuntimeError("this optimizer's state is on disk and belongs to the process that made it, of which "
                                "this is a forked child; construct another one, with another state_path")  # fmt: skip
+
+    def check(self) -> None:
+        """Is this still the process that has the folder, and the folder the one that it has?"""
+        self.check_process()
         path = self.name(_LOCK)
         with told(path, "found"):
             if self._lock is not None and not os.path.samestat(os.stat(path), os.fstat(self._lock.fd)):
@@ -255,7 +259,7 @@ class Folder:
         """Write a slot; `sync` makes it durable."""
         with told(self.file(bucket), "written"), self._opened(bucket) as fd:
             self._move(fd, os.pwritev, memory, slot * bucket.size, "takes no more bytes")
-            if not self._flags & _DIRECT:  # the system can forget what it has written
+            if not self._flags & _DIRECT:  # the system forgets pages only once they are on the disk
                 _sync(fd)
             self._forget(fd, slot * bucket.size, len(memory))
 

@@ -22,6 +22,7 @@ from .transfer import Transfer
 Array = np.ndarray[Any, Any]
 STREAM = 4  # buffers through which buckets pass that do not stay: two are read, one is stepped, one is written
 _AHEAD = 2  # buckets that are read at a time
+_WIPE_ON_FORK = 18  # MADV_WIPEONFORK of Linux, for which mmap has no name
 
 
 class Kept(NamedTuple):
@@ -36,13 +37,14 @@ class Buffer:
 
     It is of large pages where the system has some: a transfer from or to many small ones, which lie anywhere, is cut
     into many more requests, and a disk is slower with them.  Shared memory, the default of `mmap`, has no large pages.
+    A forked child gets zeros instead, since the pages that this process goes on to write would otherwise be copied.
     """
 
     def __init__(self, size: int) -> None:
         memory = mmap.mmap(-1, max(size, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANON)
-        if hasattr(mmap, "MADV_HUGEPAGE"):
+        for advice in (mmap.MADV_HUGEPAGE, _WIPE_ON_FORK) if hasattr(mmap, "MADV_HUGEPAGE") else ():
             with contextlib.suppress(OSError):  # a system may be built without them
-                memory.madvise(mmap.MADV_HUGEPAGE)
+                memory.madvise(advice)
         self.bytes: Any = np.frombuffer(memory, np.uint8)
         self.address: int = self.bytes.__array_interface__["data"][0]
 
@@ -189,10 +191,11 @@ class Passes:
         self.bytes_written += bucket.size
 
     def sync(self) -> None:
-        """Make durable what was written, all at once: while a disk syncs it does little else."""
+        """Make durable what was written, once all of it is: while a disk syncs it does little else."""
         for i in self.written:
-            if self._buckets[i].size:
-                self._folder.sync(self._buckets[i])
+            if self._folder.stopped:
+                raise StoppedError
+            self._folder.sync(self._buckets[i])
 
     # --- single arrays ------------------------------------------------------------------------------------------------
 
@@ -209,6 +212,7 @@ class Passes:
 
     def _look(self, bucket: Bucket, k: int) -> Array:
         """One extent; good until the next one is looked at."""
+        self._folder.check_process()
         buffer = self._here.get(bucket.number)
         if buffer is None:
             if not self._free:  # no pass is under way, so that there is room for one
