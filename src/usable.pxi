@@ -1,5 +1,7 @@
 # Is a step's gradient usable?  Its norm, its non-finite elements, the factor of the gradient, the dynamic loss scale.
 
+from cpython.buffer cimport PyBUF_WRITE
+from cpython.memoryview cimport PyMemoryView_FromMemory
 from libc.math cimport INFINITY, NAN, fabs, isinf
 
 cdef enum OnNonfinite:
@@ -82,7 +84,7 @@ cdef int reduce_all(Plan plan, Work what, Py_ssize_t work) except -1:
         memset(plan.space.partial, 0, n * sizeof(double))
     plan.run(what, work, 0, plan.space.end)
     if plan.combine is not None:
-        plan.combine(<double[:n]> plan.space.partial)
+        plan.combine(PyMemoryView_FromMemory(<char*> plan.space.partial, n * sizeof(double), PyBUF_WRITE).cast("d"))
     return 0
 
 
