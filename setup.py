@@ -53,8 +53,7 @@ class BuildExt(build_ext):
         if not self.config_file.exists() or self.config_file.read_text() != text:
             self.config_file.write_text(text)
         core, cpu = cythonize([Extension(f"adaptive_c.{name}", [f"src/{name}.pyx"]) for name in ("_core", "_cpu")],
-                              build_dir="build/cython",  # without comments the compiler has a third less to read
-                              compiler_directives={"emit_code_comments": False})  # fmt: skip
+                              build_dir="build/cython", compiler_directives={"emit_code_comments": False})  # fmt: skip
         self.extensions = [x for x in self.extensions if x.name.rpartition("_")[2] not in missing]
         for extension in self.extensions:
             level = extension.name.rpartition("_")[2]
