@@ -28,11 +28,11 @@ cdef class Sharing:
 
     Entering checks all that can be refused and writes nothing.  Then the calls are, in this order: `gradients`, `add`
     for each process and range, `summed`; and to step, `usable`, `step` for each range (or `step_paged`, where state is
-    not in memory), `finish`.  The guard is held until the block ends.
+    not in memory), `finish`.  The guard is held until the block ends, which may be said of one that was not entered.
     """
     cdef Plan plan
     cdef object grads, observed, lr
-    cdef bint stepping, applied
+    cdef bint stepping, applied, entered
     cdef double loss_scale, metric, norm_before
     cdef Py_ssize_t work
     cdef list moved
@@ -46,7 +46,7 @@ cdef class Sharing:
         cdef BoundGroup bound
         cdef bint given = self.grads is not ...
         plan.guard.take(STEPPING, FREE if self.stepping else AVERAGED)
-        plan.told = False
+        self.entered, plan.told = True, False
         try:
             if self.stepping:
                 plan.follow(plan.counts.t)
@@ -94,8 +94,9 @@ cdef class Sharing:
         return 0
 
     def __exit__(self, *error):
-        self.plan.space.zero_grad = self.plan.zero_grad
-        self.plan.release()
+        if self.entered:
+            self.entered, self.plan.space.zero_grad = False, self.plan.zero_grad
+            self.plan.release()
 
     def options(self):
         """The numbers and switches of groups that are in force in this step, as bytes; and the limit of the norm."""

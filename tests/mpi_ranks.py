@@ -4,10 +4,12 @@ Rank 0 prints "NAME ok" after each.  A rank that fails prints why and ends all o
 """
 
 import copy
+import json
 import os
 import signal
 import sys
 import traceback
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -288,6 +290,35 @@ def wrong(rank, right, other):
     return other if rank == RANK else right
 
 
+@contextmanager
+def ctrl_c_in(place, name, wanted=lambda *args: True):
+    """On the last rank, a Ctrl-C comes in a call of this function: that rank raises it, and the others an error.
+
+    An error that was not announced to the others leaves them waiting, and has no note of it: then the assertion ends
+    all of them.
+    """
+    call, raised = getattr(place, name), None
+
+    def instead(*args, **kwargs):
+        if wanted(*args):
+            setattr(place, name, call)
+            signal.raise_signal(signal.SIGINT)
+        return call(*args, **kwargs)
+
+    old = signal.signal(signal.SIGINT, signal.default_int_handler)
+    if RANK == SIZE - 1:
+        setattr(place, name, instead)
+    try:
+        yield
+    except (KeyboardInterrupt, RuntimeError) as error:
+        raised = error
+    finally:
+        setattr(place, name, call)
+        signal.signal(signal.SIGINT, old)
+    assert isinstance(raised, KeyboardInterrupt if RANK == SIZE - 1 else RuntimeError), raised
+    assert f"raised on rank {SIZE - 1} of {SIZE}" in getattr(raised, "__notes__", ()), "it was not announced"
+
+
 def test_what_one_rank_refuses_all_raise():
     pair, last = Pair(lr=0.1, max_grad_norm=1.0), SIZE - 1
     grads = [cut(g) for g in numbers(1, SIZE, N)]
@@ -342,6 +373,41 @@ def test_gradients_that_are_not_finite():
     small = Pair(loss_scale=1e-30)
     refused(lambda: small.ours.step(cut(grads[RANK]), loss_scale=1e-45), ValueError, "can't hold")
     small.check()
+
+
+def test_ctrl_c_before_anything_is_exchanged():
+    """All ranks raise, nothing has changed, and they go on."""
+
+    class Schedule:
+        def __call__(self, t):
+            return self.number(t)
+
+        def number(self, t):
+            return 0.1
+
+    schedule, path = Schedule(), FOLDER / f"ctrl-c-{SIZE}.safetensors"
+    pair = Pair(lr=schedule)
+    grads = [cut(g) for g in numbers(1, SIZE, N)]
+    pair.step(grads)
+    pair.ours.save(path)
+    kept = path.read_bytes()
+    with ctrl_c_in(schedule, "number"):
+        pair.ours.step(grads[RANK])
+    pair.check()
+    pair.step(grads)
+    for place, name in ((json, "dumps"), (os, "pwrite"), (os, "fsync")):
+        with ctrl_c_in(place, name):
+            pair.ours.save(path)
+        assert path.read_bytes() == kept
+    for place, name in ((os, "fstat"), (json, "loads")):
+        with ctrl_c_in(place, name):
+            pair.ours.load(path)
+    with ctrl_c_in(schedule, "number"):
+        Pair(lr=schedule)
+    pair.check()
+    pair.step(grads)
+    pair.check()
+    assert not list(FOLDER.glob(".*.tmp"))
 
 
 def test_ranks_that_construct_different_optimizers():

@@ -74,7 +74,7 @@ def save(run: Run, ranks: Ranks, path: Any, parameters: bool) -> None:
     """Write a checkpoint."""
     comm = ranks.comm
     with ExitStack() as stack:
-        error: Exception | None = None
+        error: BaseException | None = None
         text, name, end = b"", "", 0
         segments: list[Segment] = []
         try:
@@ -92,7 +92,7 @@ def save(run: Run, ranks: Ranks, path: Any, parameters: bool) -> None:
             if comm.rank == 0:
                 temporary = stack.enter_context(file.replacing(path))
                 name = temporary.name
-        except Exception as e:
+        except BaseException as e:
             error = e
         (alike,) = ranks.agree("called save", error, hashed(text))
         if not alike:
@@ -126,7 +126,8 @@ def load(run: Run, ranks: Ranks, path: Any, parameters: bool) -> None:
             raise ranks.refusal(
                 ValueError(f"{path} has another size on another rank; all ranks must see the same file")
             )
-        return _crc(comm, [(lo, hi - lo, crc)])
+        with ranks.messages():
+            return _crc(comm, [(lo, hi - lo, crc)])
 
     with ExitStack() as stack:
         with ranks.together("called load"):
@@ -136,7 +137,7 @@ def load(run: Run, ranks: Ranks, path: Any, parameters: bool) -> None:
         try:
             with ranks.together("read its share"):
                 description.complete(run, write)
-        except Exception as error:
+        except BaseException as error:
             if run.plan.pages is None:  # what it has by now is of no step; on disk, it has ended
                 ranks.tear(error)
             raise

@@ -101,8 +101,9 @@ class Sharded:
     OSError
         With state_path, from any method that reads or writes it, on all ranks.
     RuntimeError
-        From every method, once a call on this rank ended in the middle: by a Ctrl-C or a failure of MPI.  With
-        state_path, also once the state of one rank could not be brought to a whole step.
+        From any method, if another rank gets a Ctrl-C before messages are under way; nothing has changed then.  From
+        every method, once a call on this rank ended in the middle: by a Ctrl-C between messages, or a failure of MPI.
+        With state_path, also once the state of one rank could not be brought to a whole step.
 
     Notes
     -----
