@@ -27,8 +27,8 @@ cdef class Sharing:
     """``with plan.sharing(...) as now:`` the processes' gradients are summed and, if asked for, stepped.
 
     Entering checks all that can be refused and writes nothing.  Then the calls are, in this order: `gradients`, `add`
-    for each process and range, `summed`; and to step, `usable`, `step` for each range (or `step_paged`, where state is
-    not in memory), `finish`.  The guard is held until the block ends, which may be said of one that was not entered.
+    for each process and range, `summed`; and to step, `usable`, `keep`, `step` for each range (or `step_paged`, where
+    state is not in memory), `finish`.  The guard is held until the block ends; one that was not entered may end, too.
     """
     cdef Plan plan
     cdef object grads, observed, lr
@@ -165,6 +165,13 @@ cdef class Sharing:
     def anything(self):
         """Is there a gradient at all?"""
         return self.work >= 0
+
+    def keep(self):
+        """Keep what the step will overwrite, if that is wanted, once no process refuses it."""
+        cdef Counts before = self.plan.counts
+        if self.plan.keeps_undo:
+            before.pending, before.grad_norm = 0, self.norm_before
+            keep(self.plan, before, self.applied, self.work)
 
     def as_a_whole(self):
         """Must `step` be called once, since rows that sum to one may be cut by other ranges?"""

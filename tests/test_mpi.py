@@ -86,13 +86,16 @@ def test_a_rank_that_dies(tmp_path):
 
 
 @needs_mpi
-def test_a_rank_that_dies_between_two_records(tmp_path):
+@pytest.mark.parametrize(
+    ("killed", "resumed"), [("killed_between_records", "resumed"), ("rolled_back", "resumed_after_rollback")]
+)
+def test_a_rank_that_dies_between_two_records(killed, resumed, tmp_path):
     """The others have one that it does not have; all go on from the one before."""
-    result = launch(3, str(KILLS), str(tmp_path), "killed_between_records")
+    result = launch(3, str(KILLS), str(tmp_path), killed)
     assert result.returncode != 0
     assert "believes" not in result.stdout
-    result = launch(3, str(KILLS), str(tmp_path), "resumed")
-    assert result.stdout == "resumed ok\n", result.stdout + result.stderr
+    result = launch(3, str(KILLS), str(tmp_path), resumed)
+    assert result.stdout == f"{resumed} ok\n", result.stdout + result.stderr
 
 
 @needs_mpi

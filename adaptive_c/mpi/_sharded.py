@@ -71,7 +71,7 @@ class Sharded:
         more.  There are two such buffers to receive into and, where arrays are many or small, two to send from.
     **options
         Options of the optimizer, the same on all ranks, which is checked; but n_threads may differ.  Where neither it
-        nor OMP_NUM_THREADS is given, ranks that may use the same processors share them out.  keep_undo is refused.
+        nor OMP_NUM_THREADS is given, ranks that may use the same processors share them out.
         With state_path, each rank keeps the state of its share in a folder of its own in that one, named after the rank
         and the number of ranks.  A step is durable on all ranks, or is none.  The path may be of a file system that all
         ranks see, or of disks of their own; it and state_memory may differ.
@@ -153,6 +153,7 @@ class Sharded:
     ) -> None:
         self.comm = comm = (MPI.COMM_WORLD if comm is None else comm).Dup()
         about = [f"the version of adaptive_c {__version__}", f"{reduction=}", f"{bucket_bytes=}"]
+        about += [f"keep_undo={bool(options.get('keep_undo'))}"]
         self._ranks = ranks = Ranks(comm, about)
         try:
             with ranks.together("called the constructor"):
@@ -161,8 +162,6 @@ class Sharded:
                     bucket_bytes = max(_BUCKET, _MESSAGE * (comm.size - 1))
                 elif isinstance(bucket_bytes, bool) or not isinstance(bucket_bytes, int) or bucket_bytes < 1:
                     raise ValueError(f"bucket_bytes must be an integer from 1 on, got {bucket_bytes!r}")
-                if options.get("keep_undo"):
-                    raise ValueError("keep_undo=True is refused: a step of several ranks can't be rolled back; drop it")
                 self._opt = _stepped_by(optimizer, ranks)(params, **options)
                 self._run = self._opt._run
                 if any(group.store.by_row for group in self._run.groups):
@@ -264,6 +263,36 @@ class Sharded:
         array([-2., -2., -2.])
         """
         self._steps.call(grads, None)
+
+    def rollback(self) -> None:
+        """Undo the last call of `step`, once, on all ranks.  Collective.  Needs ``keep_undo=True`` in the constructor.
+
+        It undoes what the optimizer's `rollback` does.  Each rank undoes its share, and gives the parameters of that to
+        the others.  With state_path, this is durable on all ranks, or the step is still there on all of them.
+
+        Raises
+        ------
+        ValueError
+            As from the optimizer's `rollback`, on all ranks; if the ranks have made different calls.  Nothing has
+            changed then.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from adaptive_c import SGD
+        >>> from adaptive_c.mpi import Sharded
+        >>> w = np.ones(2)
+        >>> opt = Sharded(SGD, w, lr=0.5, keep_undo=True)
+        >>> opt.step(np.ones(2))
+        >>> opt.rollback()
+        >>> w, opt.t
+        (array([1., 1.]), 0)
+        """
+        with self._ranks.collective():
+            with self._ranks.together("called rollback"):
+                self._run.plan.rollback(lambda: self._ranks.agree("called rollback"))
+            self._exchange.step(None)
+        self._run.plan.raise_late()
 
     def discard(self) -> None:
         """Drop what was accumulated, if anything was.  To be called on all ranks, but not collective.

@@ -103,6 +103,7 @@ class Steps:
                 error = e
             if error is not None or (not usable and self._opt.on_nonfinite == "raise" and now.anything()):
                 self._ranks.agree("looked at the gradients", error)
+            now.keep()
             self._apply(now, usable, progress)
         except BaseException as refusal:
             if given and agreed(refusal):
