@@ -759,6 +759,7 @@ def main(found):
         except BaseException:
             print(f"{name} failed on rank {RANK} of {SIZE}:\n{traceback.format_exc()}", flush=True)
             COMM.Abort(1)
+            os._exit(1)  # when several ranks abort at once, MPICH may return from it, and would go on to print "ok"
         COMM.Barrier()
         if RANK == 0:
             print(f"{name} ok", flush=True)
