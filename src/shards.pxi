@@ -173,10 +173,16 @@ cdef class Sharing:
             before.pending, before.grad_norm = 0, self.norm_before
             keep(self.plan, before, self.applied, self.work)
 
-    def as_a_whole(self):
-        """Must `step` be called once, since rows that sum to one may be cut by other ranges?"""
+    def as_a_whole(self, list places):
+        """Must `step` be called once, since ranges that begin at these positions cut rows that can't be cut?"""
         cdef BoundGroup bound
-        return any([bound.group.options.sum_to_one for bound in self.plan.groups])
+        cdef Py_ssize_t at
+        for bound in self.plan.groups:
+            for at in places if bound.group.options.sum_to_one or bound.group.by_moments else ():
+                at -= bound.group.position
+                if 0 < at < bound.group.size and (cuts_row(&bound.group, at) or cuts_moment(&bound.group, at)):
+                    return True
+        return False
 
     def step(self, Py_ssize_t first, Py_ssize_t last):
         """Step positions first .. last-1."""
@@ -186,8 +192,10 @@ cdef class Sharing:
     def step_paged(self, progress):
         """Step all positions of this process, whose state is brought bucket by bucket, and count the step: all of it,
         or nothing."""
+        cdef BoundGroup bound
+        cdef bint summing = any([bound.group.options.sum_to_one for bound in self.plan.groups])
         if self.work >= 0:
-            step_paged(self.plan, Visit(self.plan, STEP, self.work, self.as_a_whole(), self.applied, self.moved),
+            step_paged(self.plan, Visit(self.plan, STEP, self.work, summing, self.applied, self.moved),
                        self.norm_before, progress)
 
     def finish(self):

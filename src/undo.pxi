@@ -108,7 +108,9 @@ cdef int keep_undo(BoundGroup bound, bint parameters) except -1:
             undo.kept[i] -= start // flat.per * flat.itemsize
     for i in range(SLOTS):
         if group.moments[i] != NULL:
-            undo.moments[i] = kept_bytes(bound, group.n_rows * native_itemsize(group))
+            itemsize = native_itemsize(group)
+            undo.moments[i] = kept_bytes(bound, <Py_ssize_t> bound.store.n_rows * itemsize)
+            undo.moments[i] -= <Py_ssize_t> bound.store.first_row * itemsize
     if parameters:
         itemsize = parameter_itemsize(group)
         undo.p = kept_bytes(bound, size * itemsize) - start * itemsize

@@ -307,7 +307,7 @@ def test_options_that_are_refused():
     def build(params=flat, state_path=path, **options):
         return Sharded(ac.AdamW, params, comm=COMM, **{"state_path": state_path, "state_parameters": True, **options})
 
-    refused(lambda: build(second_moment="row"), ValueError, "second_moment='row' is refused")
+    refused(lambda: build(second_moment="row"), ValueError, "second_moment='row' is refused with state_path")
     refused(lambda: build(rows="exact"), ValueError, "rows='exact' is refused with state_path")
     refused(lambda: build(state_memory=1000), ValueError, "state_memory=1000 is too small")
     refused(lambda: build(state_path=wrong(LAST, path, 3)), TypeError, "state_path must be the path of a folder, got 3")

@@ -88,7 +88,23 @@ class Pair:
                     mine = self.ours.state[name]
                     mine = mine[i] if isinstance(mine, list) else mine
                     per = 256 if name.endswith("_scale") else 1
-                    assert_same_bits(mine, array[lo // per : -(-hi // per)], f"{what} {name}")
+                    share = array[lo // per : -(-hi // per)]
+                    if about["row_lengths"] is not None and array.size == sum(n for n, _ in about["row_lengths"]):
+                        share = array[self.rows_in(i, lo, hi)]
+                    assert_same_bits(mine, share, f"{what} {name}")
+
+    def rows_in(self, i, lo, hi):
+        """Which rows of a group begin in elements lo .. hi-1, and so end there."""
+        params = self.theirs.param_groups[i]["params"]
+        begins, ends, at = [], [], 0
+        for x in [params] if isinstance(params, np.ndarray) else params:
+            length = x.size // max(len(x), 1)
+            begins += [at + row * length for row in range(len(x))]
+            ends += [at + (row + 1) * length for row in range(len(x))]
+            at += x.size
+        mine = (np.array(begins) >= lo) & (np.array(begins) < hi)
+        assert (np.array(ends)[mine] <= hi).all()
+        return mine
 
 
 # --- bits ----------------------------------------------------------------------------------------------------------------
@@ -115,8 +131,6 @@ def test_every_rule_format_and_stage():
         {"max_grad_norm": lambda t: 1.0 + t, "norm_over": "group"},
     ]
     for i, (case, name, options) in enumerate(CASES):
-        if options.get("second_moment") == "row":  # which is refused
-            continue
         dtype, formats = FORMATS[i % len(FORMATS)]
         if not fits(name, options, formats):
             dtype, formats = "float32", {}
@@ -244,10 +258,107 @@ def test_rows_that_sum_to_one():
         for each in numbers(1, 2, SIZE, 9 * 4096):
             pair.step([make(g) for g in each])
             pair.check()
+    pair = Pair(ac.SGD, numbers(0, SIZE * 24576), lambda x: x.reshape(-1, 24576), sum_to_one="divide", bucket_bytes=1)
+    pair.step(list(numbers(1, SIZE, SIZE, 24576)))  # buckets cut these
+    pair.check()
     if SIZE > 1:
         odd = Pair(ac.SGD, numbers(0, 5 * 4096), lambda x: x.reshape(-1, 1280), sum_to_one="divide")
         refused(lambda: odd.ours.step(np.ones((16, 1280), "float32")), ValueError, "two processes would share the row")
         odd.check()
+
+
+def test_rows_with_one_second_moment():
+    """No share cuts one, though buckets, threads and blocks do; shares of groups that have none are as they were."""
+
+    def tables(flat):
+        """Rows of 64, 100 and 3 elements, some of one, none, and one row that is longer than a chunk."""
+        ends = np.cumsum([1000 * 64, 300 * 100, 7 * 3, 0, 1500, 6000])
+        shapes = (1000, 64), (300, 5, 20), (7, 3), (0, 8), (1500,), (1, 6000)
+        return [x.reshape(shape) for x, shape in zip(np.split(flat, ends)[:-1], shapes, strict=True)]
+
+    n = 1000 * 64 + 300 * 100 + 7 * 3 + 1500 + 6000
+    cases = [
+        (ac.Adagrad, "float32", {"initial_accumulator_value": 0.1, "weight_decay": 0.05}),
+        (ac.Adam, "float64", {"amsgrad": True, "max_grad_norm": 1.0, "bucket_bytes": 1}),
+        (ac.AdamW, "float32", {"state_dtype": "uint8", "ema_decay": 0.9, "bucket_bytes": 5 << 12}),
+        (ac.RMSprop, "bfloat16", {"master": "float32", "momentum": 0.9, "weight_decay": 0.05, "bucket_bytes": 1}),
+        (ac.Adagrad, "float16", {"rounding": "stochastic", "bounds": (-1.0, None), "bucket_bytes": 1}),
+        (ac.Adagrad, "float32", {"sum_to_one": "project", "bucket_bytes": 1}),
+    ]
+    for i, (cls, dtype, options) in enumerate(cases):
+        start = numbers(i, n, dtype="float64")
+        start = bfloat16(start) if dtype == "bfloat16" else start.astype(dtype)
+        options = {"second_moment": "row", "lr": 0.1, "keep_undo": i % 2 == 0, "n_threads": 1 + RANK % 2, **options}
+        make = (lambda flat: flat[:64000].reshape(-1, 64)) if "sum_to_one" in options else tables
+        pair = Pair(cls, start, make, copies=i % 2 == 0, **options)
+        kind = "float64" if dtype == "float64" else "float32"
+        for each in numbers(i, 2, SIZE, n, dtype=kind):
+            pair.step([make(g) for g in each])
+            pair.check(f"case {i}")
+        if i % 2 == 0:
+            undone(pair, [make(g) for g in each], f"case {i}")
+        ours, theirs = FOLDER / f"rows{i}-{SIZE}", FOLDER / f"rows-not-shared{i}-{SIZE}"
+        pair.ours.save(ours)
+        if RANK == 0:
+            pair.theirs.save(theirs)
+            assert ours.read_bytes() == theirs.read_bytes()
+        COMM.Barrier()
+        for ranks in range(1, SIZE + 1):
+            some = COMM.Split(ranks > RANK)
+            if ranks > RANK:
+                again = Pair(cls, np.zeros_like(start), make, copies=True, comm=some, **options)
+                again.ours.load(ours)
+                again.theirs.load(theirs)
+                again.check("loaded")
+                again.step([make(g) for g in numbers(3, ranks, n, dtype=kind)])
+                again.check("loaded, and stepped")
+            some.Free()
+
+
+def test_groups_of_which_some_have_one_second_moment_for_each_row():
+    """Their shares are of whole rows; one that can't be cut is one rank's."""
+
+    def make(flat):
+        return [
+            {"params": [flat[:12289], flat[12289 : 12289 + 64 * 300].reshape(300, 64)], "second_moment": "row"},
+            {"params": [flat[31489 : 31489 + 96 * 300].reshape(300, 96)], "second_moment": "row"},
+            {"params": [flat[60289:].reshape(-1, 5)], "second_moment": "element"},
+        ]
+
+    n = 60289 + 5 * 4000
+    pair = Pair(ac.Adam, numbers(0, n), make, lr=0.1)
+    for seed in range(2):
+        pair.step([[group["params"] for group in make(g)] for g in numbers(seed, SIZE, n)])
+        pair.check()
+    shares = COMM.allgather(pair.ours.shares)
+    for i, size in enumerate((31489, 28800, 20000)):
+        found = [x[i] for x in shares if x[i][0] < x[i][1]]
+        assert [lo for lo, _ in found] + [size] == [0] + [hi for _, hi in found]
+    assert all(lo == hi or lo <= 12288 for lo, hi in (x[0] for x in shares))  # rows of 64 from an odd place on
+    assert all(lo % (3 * 4096) == 0 or lo == 28800 for lo, _ in (x[1] for x in shares))
+    if SIZE == 4:  # of 21 chunks
+        assert [x[1] for x in shares] == [(0, 0), (0, 0), (0, 24576), (24576, 28800)], shares
+
+
+def test_rows_without_elements():
+    """Each has a second moment, which is in the file once, wherever the cuts are."""
+
+    def make(flat):
+        a, b = flat.reshape(2, 64, 64)
+        empty = flat[:0].reshape(5, 0)
+        return [{"params": [empty, a, empty.copy(), b, empty.copy()]}, {"params": [empty.copy()]}, {"params": [b + 1]}]
+
+    pair = Pair(ac.Adagrad, numbers(0, 8192), make, second_moment="row", initial_accumulator_value=0.5)
+    for name in ("saved", "loaded"):
+        ours, theirs = FOLDER / f"{name}-ours-{SIZE}", FOLDER / f"{name}-theirs-{SIZE}"
+        pair.ours.save(ours)
+        if RANK == 0:
+            pair.theirs.save(theirs)
+            assert ours.read_bytes() == theirs.read_bytes()
+        COMM.Barrier()
+        pair.step([[group["params"] for group in make(g)] for g in numbers(1, SIZE, 8192)])
+        pair.ours.load(ours)
+        pair.theirs.load(theirs)
 
 
 def test_gradients_of_other_kinds():
@@ -565,7 +676,6 @@ def test_ranks_that_construct_different_optimizers():
     refused(lambda: build(wrong(0, flat, flat[::2])), ValueError, "not C-contiguous")
     refused(lambda: build(keep_undo=wrong(last, False, True)), ValueError, "rank 0 has keep_undo=False, rank")
     refused(lambda: build(keep_undo=wrong(last, True, "yes")), TypeError, "keep_undo must be")
-    refused(lambda: build(second_moment="row"), ValueError, "second_moment='row' is refused")
     refused(lambda: build(cls="AdamW"), TypeError, "must be the class of an optimizer")
     refused(lambda: build(bucket_bytes=wrong(last, 1, 0)), ValueError, "bucket_bytes must be")
     refused(lambda: copy.deepcopy(build()), TypeError, "can't be pickled or copied")

@@ -47,8 +47,9 @@ class _Passed:
 class Sharded:
     """An optimizer whose state is shared out among the ranks of an MPI communicator.
 
-    Every rank has all parameters, and the state of its share: n/ranks elements, cut at multiples of 4,096.  A step adds
-    up the gradients of all ranks; each rank steps its share, and gives it to the others.  Parameters, state and counts
+    Every rank has all parameters, and the state of its share: n/ranks elements, cut at multiples of 4,096, and under
+    second_moment="row" only where a row begins.  A step adds up the gradients of all ranks; each rank steps its share,
+    and gives it to the others.  Parameters, state and counts
     have the bits of one process that calls `accumulate` with the gradients of rank 0, 1, 2 ... and then `step`, for any
     number of ranks, bucket size and threads.
 
@@ -84,7 +85,7 @@ class Sharded:
         For each group the elements of its parameter space (its arrays, one after the other) whose state this rank has.
     state : dict
         By name the live state of this rank's share, flat; for a list of groups, a list with one array for each, or
-        None.  ``"ema"`` and ``"master"`` are among it.
+        None.  Second moments by row are those of the rows in it.  ``"ema"`` and ``"master"`` are among it.
     t, param_groups, grad_norm, skipped_steps, pending, n_threads
         As of the optimizer.
     max_grad_norm, norm_over, max_grad_value, on_nonfinite, loss_scale, zero_grad, flush_denormals, seed
@@ -164,9 +165,6 @@ class Sharded:
                     raise ValueError(f"bucket_bytes must be an integer from 1 on, got {bucket_bytes!r}")
                 self._opt = _stepped_by(optimizer, ranks)(params, **options)
                 self._run = self._opt._run
-                if any(group.store.by_row for group in self._run.groups):
-                    raise ValueError("second_moment='row' is refused: numbers of rows are not shared out; drop it, or "
-                                     "use state_dtype='uint8'")  # fmt: skip
         except BaseException as error:
             if agreed(error):
                 comm.Free()
