@@ -27,7 +27,6 @@ from mpi_ranks import (
     main,
     numbers,
     refused,
-    undone,
     wrong,
 )
 from support import assert_same_bits
@@ -204,38 +203,6 @@ def test_every_call():
     mine = cut(numbers(1, N))
     for call in (lambda: pair.ours.step(mine), lambda: pair.ours.save(ours), lambda: pair.ours.load(ours)):
         refused(call, RuntimeError, "this optimizer is closed")
-
-
-def test_rollback():
-    """With the parameters in the folders, from which they come back, or without; also once they are opened again."""
-    cases = [
-        ("float32", ac.AdamW, {"max_grad_norm": 1.0, "ema_decay": 0.9, "copies": True}),
-        ("float32", ac.Adam, {"state_dtype": "uint8", "on_nonfinite": "skip"}),
-        ("bfloat16", ac.AdamW, {"master": "float32", "copies": True, "state_memory": 2 * MEMORY}),
-    ]
-    for (dtype, cls, options), parameters in itertools.product(cases, (True, False)):
-        start = bfloat16(numbers(0, N)) if dtype == "bfloat16" else numbers(0, N)
-        pair = disk_pair(cls, start, keep_undo=True, parameters=parameters, **options)
-        refused(pair.ours.rollback, ValueError, "no step was made yet")
-        for seed in range(2):
-            grads = grads_of(seed)
-            if seed and "on_nonfinite" in options:
-                grads[LAST][3][-1] = np.inf
-            undone(pair, grads)
-        pair.rollback()
-        reopen(pair, parameters)
-        pair.check("undone, and gone on")
-        refused(pair.ours.rollback, ValueError, "no step was made yet")
-        pair.theirs.step([None] * 4)
-        pair.step([[g[0], None, None, None] for g in grads_of(2)])
-        pair.rollback()
-        pair.check("some arrays")
-        pair.accumulate(grads_of(3))
-        pair.ours.step()
-        pair.theirs.step()
-        pair.check()
-        reopen(pair, parameters)
-        pair.check("stepped again, and gone on")
 
 
 def test_progress():
@@ -651,52 +618,6 @@ def test_a_record_of_a_step_that_one_rank_lacks():
     pair.check()
     reopen(pair)
     pair.check()
-
-
-def test_a_rollback_that_one_rank_can_not_record():
-    """It is none on all ranks, whose optimizers end; they go on from the step that was to be undone."""
-    for parameters in (True, False):
-        pair = disk_pair(keep_undo=True, parameters=parameters)
-        for seed, name in enumerate(("fsync", "replace", "fsync", "replace")):  # with either name of a record
-            pair.step(grads_of(seed))
-            kept = pair.flats[0].copy()
-            with failing(name, errno.EIO):
-                notes = fails(pair.ours.rollback, "the state on disk can't be written")
-            assert any("this optimizer can't go on: a rollback failed" in x for x in notes), notes
-            refused(pair.ours.rollback, RuntimeError, "can't go on: a rollback failed")
-            pair.flats[0][:] = 0 if parameters else kept
-            pair.ours = pair.construct()
-            pair.check(f"after {name}")
-        pair.step(grads_of(1))
-        pair.rollback()
-        pair.check()
-        reopen(pair, parameters)
-        pair.check()
-
-
-def test_a_disk_that_fails_when_parameters_are_kept():
-    """They are put back on all ranks, and the step can be made again; the one before it can't be undone any more."""
-    pair = disk_pair(keep_undo=True, parameters=False, copies=True)
-    pair.step(grads_of(0))
-    for name in ("pwritev", "fdatasync"):
-        with failing(name, errno.EIO):
-            notes = fails(lambda: pair.ours.step(grads_of(1)[RANK]), os.strerror(errno.EIO))
-        assert any("parameters and state are as they were before this step" in x for x in notes), notes
-        pair.check(f"after {name}")
-        refused(pair.ours.rollback, ValueError, "the last one failed on the disk")
-    undone(pair, grads_of(1))
-
-
-def test_ctrl_c_while_buckets_are_read_for_a_rollback():
-    """It waits for the end of what the ranks do together."""
-    pair = disk_pair(keep_undo=True)
-    pair.step(grads_of(0))
-    pair.step(grads_of(1))
-    with ctrl_c("preadv"):
-        pair.ours.rollback()
-    pair.theirs.rollback()
-    pair.check()
-    undone(pair, grads_of(2))
 
 
 def test_a_record_of_a_load_that_one_rank_lacks():

@@ -296,7 +296,8 @@ def test_rows_with_one_second_moment():
             pair.step([make(g) for g in each])
             pair.check(f"case {i}")
         if i % 2 == 0:
-            undone(pair, [make(g) for g in each], f"case {i}")
+            pair.rollback()
+            pair.check(f"case {i}, undone")
         ours, theirs = FOLDER / f"rows{i}-{SIZE}", FOLDER / f"rows-not-shared{i}-{SIZE}"
         pair.ours.save(ours)
         if RANK == 0:
@@ -385,129 +386,6 @@ def test_memory():
     pair = Pair(ac.Adam, numbers(0, 40 * 4096), make=lambda x: x, keep_undo=True)
     assert pair.theirs.nbytes >= (8 + 12) * 40 * 4096
     assert pair.ours.nbytes <= (8 + 12) * -(-40 // SIZE) * 4096 + 100  # and what it counts
-
-
-# --- rollback ------------------------------------------------------------------------------------------------------------
-
-
-def undone(pair, grads, what="", **call):
-    """A step is undone, made again, undone again, and another one is made."""
-    before = pair.flats[0].copy()
-    for _ in range(2):
-        pair.step(copy.deepcopy(grads), **call)  # which are zeroed under zero_grad
-        pair.check(f"{what}: stepped")
-        pair.rollback()
-        pair.check(f"{what}: undone")
-        assert_same_bits(pair.flats[0], before, what)
-    pair.step(copy.deepcopy(grads[::-1]), **call)
-    pair.check(f"{what}: another step")
-
-
-def test_rollback():
-    """Of every format and stage, with the bits of one process."""
-    cases = [
-        ("float32", ac.AdamW, {"max_grad_norm": 1.0, "norm_over": "array", "ema_decay": 0.9}),
-        ("float64", ac.NAdam, {"bounds": (-1.0, None), "bucket_bytes": 1}),
-        ("float32", ac.Adam, {"state_dtype": "uint8", "amsgrad": True, "on_nonfinite": "skip"}),
-        ("bfloat16", ac.AdamW, {"master": "float32", "ema_decay": 0.5, "bucket_bytes": 1}),
-        ("float16", ac.Adagrad, {"rounding": "stochastic", "state_dtype": "bfloat16"}),
-        ("float32", ac.SGD, {"loss_scale": "dynamic", "zero_grad": True, "momentum": 0.9}),
-        ("float32", ac.Rprop, {}),
-    ]
-    for i, (dtype, cls, options) in enumerate(cases):
-        start = numbers(i, N, dtype="float64")
-        start = bfloat16(start) if dtype == "bfloat16" else start.astype(dtype)
-        pair = Pair(cls, start, copies=i % 2 == 0, keep_undo=True, lr=0.1, **options)
-        grads = numbers(i, 3, SIZE, N, dtype="float64" if dtype == "float64" else "float32")
-        grads[2, SIZE - 1, N - 1] = np.inf  # for those that look at it
-        for each in grads[: 3 if "on_nonfinite" in options or "loss_scale" in options else 2]:
-            undone(pair, [cut(g) for g in each], f"case {i}")
-        ours, theirs = FOLDER / f"undone{i}-{SIZE}", FOLDER / f"not-shared{i}-{SIZE}"
-        pair.rollback()
-        pair.ours.save(ours)
-        if RANK == 0:
-            pair.theirs.save(theirs)
-            assert ours.read_bytes() == theirs.read_bytes()
-        COMM.Barrier()
-        pair.step([cut(g) for g in grads[0].copy()])
-        pair.ours.load(theirs)
-        pair.theirs.load(ours)
-        pair.check("loaded")
-        refused(pair.ours.rollback, ValueError, "there is no step to undo: a load came after the last one")
-        undone(pair, [cut(g) for g in grads[1]], f"case {i}, loaded")
-
-
-def test_rollback_of_micro_batches_metrics_and_arrays_left_out():
-    lr = ac.schedules.plateau(0.1, patience=0)
-    pair = Pair(ac.Adam, lr=lr, keep_undo=True, copies=True)
-    grads = numbers(1, 3, SIZE, N)
-    pair.step([cut(g) for g in grads[0]], metric=1.0)
-    undone(pair, [cut(g) for g in grads[1]], metric=2.0)
-    assert pair.ours.param_groups[0]["lr"] == pair.theirs.param_groups[0]["lr"] < 0.1
-    pair.rollback()
-    pair.accumulate([cut(g) for g in grads[0]])
-    pair.accumulate([[None, *cut(g)[1:]] for g in grads[1]])
-    pair.theirs.step(metric=0.5)
-    pair.ours.step(metric=0.5)
-    pair.rollback()
-    pair.check("micro-batches")
-    some = [[cut(g)[0], None, None, None] for g in grads[2]]
-    for flat in pair.flats:
-        flat[-1] = 7  # is not undone, since the step does not change it
-        flat[0] = 8
-    pair.step(some, metric=0.1)
-    for flat in pair.flats:
-        flat[-2:] = 9
-        flat[:2] = 10
-    pair.rollback()
-    pair.check("some arrays")
-    assert pair.flats[0][-1] == 9
-    assert pair.flats[0][0] == 8
-    pair.step([[None] * 4] * SIZE)
-    pair.rollback()
-    pair.check("no array")
-
-
-def test_rollback_of_rows_that_sum_to_one():
-    def make(flat):
-        return flat.reshape(-1, 2048)
-
-    pair = Pair(ac.SGD, numbers(0, 9 * 4096), make, sum_to_one="project", keep_undo=True, bucket_bytes=1)
-    for each in numbers(1, 2, SIZE, 9 * 4096):
-        undone(pair, [make(g) for g in each])
-
-
-def test_rollbacks_that_are_refused():
-    """On all ranks, whatever the rank that refuses it; and then the step can be undone still."""
-    pair, last = Pair(keep_undo=True, ema_decay=0.5, on_nonfinite="raise"), SIZE - 1
-    grads = [cut(g) for g in numbers(1, SIZE, N)]
-    refused(pair.ours.rollback, ValueError, "no step was made yet")
-    refused(Pair().ours.rollback, ValueError, "construct the optimizer with keep_undo=True")
-    start = pair.flats[0].copy()
-    pair.step(grads)
-    infinite = [*grads[RANK][:3], grads[RANK][3] * np.float32(np.inf if last == RANK else 1)]
-    refused(lambda: pair.ours.step(infinite), ValueError, "the sum of grads[3] is")  # which does not count
-    with pair.ours.averaged_parameters():
-        refused(pair.ours.rollback, RuntimeError, "not inside averaged_parameters")
-    pair.accumulate(grads)
-    pair.theirs.discard()
-    if RANK == 0:
-        pair.ours.discard()
-    if SIZE > 1:
-        said = refused(pair.ours.rollback, ValueError, f"{SIZE} accumulated gradients are pending")
-        assert said[1] == f"raised on rank 1 of {SIZE}"
-        other = pair.ours.rollback if last == RANK else lambda: pair.ours.step(grads[RANK])
-        text = f"rank 0 has called step with gradients, rank {last} called rollback"
-        if RANK:
-            pair.ours.discard()
-        refused(other, ValueError, text)
-    pair.check()
-    assert not np.array_equal(pair.flats[0], start)
-    pair.rollback()
-    pair.check()
-    assert_same_bits(pair.flats[0], start)
-    refused(pair.ours.rollback, ValueError, "the last one is undone already")
-    undone(pair, grads)
 
 
 # --- refusals ------------------------------------------------------------------------------------------------------------

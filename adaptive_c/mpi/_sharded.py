@@ -49,9 +49,8 @@ class Sharded:
 
     Every rank has all parameters, and the state of its share: n/ranks elements, cut at multiples of 4,096, and under
     second_moment="row" only where a row begins.  A step adds up the gradients of all ranks; each rank steps its share,
-    and gives it to the others.  Parameters, state and counts
-    have the bits of one process that calls `accumulate` with the gradients of rank 0, 1, 2 ... and then `step`, for any
-    number of ranks, bucket size and threads.
+    and gives it to the others.  Parameters, state and counts have the bits of one process that calls `accumulate` with
+    the gradients of rank 0, 1, 2 ... and then `step`, for any number of ranks, bucket size and threads.
 
     All ranks call the constructor and each method marked "collective" in the same order.  What one of them refuses,
     all raise, with the same type and message and a note that names the rank; then nothing has changed anywhere.
@@ -72,10 +71,10 @@ class Sharded:
         more.  There are two such buffers to receive into and, where arrays are many or small, two to send from.
     **options
         Options of the optimizer, the same on all ranks, which is checked; but n_threads may differ.  Where neither it
-        nor OMP_NUM_THREADS is given, ranks that may use the same processors share them out.
-        With state_path, each rank keeps the state of its share in a folder of its own in that one, named after the rank
-        and the number of ranks.  A step is durable on all ranks, or is none.  The path may be of a file system that all
-        ranks see, or of disks of their own; it and state_memory may differ.
+        nor OMP_NUM_THREADS is given, ranks that may use the same processors share them out.  With state_path, each rank
+        keeps the state of its share in a folder of its own in that one, named after the rank and the number of ranks.
+        A step is durable on all ranks, or is none.  The path may be of a file system that all ranks see, or of disks of
+        their own; it and state_memory may differ.
 
     Attributes
     ----------
