@@ -259,7 +259,8 @@ cdef class BoundGroup:
             group.state_start[i] = store.starts[name]
             x = store.arrays.get(name)
             if x is not None and name in store.by_row:
-                group.moments[i], group.by_moments = self.own(x), True
+                group.moments[i] = self.own(x) - <Py_ssize_t> store.first_row * <Py_ssize_t> x.itemsize
+                group.by_moments = True
             elif x is not None:
                 group.state[i] = self.own(x) - start * <Py_ssize_t> x.itemsize
                 group.state_itemsize[i] = x.itemsize

@@ -236,21 +236,17 @@ cdef class Plan:
         self.drop_sums()
         self.guard.release()
 
-    def rollback(self):
-        """Undo the last step."""
+    def rollback(self, agree=None):
+        """Undo the last step.  agree(): raises if another process that shares the run can't."""
         self.guard.take(STEPPING)
         try:
-            if not self.keeps_undo:
-                raise ValueError("rollback() needs what a step overwrote: construct the optimizer with keep_undo=True")
-            if self.gone is not None:
-                raise ValueError(f"there is no step to undo: {self.gone}")
-            if self.counts.pending:
-                raise ValueError(f"{self.counts.pending} accumulated gradients are pending, taken after the step that "
-                                 "rollback() would undo; discard() drops them")
+            refuse_rollback(self)
+            if agree is not None:
+                agree()
             restore(self)
         finally:
             self.guard.release()
-        raise_late(self)
+        raise_late_alone(self)
 
     def accumulate(self, grads):
         """Add gradients to the sums."""

@@ -27,12 +27,12 @@ cdef class Sharing:
     """``with plan.sharing(...) as now:`` the processes' gradients are summed and, if asked for, stepped.
 
     Entering checks all that can be refused and writes nothing.  Then the calls are, in this order: `gradients`, `add`
-    for each process and range, `summed`; and to step, `usable`, `step` for each range (or `step_paged`, where state is
-    not in memory), `finish`.  The guard is held until the block ends.
+    for each process and range, `summed`; and to step, `usable`, `keep`, `step` for each range (or `step_paged`, where
+    state is not in memory), `finish`.  The guard is held until the block ends; one that was not entered may end, too.
     """
     cdef Plan plan
     cdef object grads, observed, lr
-    cdef bint stepping, applied
+    cdef bint stepping, applied, entered
     cdef double loss_scale, metric, norm_before
     cdef Py_ssize_t work
     cdef list moved
@@ -46,7 +46,7 @@ cdef class Sharing:
         cdef BoundGroup bound
         cdef bint given = self.grads is not ...
         plan.guard.take(STEPPING, FREE if self.stepping else AVERAGED)
-        plan.told = False
+        self.entered, plan.told = True, False
         try:
             if self.stepping:
                 plan.follow(plan.counts.t)
@@ -94,8 +94,9 @@ cdef class Sharing:
         return 0
 
     def __exit__(self, *error):
-        self.plan.space.zero_grad = self.plan.zero_grad
-        self.plan.release()
+        if self.entered:
+            self.entered, self.plan.space.zero_grad = False, self.plan.zero_grad
+            self.plan.release()
 
     def options(self):
         """The numbers and switches of groups that are in force in this step, as bytes; and the limit of the norm."""
@@ -165,10 +166,23 @@ cdef class Sharing:
         """Is there a gradient at all?"""
         return self.work >= 0
 
-    def as_a_whole(self):
-        """Must `step` be called once, since rows that sum to one may be cut by other ranges?"""
+    def keep(self):
+        """Keep what the step will overwrite, if that is wanted, once no process refuses it."""
+        cdef Counts before = self.plan.counts
+        if self.plan.keeps_undo:
+            before.pending, before.grad_norm = 0, self.norm_before
+            keep(self.plan, before, self.applied, self.work)
+
+    def as_a_whole(self, list places):
+        """Must `step` be called once, since ranges that begin at these positions cut rows that can't be cut?"""
         cdef BoundGroup bound
-        return any([bound.group.options.sum_to_one for bound in self.plan.groups])
+        cdef Py_ssize_t at
+        for bound in self.plan.groups:
+            for at in places if bound.group.options.sum_to_one or bound.group.by_moments else ():
+                at -= bound.group.position
+                if 0 < at < bound.group.size and (cuts_row(&bound.group, at) or cuts_moment(&bound.group, at)):
+                    return True
+        return False
 
     def step(self, Py_ssize_t first, Py_ssize_t last):
         """Step positions first .. last-1."""
@@ -178,8 +192,10 @@ cdef class Sharing:
     def step_paged(self, progress):
         """Step all positions of this process, whose state is brought bucket by bucket, and count the step: all of it,
         or nothing."""
+        cdef BoundGroup bound
+        cdef bint summing = any([bound.group.options.sum_to_one for bound in self.plan.groups])
         if self.work >= 0:
-            step_paged(self.plan, Visit(self.plan, STEP, self.work, self.as_a_whole(), self.applied, self.moved),
+            step_paged(self.plan, Visit(self.plan, STEP, self.work, summing, self.applied, self.moved),
                        self.norm_before, progress)
 
     def finish(self):

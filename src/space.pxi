@@ -206,6 +206,12 @@ cdef inline Py_ssize_t row_end(const Piece* piece) noexcept nogil:
     return piece.start + length - piece.at % length
 
 
+cdef inline bint cuts_moment(const Group* group, Py_ssize_t at) noexcept:
+    """Does an element lie in the middle of a row that has one second moment?"""
+    cdef Piece piece = pieces_from(group, at)
+    return piece.array.row_length != 0 and piece.at % piece.array.row_length != 0
+
+
 cdef inline void find_moments(const Group* group, const Piece* piece, void** s) noexcept nogil:
     """Where the second moment of a piece's row lies, or its elements' own."""
     cdef Py_ssize_t row = piece.at

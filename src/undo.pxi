@@ -92,23 +92,31 @@ cdef int keep_undo(BoundGroup bound, bint parameters) except -1:
     """Allocate what undoing a step of this group takes, once its state is attached.
 
     parameters: are they to be kept here?  State that is not in memory is kept elsewhere.
+
+    Where other processes have a part of the state, that is kept there, and pointers point as far before what is kept
+    here as those of the group do.
     """
     cdef Group* group = &bound.group
     cdef Undo* undo = &bound.undo
-    cdef Py_ssize_t n = group.n_arrays
+    cdef Py_ssize_t n = group.n_arrays, start = bound.store.start, size = bound.store.size, itemsize
     cdef Flat flat
     cdef int i
     for i in range(KEPT):
         flat = flat_array(group, i)
         if flat.p != NULL and not group.away:
-            undo.kept[i] = kept_bytes(bound, (group.size + flat.per - 1) // flat.per * flat.itemsize)
+            undo.kept[i] = kept_bytes(bound, (size + flat.per - 1) // flat.per * flat.itemsize)
+            undo.kept[i] -= start // flat.per * flat.itemsize
     for i in range(SLOTS):
         if group.moments[i] != NULL:
-            undo.moments[i] = kept_bytes(bound, group.n_rows * native_itemsize(group))
+            itemsize = native_itemsize(group)
+            undo.moments[i] = kept_bytes(bound, <Py_ssize_t> bound.store.n_rows * itemsize)
+            undo.moments[i] -= <Py_ssize_t> bound.store.first_row * itemsize
     if parameters:
-        undo.p = kept_bytes(bound, group.size * parameter_itemsize(group))
+        itemsize = parameter_itemsize(group)
+        undo.p = kept_bytes(bound, size * itemsize) - start * itemsize
     if group.copy_format != NATIVE:
-        undo.copies = kept_bytes(bound, group.size * copy_itemsize(group))
+        itemsize = copy_itemsize(group)
+        undo.copies = kept_bytes(bound, size * itemsize) - start * itemsize
     undo.chunks = <uint8_t*> kept_bytes(bound, chunks_to(group.size))
     undo.started = <uint8_t*> kept_bytes(bound, n)
     undo.t = <long long*> kept_bytes(bound, 8 * n)
@@ -146,6 +154,18 @@ cdef int keep(Plan plan, Counts before, bint usable, Py_ssize_t work) except -1:
         plan.pages.keep()
     plan.before = before
     plan.gone = None
+    return 0
+
+
+cdef int refuse_rollback(Plan plan) except -1:
+    """Refuse to undo the last step where that can't be done."""
+    if not plan.keeps_undo:
+        raise ValueError("rollback() needs what a step overwrote: construct the optimizer with keep_undo=True")
+    if plan.gone is not None:
+        raise ValueError(f"there is no step to undo: {plan.gone}")
+    if plan.counts.pending:
+        raise ValueError(f"{plan.counts.pending} accumulated gradients are pending, taken after the step that "
+                         "rollback() would undo; discard() drops them")
     return 0
 
 

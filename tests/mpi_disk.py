@@ -3,6 +3,7 @@
 It is run as mpi_ranks.py is, and uses what that has.
 """
 
+import builtins
 import errno
 import itertools
 import os
@@ -13,7 +14,21 @@ import zlib
 from contextlib import contextmanager
 
 import numpy as np
-from mpi_ranks import COMM, FOLDER, RANK, SIZE, N, Pair, bfloat16, cut, main, numbers, refused, wrong
+from mpi_ranks import (
+    COMM,
+    FOLDER,
+    RANK,
+    SIZE,
+    N,
+    Pair,
+    bfloat16,
+    ctrl_c_in,
+    cut,
+    main,
+    numbers,
+    refused,
+    wrong,
+)
 from support import assert_same_bits
 
 import adaptive_c as ac
@@ -259,8 +274,7 @@ def test_options_that_are_refused():
     def build(params=flat, state_path=path, **options):
         return Sharded(ac.AdamW, params, comm=COMM, **{"state_path": state_path, "state_parameters": True, **options})
 
-    refused(lambda: build(keep_undo=True), ValueError, "keep_undo=True is refused")
-    refused(lambda: build(second_moment="row"), ValueError, "second_moment='row' is refused")
+    refused(lambda: build(second_moment="row"), ValueError, "second_moment='row' is refused with state_path")
     refused(lambda: build(rows="exact"), ValueError, "rows='exact' is refused with state_path")
     refused(lambda: build(state_memory=1000), ValueError, "state_memory=1000 is too small")
     refused(lambda: build(state_path=wrong(LAST, path, 3)), TypeError, "state_path must be the path of a folder, got 3")
@@ -493,6 +507,31 @@ def test_ctrl_c_in_the_constructor():
         if opt is not None:
             opt.close()
         COMM.Barrier()
+    pair = disk_pair(folder=path)
+    pair.step(grads_of(0))
+    pair.check()
+
+
+def test_ctrl_c_while_the_record_is_read():
+    """It is announced to the other ranks, which have read theirs; the folders stay as they are."""
+    pair = disk_pair()
+    pair.step(grads_of(0))
+    pair.ours.close()
+    COMM.Barrier()
+    with ctrl_c_in(builtins, "open", lambda path, *args: str(path).endswith("record")):
+        pair.ours = pair.construct()
+    COMM.Barrier()
+    reopen(pair)
+    pair.check()
+
+
+def test_ctrl_c_while_space_is_set_aside():
+    path = place()
+    with ctrl_c_in(os, "posix_fallocate"):
+        disk_pair(folder=path)
+    COMM.Barrier()
+    assert not list(path.rglob("*.bucket"))
+    COMM.Barrier()
     pair = disk_pair(folder=path)
     pair.step(grads_of(0))
     pair.check()

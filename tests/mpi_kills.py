@@ -18,11 +18,11 @@ LAST = SIZE - 1
 
 def of_killed(flat):
     return Sharded(ac.AdamW, cut(flat), comm=COMM, state_path=FOLDER / "killed", state_memory=2 * MEMORY,
-                   state_parameters=True, max_grad_norm=1.0, ema_decay=0.9, lr=0.05)  # fmt: skip
+                   state_parameters=True, max_grad_norm=1.0, ema_decay=0.9, lr=0.05, keep_undo=True)  # fmt: skip
 
 
 def of_killed_alone(flat):
-    return ac.AdamW(cut(flat), max_grad_norm=1.0, ema_decay=0.9, lr=0.05)
+    return ac.AdamW(cut(flat), max_grad_norm=1.0, ema_decay=0.9, lr=0.05, keep_undo=True)
 
 
 def gradient(t, rank):
@@ -59,6 +59,11 @@ def killed_between_records():
     """The last rank is killed when the others have put their record of the second step into place, and it has not."""
     opt = of_killed(numbers(0, N))
     opt.step(gradient(0, RANK))
+    killed_between(lambda: opt.step(gradient(1, RANK)))
+
+
+def killed_between(call):
+    """The same of a call, whose record has the first of the two names."""
     others = [FOLDER / "killed" / f"{rank}-of-{SIZE}" / "record" for rank in range(LAST)]
     was = [path.stat().st_ino for path in others]
     COMM.Barrier()
@@ -72,22 +77,44 @@ def killed_between_records():
         replace(old, new)
 
     os.replace = instead
-    opt.step(gradient(1, RANK))
-    print("it believes that it has stepped", flush=True)
+    call()
+    print("it believes that it has returned", flush=True)
 
 
-def resumed():
+def rolled_back():
+    """The third step is undone, when the last rank is killed between the two records of that."""
+    opt = of_killed(numbers(0, N))
+    for t in range(3):
+        opt.step(gradient(t, RANK))
+    killed_between(opt.rollback)
+
+
+def resumed(steps=1):
     """After that, all ranks have the first step, and go on from it."""
     flats = np.zeros(N, "float32"), numbers(0, N)
     opt, alone = of_killed(flats[0]), of_killed_alone(flats[1])
-    assert opt.t == 1
-    for t in range(3):
+    assert opt.t == steps
+    for t in range(steps + 2):
         for rank in range(SIZE):
             alone.accumulate(gradient(t, rank))
         alone.step()
-        if t:
+        if t >= steps:
             opt.step(gradient(t, RANK))
-        assert_same_bits(*flats)
+        if t >= steps - 1:
+            assert_same_bits(*flats)
+        if t >= steps:
+            alone.rollback()
+            opt.rollback()
+            assert_same_bits(*flats)
+            opt.step(gradient(t, RANK))
+            for rank in range(SIZE):
+                alone.accumulate(gradient(t, rank))
+            alone.step()
+
+
+def resumed_after_rollback():
+    """All ranks have the step that was to be undone."""
+    resumed(3)
 
 
 if __name__ == "__main__":

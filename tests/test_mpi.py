@@ -1,4 +1,4 @@
-"""Optimizers shared out among the ranks of an MPI communicator: mpi_ranks.py, mpi_disk.py and mpi_kills.py."""
+"""Optimizers shared out among the ranks of an MPI communicator, in programs that run on them: mpi_*.py."""
 
 import contextlib
 import functools
@@ -18,7 +18,9 @@ import pytest
 needs_mpi = pytest.mark.skipif(
     importlib.util.find_spec("mpi4py") is None, reason="mpi4py is not installed: pip install 'adaptive_c[mpi]'"
 )
-RANKS, DISK, KILLS = (Path(__file__).with_name(name) for name in ("mpi_ranks.py", "mpi_disk.py", "mpi_kills.py"))
+RANKS, DISK, ROLLBACK, KILLS = (
+    Path(__file__).with_name(f"mpi_{name}.py") for name in ("ranks", "disk", "rollback", "kills")
+)
 # One thread for each of more ranks than processors, whatever the MPI library.
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
@@ -63,7 +65,7 @@ def outcome(tmp_path_factory):
 
 RUNS = [
     (script, n, name)
-    for script, most in ((RANKS, 4), (DISK, 3))
+    for script, most in ((RANKS, 4), (DISK, 3), (ROLLBACK, 4))
     for n in range(1, most + 1)
     for name in names_in(script)
 ]
@@ -86,13 +88,16 @@ def test_a_rank_that_dies(tmp_path):
 
 
 @needs_mpi
-def test_a_rank_that_dies_between_two_records(tmp_path):
+@pytest.mark.parametrize(
+    ("killed", "resumed"), [("killed_between_records", "resumed"), ("rolled_back", "resumed_after_rollback")]
+)
+def test_a_rank_that_dies_between_two_records(killed, resumed, tmp_path):
     """The others have one that it does not have; all go on from the one before."""
-    result = launch(3, str(KILLS), str(tmp_path), "killed_between_records")
+    result = launch(3, str(KILLS), str(tmp_path), killed)
     assert result.returncode != 0
     assert "believes" not in result.stdout
-    result = launch(3, str(KILLS), str(tmp_path), "resumed")
-    assert result.stdout == "resumed ok\n", result.stdout + result.stderr
+    result = launch(3, str(KILLS), str(tmp_path), resumed)
+    assert result.stdout == f"{resumed} ok\n", result.stdout + result.stderr
 
 
 @needs_mpi

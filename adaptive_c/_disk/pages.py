@@ -129,7 +129,7 @@ class Pages:
         try:
             with self._company.together("set the space of its state aside"):
                 self._folder.create(self._buckets)
-        except Exception:
+        except BaseException:
             self._folder.clear()
             raise
 

@@ -1,6 +1,7 @@
 """Structure and flat: the arrays of a group as the caller cut them, and as one line of elements."""
 
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from types import MappingProxyType
 from typing import Any
 
@@ -59,6 +60,21 @@ class Layout:
         if self.keys == () and not by_row:  # which users look at in loops
             return flat.reshape(self.arrays[0].shape)
         return self.arrange(self.parts(flat, by_row))
+
+    def long_rows(self) -> list[tuple[int, int, int]]:
+        """Of each array whose rows have several elements: its first element, the one after its last, and how many."""
+        stops = accumulate(self.sizes)
+        found = zip(stops, self.sizes, self.rows, strict=True)
+        return [(stop - size, stop, size // rows) for stop, size, rows in found if size > rows]
+
+    def rows_before(self, element: int) -> int:
+        """How many rows begin before an element; those of arrays without elements too that lie there."""
+        found = 0
+        for size, rows in zip(self.sizes, self.rows, strict=True):
+            if element < size:
+                return found - -element // (size // rows)
+            found, element = found + rows, element - size
+        return found
 
     def row_lengths(self) -> list[list[int]]:
         """How long the rows are, in order: [rows, elements of each]; neighbours of one length are counted together."""

@@ -34,14 +34,28 @@ def check_scale(name: str, value: Any) -> float:
     return float(np.float32(Number(_SMALLEST_SCALE, _LARGEST_SCALE, open_high=False)(name, value)))
 
 
-def shares(sizes: Sequence[int], parts: int) -> tuple[list[int], list[int]]:
+def shares(
+    sizes: Sequence[int], parts: int, uncut: Sequence[Sequence[tuple[int, int, int]]] = ()
+) -> tuple[list[int], list[int]]:
     """Groups of these sizes, shared out among processes by whole chunks.
+
+    uncut: of each group, what `Layout.long_rows` gives of rows that no part must cut.
 
     The positions in the sweep at which the groups begin, and those at which the parts do; each with the end after it.
     """
     starts = [0, *accumulate(-(-n // CHUNK) * CHUNK for n in sizes)]
     chunks = starts[-1] // CHUNK
-    return starts, [chunks * part // parts * CHUNK for part in range(parts + 1)]
+    cuts = [chunks * part // parts * CHUNK for part in range(parts + 1)]
+    if parts > 1 and any(uncut):
+        places = np.arange(chunks + 1) * CHUNK
+        between = np.ones(places.size, bool)
+        for at, arrays in zip(starts, uncut, strict=False):
+            for first, last, length in arrays:
+                inside = slice((at + first) // CHUNK + 1, -(-(at + last) // CHUNK))
+                between[inside] &= (places[inside] - at - first) % length == 0
+        places = places[between]
+        cuts = places[np.searchsorted(places, cuts, "right") - 1].tolist()
+    return starts, cuts
 
 
 class Run:
@@ -115,7 +129,7 @@ class Run:
         wheres = [f"params[{i}]" if structured else "" for i in range(len(specs))]
         with self.guard, self._place():
             bound = [self._bind(spec, where) for spec, where in zip(specs, wheres, strict=True)]
-            held = self._share([sum(layout.sizes) for _, layout, _ in bound])
+            held = self._share(bound)
             new = [
                 self._complete(i, *parts, where, held[i])
                 for i, (parts, where) in enumerate(zip(bound, wheres, strict=True))
@@ -205,14 +219,18 @@ class Run:
         layout.sizes, layout.rows, bound.layout = bound.sizes, bound.rows, layout
         return given, layout, bound
 
-    def _share(self, sizes: list[int]) -> list[tuple[int, int]]:
+    def _share(self, bound: Sequence[tuple[dict[str, Any], Layout, Any]]) -> list[tuple[int, int]]:
         """The elements of each group that this process holds."""
         part, parts = self._company.part
+        sizes = [sum(layout.sizes) for _, layout, _ in bound]
+        by_row = [given.get("second_moment", self.defaults.get("second_moment")) == "row" for given, _, _ in bound]
+        uncut = [layout.long_rows() if rows else [] for rows, (_, layout, _) in zip(by_row, bound, strict=True)]
+        self.starts, self.cuts = shares(sizes, parts, uncut)
         if parts == 1:
             return [(0, n) for n in sizes]
-        starts, cuts = shares(sizes, parts)
-        low, high = self.plan.low, self.plan.high = cuts[part], cuts[part + 1]
-        return [(min(max(low - at, 0), n), min(max(high - at, 0), n)) for at, n in zip(starts[:-1], sizes, strict=True)]
+        low, high = self.plan.low, self.plan.high = self.cuts[part], self.cuts[part + 1]
+        starts = self.starts[:-1]
+        return [(min(max(low - at, 0), n), min(max(high - at, 0), n)) for at, n in zip(starts, sizes, strict=True)]
 
     def _complete(
         self, index: int, given: dict[str, Any], layout: Layout, bound: Any, where: str, held: tuple[int, int]

@@ -36,8 +36,9 @@ Allocate = Callable[[int, Any, int], Array]
 class Store:
     """The arrays of a group by name: its state and their scales, master copy, average and, once wanted, sums.
 
-    arrays: one number, or one scale, for each element or block from number `start` of the group's parameter space on;
-    other processes may have the rest.  counts: one number for each array of the parameters.
+    arrays: one number, or one scale, for each element or block from number `start` of the group's parameter space on,
+    or for each row from number `first_row` on; other processes may have the rest.  counts: one number for each array of
+    the parameters.
     """
 
     def __init__(
@@ -53,14 +54,17 @@ class Store:
         self.start, n = held[0], held[1] - held[0]
         slots = rule.state
         self.slots, self.computed, self.size, self._total = slots, computed, n, sum(layout.sizes)
-        self._rows = sum(layout.rows)
         self.kind = options["state_dtype"] if options["state_dtype"] in ("bfloat16", "uint8") else "native"
         by_row = options.get("second_moment") == "row"
         self.by_row = {name for name, slot in slots.items() if slot.moment and by_row}  # one number for each row
+        self.first_row, self.n_rows, self._rows = 0, 0, sum(layout.rows) if by_row else 0
+        if by_row:  # rows that begin here, and so end here; the first of a group also those that have no elements
+            self.first_row = layout.rows_before(held[0]) if held[0] or (n == 0 < self._total) else 0
+            self.n_rows = layout.rows_before(held[1]) - self.first_row
         self.arrays: dict[str, Any] = {}  # one that is not in memory has a size, a dtype and `read`
         for turn, (name, slot) in enumerate(slots.items(), 1):
             if name in self.by_row and slot.needed(options):
-                self.arrays[name] = zeros(self._rows, computed, turn)
+                self.arrays[name] = zeros(self.n_rows, computed, turn)
                 self.arrays[name][:] = options[slot.start] if slot.start else 0.0
             elif slot.needed(options):
                 dtype = {"native": computed, "bfloat16": "uint16", "uint8": "uint8"}[self.kind]
@@ -106,7 +110,7 @@ class Store:
     def place(self, name: str) -> tuple[int, int]:
         """The place of this process's first number of an array, and how many numbers there are in all processes."""
         if name in self.by_row:
-            return 0, self._rows
+            return self.first_row, self._rows
         per = BLOCK if name.endswith("_scale") else 1
         return self.start // per, -(-self._total // per)
 

@@ -25,11 +25,11 @@ def texts(comm: Any, text: str) -> list[str]:
     return [bytes(part).decode(errors="surrogateescape") for part in np.split(found, np.cumsum(sizes)[:-1])]
 
 
-def agree(comm: Any, call: str, error: Exception | None, *same: int) -> tuple[Exception | None, list[bool]]:
+def agree(comm: Any, call: str, error: BaseException | None, *same: int) -> tuple[BaseException | None, list[bool]]:
     """What every rank is to raise; and which numbers all ranks have alike, at most two.
 
-    That is the error of the first rank that has one, or one that says that ranks have made different calls.  It is one
-    Allreduce of the same length, whatever the call.
+    That is the error of the first rank that has one, or one that says that ranks have made different calls.  But a rank
+    that has a Ctrl-C raises that.  It is one Allreduce of the same length, whatever the call.
     """
     numbers = [hashed(call.encode()), *same]
     found = np.zeros(7, "int64")
@@ -43,8 +43,8 @@ def agree(comm: Any, call: str, error: Exception | None, *same: int) -> tuple[Ex
     return None, alike
 
 
-def _first(comm: Any, error: Exception | None) -> Exception:
-    """The error of the first rank that has one, which keeps its own."""
+def _first(comm: Any, error: BaseException | None) -> BaseException:
+    """The error of the first rank that has one, which keeps its own; so does one that has a Ctrl-C."""
     own = ""
     if error is not None:
         message = str(error.args[0] if len(error.args) == 1 else error)
@@ -54,10 +54,12 @@ def _first(comm: Any, error: Exception | None) -> Exception:
         own = json.dumps([type(error).__name__, message, arguments, *getattr(error, "__notes__", ())])
     said = texts(comm, own)
     rank = next(i for i, text in enumerate(said) if text)
+    if error is not None and not isinstance(error, Exception):
+        rank = comm.rank
     if rank != comm.rank or error is None:
         name, message, arguments, *notes = json.loads(said[rank])
         kind: Any = getattr(builtins, name, None)
-        error = RuntimeError(f"{name}: {message}")
+        error = RuntimeError(f"{name}: {message}".removesuffix(": "))
         if isinstance(kind, type) and issubclass(kind, Exception):
             with suppress(TypeError):  # one that takes other arguments
                 error = kind(*arguments)

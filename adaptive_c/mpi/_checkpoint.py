@@ -66,7 +66,8 @@ def _crc(comm: Any, own: list[tuple[int, int, int]]) -> int:
     comm.Allgather(np.array([3 * len(own)], "int64"), counts)
     found = np.empty((counts.sum() // 3, 3), "int64")
     comm.Allgatherv([np.array(own, "int64").reshape(-1, 3), MPI.INT64_T], [found, counts.tolist(), MPI.INT64_T])
-    pieces = sorted((place, crc, n) for place, n, crc in found.tolist() if n)
+    # Second moments of rows without elements, in a group without elements, are the same on all ranks.
+    pieces = sorted({(place, crc, n) for place, n, crc in found.tolist() if n})
     return file.combined({i: (crc, n) for i, (_, crc, n) in enumerate(pieces)})
 
 
@@ -74,7 +75,7 @@ def save(run: Run, ranks: Ranks, path: Any, parameters: bool) -> None:
     """Write a checkpoint."""
     comm = ranks.comm
     with ExitStack() as stack:
-        error: Exception | None = None
+        error: BaseException | None = None
         text, name, end = b"", "", 0
         segments: list[Segment] = []
         try:
@@ -92,7 +93,7 @@ def save(run: Run, ranks: Ranks, path: Any, parameters: bool) -> None:
             if comm.rank == 0:
                 temporary = stack.enter_context(file.replacing(path))
                 name = temporary.name
-        except Exception as e:
+        except BaseException as e:
             error = e
         (alike,) = ranks.agree("called save", error, hashed(text))
         if not alike:
@@ -126,7 +127,8 @@ def load(run: Run, ranks: Ranks, path: Any, parameters: bool) -> None:
             raise ranks.refusal(
                 ValueError(f"{path} has another size on another rank; all ranks must see the same file")
             )
-        return _crc(comm, [(lo, hi - lo, crc)])
+        with ranks.messages():
+            return _crc(comm, [(lo, hi - lo, crc)])
 
     with ExitStack() as stack:
         with ranks.together("called load"):
@@ -136,7 +138,7 @@ def load(run: Run, ranks: Ranks, path: Any, parameters: bool) -> None:
         try:
             with ranks.together("read its share"):
                 description.complete(run, write)
-        except Exception as error:
+        except BaseException as error:
             if run.plan.pages is None:  # what it has by now is of no step; on disk, it has ended
                 ranks.tear(error)
             raise

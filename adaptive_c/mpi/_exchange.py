@@ -14,7 +14,7 @@ import numpy as np
 from mpi4py import MPI
 
 from .._native import core
-from .._run.run import Run, shares
+from .._run.run import Run
 from .._run.store import CHUNK
 
 _GRADIENTS, _PARAMETERS = 0, 1  # tags
@@ -35,7 +35,7 @@ class Arrays:
         self.itemsize: list[int] = []  # as the rule computes
         self.params: list[list[tuple[int, int]]] = []  # what a step writes: (address, itemsize) of each array
         groups = run.groups
-        for i, (group, at) in enumerate(zip(groups, shares([g.bound.size for g in groups], 1)[0][:-1], strict=True)):
+        for i, (group, at) in enumerate(zip(groups, run.starts[:-1], strict=True)):
             copies = group.layout.match(group.options["copy_to"], "") if group.options["copy_to"] is not None else []
             for j, (array, size) in enumerate(zip(group.layout.arrays, group.layout.sizes, strict=True)):
                 self.places.append((i, j))
@@ -134,8 +134,7 @@ class Exchange:
 
     def __init__(self, run: Run, comm: Any, bucket_bytes: int) -> None:
         self.arrays, self.comm, self.rank, self.size = Arrays(run), comm, comm.rank, comm.size
-        sizes = [group.bound.size for group in run.groups]
-        starts, self.cuts = shares(sizes, comm.size)
+        starts, self.cuts = run.starts, run.cuts
         self.ends = [  # of the sums, which reach a chunk into the next share of the same group
             next((min(b + CHUNK, end) for start, end in pairwise(starts) if a < b and start < b < end), b)
             for a, b in pairwise(self.cuts)
@@ -273,7 +272,7 @@ class Exchange:
         now: None only returns what each rank has.
         """
         under_way: list[Any] = []
-        if now is not None and now.as_a_whole():
+        if now is not None and now.as_a_whole([mail.first for mail in self.returns]):
             now.step(self.cuts[self.rank], self.cuts[self.rank + 1])
             now = None
         for b, mail in enumerate(self.returns):

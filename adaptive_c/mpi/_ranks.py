@@ -42,13 +42,20 @@ class Ranks(Alone):
                 "it has returned, and not from its progress, a schedule or another thread"
             )
         try:
+            with self.messages():
+                yield
+        finally:
+            self._calling.release()
+
+    @contextmanager
+    def messages(self) -> Iterator[None]:
+        """Around messages: if they end in the middle, it is not known what the others do now."""
+        try:
             yield
         except BaseException as error:
             if not agreed(error):
                 self.tear(error)
             raise
-        finally:
-            self._calling.release()
 
     def _check(self) -> None:
         if self._torn:
@@ -61,7 +68,7 @@ class Ranks(Alone):
         """Let nothing go on from here."""
         self._torn = self._torn or f"{type(error).__name__}: {error}".partition("\n")[0]
 
-    def agree(self, what: str, error: Exception | None = None, *same: int) -> list[bool]:
+    def agree(self, what: str, error: BaseException | None = None, *same: int) -> list[bool]:
         """Raise on all ranks what one of them is to raise.  Which numbers have all ranks alike, at most two?"""
         self._check()
         try:
@@ -73,17 +80,17 @@ class Ranks(Alone):
             raise self.refusal(refusal)
         return alike
 
-    def refusal(self, error: Exception) -> Exception:
+    def refusal(self, error: BaseException) -> BaseException:
         """An error that all ranks raise."""
         setattr(error, _AGREED, True)
         return error
 
     @contextmanager
     def together(self, what: str) -> Iterator[None]:
-        error: Exception | None = None
+        error: BaseException | None = None
         try:
             yield
-        except Exception as e:
+        except BaseException as e:  # a Ctrl-C, too, or the others would wait for this rank
             if agreed(e) or self._torn:
                 raise
             error = e
@@ -109,10 +116,11 @@ class Ranks(Alone):
             self._same([f"values of group {i} with the checksum {_crc(x):08x}" for i, x in enumerate(groups)])
 
     def _same(self, lines: list[str]) -> None:
-        (alike,) = self.agree("called the constructor", None, hashed("\n".join(lines).encode()))
-        if not alike:
-            what = difference(self.comm, lines)
-            raise self.refusal(ValueError(f"all ranks must construct the same optimizer, but {what}"))
+        with self.messages():
+            (alike,) = self.agree("called the constructor", None, hashed("\n".join(lines).encode()))
+            if not alike:
+                what = difference(self.comm, lines)
+                raise self.refusal(ValueError(f"all ranks must construct the same optimizer, but {what}"))
 
     # --- folders -----------------------------------------------------------------------------------------------------
 
@@ -128,9 +136,10 @@ class Ranks(Alone):
         for i, x in enumerate(sorted(found, key=lambda x: -x.number)):
             mine[i], mine[2] = x.number, x.origin.run if x.origin else 0
         every = np.empty((self.comm.size, 3), "int64")
-        self.comm.Allgather(np.array(mine, "int64"), every)
         new = np.array([int.from_bytes(os.urandom(8), "little") >> 2], "int64")
-        self.comm.Bcast(new)
+        with self.messages():
+            self.comm.Allgather(np.array(mine, "int64"), every)
+            self.comm.Bcast(new)
         try:
             number, run = _folders.common(every.tolist(), int(new[0]))
         except ValueError as error:

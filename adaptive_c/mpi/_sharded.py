@@ -47,10 +47,10 @@ class _Passed:
 class Sharded:
     """An optimizer whose state is shared out among the ranks of an MPI communicator.
 
-    Every rank has all parameters, and the state of its share: n/ranks elements, cut at multiples of 4,096.  A step adds
-    up the gradients of all ranks; each rank steps its share, and gives it to the others.  Parameters, state and counts
-    have the bits of one process that calls `accumulate` with the gradients of rank 0, 1, 2 ... and then `step`, for any
-    number of ranks, bucket size and threads.
+    Every rank has all parameters, and the state of its share: n/ranks elements, cut at multiples of 4,096, and under
+    second_moment="row" only where a row begins.  A step adds up the gradients of all ranks; each rank steps its share,
+    and gives it to the others.  Parameters, state and counts have the bits of one process that calls `accumulate` with
+    the gradients of rank 0, 1, 2 ... and then `step`, for any number of ranks, bucket size and threads.
 
     All ranks call the constructor and each method marked "collective" in the same order.  What one of them refuses,
     all raise, with the same type and message and a note that names the rank; then nothing has changed anywhere.
@@ -71,10 +71,10 @@ class Sharded:
         more.  There are two such buffers to receive into and, where arrays are many or small, two to send from.
     **options
         Options of the optimizer, the same on all ranks, which is checked; but n_threads may differ.  Where neither it
-        nor OMP_NUM_THREADS is given, ranks that may use the same processors share them out.  keep_undo is refused.
-        With state_path, each rank keeps the state of its share in a folder of its own in that one, named after the rank
-        and the number of ranks.  A step is durable on all ranks, or is none.  The path may be of a file system that all
-        ranks see, or of disks of their own; it and state_memory may differ.
+        nor OMP_NUM_THREADS is given, ranks that may use the same processors share them out.  With state_path, each rank
+        keeps the state of its share in a folder of its own in that one, named after the rank and the number of ranks.
+        A step is durable on all ranks, or is none.  The path may be of a file system that all ranks see, or of disks of
+        their own; it and state_memory may differ.
 
     Attributes
     ----------
@@ -84,7 +84,7 @@ class Sharded:
         For each group the elements of its parameter space (its arrays, one after the other) whose state this rank has.
     state : dict
         By name the live state of this rank's share, flat; for a list of groups, a list with one array for each, or
-        None.  ``"ema"`` and ``"master"`` are among it.
+        None.  Second moments by row are those of the rows in it.  ``"ema"`` and ``"master"`` are among it.
     t, param_groups, grad_norm, skipped_steps, pending, n_threads
         As of the optimizer.
     max_grad_norm, norm_over, max_grad_value, on_nonfinite, loss_scale, zero_grad, flush_denormals, seed
@@ -101,8 +101,9 @@ class Sharded:
     OSError
         With state_path, from any method that reads or writes it, on all ranks.
     RuntimeError
-        From every method, once a call on this rank ended in the middle: by a Ctrl-C or a failure of MPI.  With
-        state_path, also once the state of one rank could not be brought to a whole step.
+        From any method, if another rank gets a Ctrl-C before messages are under way; nothing has changed then.  From
+        every method, once a call on this rank ended in the middle: by a Ctrl-C between messages, or a failure of MPI.
+        With state_path, also once the state of one rank could not be brought to a whole step.
 
     Notes
     -----
@@ -152,6 +153,7 @@ class Sharded:
     ) -> None:
         self.comm = comm = (MPI.COMM_WORLD if comm is None else comm).Dup()
         about = [f"the version of adaptive_c {__version__}", f"{reduction=}", f"{bucket_bytes=}"]
+        about += [f"keep_undo={bool(options.get('keep_undo'))}"]
         self._ranks = ranks = Ranks(comm, about)
         try:
             with ranks.together("called the constructor"):
@@ -160,13 +162,8 @@ class Sharded:
                     bucket_bytes = max(_BUCKET, _MESSAGE * (comm.size - 1))
                 elif isinstance(bucket_bytes, bool) or not isinstance(bucket_bytes, int) or bucket_bytes < 1:
                     raise ValueError(f"bucket_bytes must be an integer from 1 on, got {bucket_bytes!r}")
-                if options.get("keep_undo"):
-                    raise ValueError("keep_undo=True is refused: a step of several ranks can't be rolled back; drop it")
                 self._opt = _stepped_by(optimizer, ranks)(params, **options)
                 self._run = self._opt._run
-                if any(group.store.by_row for group in self._run.groups):
-                    raise ValueError("second_moment='row' is refused: numbers of rows are not shared out; drop it, or "
-                                     "use state_dtype='uint8'")  # fmt: skip
         except BaseException as error:
             if agreed(error):
                 comm.Free()
@@ -263,6 +260,36 @@ class Sharded:
         array([-2., -2., -2.])
         """
         self._steps.call(grads, None)
+
+    def rollback(self) -> None:
+        """Undo the last call of `step`, once, on all ranks.  Collective.  Needs ``keep_undo=True`` in the constructor.
+
+        It undoes what the optimizer's `rollback` does.  Each rank undoes its share, and gives the parameters of that to
+        the others.  With state_path, this is durable on all ranks, or the step is still there on all of them.
+
+        Raises
+        ------
+        ValueError
+            As from the optimizer's `rollback`, on all ranks; if the ranks have made different calls.  Nothing has
+            changed then.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from adaptive_c import SGD
+        >>> from adaptive_c.mpi import Sharded
+        >>> w = np.ones(2)
+        >>> opt = Sharded(SGD, w, lr=0.5, keep_undo=True)
+        >>> opt.step(np.ones(2))
+        >>> opt.rollback()
+        >>> w, opt.t
+        (array([1., 1.]), 0)
+        """
+        with self._ranks.collective():
+            with self._ranks.together("called rollback"):
+                self._run.plan.rollback(lambda: self._ranks.agree("called rollback"))
+            self._exchange.step(None)
+        self._run.plan.raise_late()
 
     def discard(self) -> None:
         """Drop what was accumulated, if anything was.  To be called on all ranks, but not collective.

@@ -25,23 +25,23 @@ class Steps:
         """Add gradients to the sums and, if asked for, step."""
         plan, given, steps = self._run.plan, grads is not ..., for_one_step is not None
         name = f"called {'step' if steps else 'accumulate'} {'with' if given else 'without'} gradients"
-        now, error, same = None, None, b""
+        now: Any = None
+        error: BaseException | None = None
+        same = b""
         places: list[tuple[int, int]] = []
         with self._ranks.collective():
             try:
                 one_step = () if for_one_step is None else for_one_step()
-                call = plan.sharing(grads, steps, *one_step)
-                call.__enter__()
-                now = call
+                now = plan.sharing(grads, steps, *one_step)
+                now.__enter__()
                 places = now.gradients() if given else []
                 numbers, limit = now.options()
                 same = repr((one_step[::2], limit, *self._counted())).encode() + numbers
-            except Exception as e:
+            except BaseException as e:
                 error = e
             try:
                 kinds = np.array([kind for _, kind in places], "int8")
                 alike, uniform = self._ranks.agree(name, error, hashed(same), hashed(kinds.tobytes()))
-                assert now is not None
                 if not alike:
                     raise self._ranks.refusal(self._differing(one_step))
                 if given:
@@ -103,6 +103,7 @@ class Steps:
                 error = e
             if error is not None or (not usable and self._opt.on_nonfinite == "raise" and now.anything()):
                 self._ranks.agree("looked at the gradients", error)
+            now.keep()
             self._apply(now, usable, progress)
         except BaseException as refusal:
             if given and agreed(refusal):
