@@ -119,7 +119,15 @@ def unused():
         process.stop()
 
 
-@pytest.mark.parametrize("name", list(CONTENDERS))
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(
+            name, marks=[pytest.mark.later(x) for x in ("torch", "thinc") if f"pip install {x}" in contender.install]
+        )
+        for name, contender in CONTENDERS.items()
+    ],
+)
 def test_every_contender_that_is_here_passes_its_check(name, unused):
     task = Task((8192,), whole=name == "torch, call by call")
     if CONTENDERS[name].rows:
