@@ -13,6 +13,21 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
+# The files that take longest, longest first.  They are begun first, so that no process waits for another one's at the end.
+LONGEST = ("mpi", "browser", "bench", "figures", "disk_faults", "explore", "clients", "torch_wrappers", "torch_door", "threads",
+           "demo", "formats", "bits", "resume", "file", "scale", "typing", "build", "safety")  # fmt: skip
+
+
+def pytest_configure(config):
+    config.option.loadscopereorder = False  # by the numbers of tests in files, which say nothing of their time
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    place = {f"test_{name}": i for i, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(LONGEST)))
+
+
 def pytest_collection_finish():
     """Thousands of tests and the libraries stay to the end: no collection of garbage need look through them again."""
     gc.collect()
