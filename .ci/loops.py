@@ -105,9 +105,8 @@ def count(instructions, size):
 
 
 def build(level, flags, folder):
-    """Compile a level; returns the loops that gcc did not vectorise, and {level or "v4 wide": {loop: count}}."""
-    source, program, report = f"{folder}/core.c", f"{folder}/core.o", Path(folder, "report")
-    run("cython", ROOT / "src/_core.pyx", "-o", source)
+    """Compile core.c for a level; returns the loops without vectors, and {level or "v4 wide": {loop: count}}."""
+    source, program, report = f"{folder}/core.c", f"{folder}/core.o", Path(folder, level)
     python = ["-fwrapv", "-DNDEBUG", "-fPIC", f"-I{sysconfig.get_paths()['include']}"]  # as every build of CPython has
     run(*GCC, "-c", "-g", "-fno-var-tracking", "-fopenmp", *python, *flags, source, "-o", program,
         f"-fopt-info-vec-optimized={report}")  # fmt: skip
@@ -167,12 +166,13 @@ def main():
         if isinstance(node, ast.Assign) and node.targets[0].id in ("FLAGS", "LEVELS")
     }
     wrong, now = [], {}
-    for level, flags in settings["LEVELS"].items():
-        with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder:
+        run("cython", ROOT / "src/_core.pyx", "-o", f"{folder}/core.c")
+        for level, flags in settings["LEVELS"].items():
             missed, counts = build(level, [*settings["FLAGS"], *flags], folder)
-        wrong += missed
-        now |= counts
-        print(", ".join(f"{kind}: {len(loops)} loops" for kind, loops in counts.items()))
+            wrong += missed
+            now |= counts
+            print(", ".join(f"{kind}: {len(loops)} loops" for kind, loops in counts.items()))
     gcc = run(*GCC, "-dumpfullversion").strip()
     if "--record" in sys.argv:
         text = json.dumps({"gcc": gcc, "loops": now}, indent=0, sort_keys=True)

@@ -1,7 +1,11 @@
 """What holds for every test, and for the processes that it starts: set before anything loads NumPy or OpenMP."""
 
 import gc
+import importlib.util
 import os
+import re
+
+import pytest
 
 # Two processes run tests on the same processors.  Threads that wait for work in a loop, as both libraries have them do,
 # would take the processors from the threads that have work: most tests of several threads would take three times as long.
@@ -9,7 +13,50 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
+# The files that take longest, longest first.  They are begun first, so that no process waits for another one's at the end.
+LONGEST = ("mpi", "browser", "bench", "figures", "disk_faults", "explore", "clients", "torch_wrappers", "torch_door", "threads",
+           "demo", "formats", "bits", "resume", "file", "scale", "typing", "build", "safety")  # fmt: skip
+
+
+def pytest_configure(config):
+    config.option.loadscopereorder = False  # by the numbers of tests in files, which say nothing of their time
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    place = {f"test_{name}": i for i, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(LONGEST)))
+
+
 def pytest_collection_finish():
     """Thousands of tests and the libraries stay to the end: no collection of garbage need look through them again."""
     gc.collect()
     gc.freeze()
+
+
+# --- tests that are run later -------------------------------------------------------------------------------------------
+
+LATER = re.compile(
+    r"\b(torch|thinc|transformers|accelerate|lightning)\b"
+)  # .ci/run installs them after the other tests
+
+
+def pytest_runtest_setup(item):
+    for mark in item.iter_markers("later"):
+        for name in mark.args:
+            if importlib.util.find_spec(name) is None:
+                pytest.skip(f"needs {name}")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    """What is skipped for the want of such a module, and is not marked, would never run in .ci/run: it fails."""
+    report = yield
+    if (
+        report.skipped
+        and LATER.search(str(call.excinfo and call.excinfo.value))
+        and not item.get_closest_marker("later")
+    ):
+        report.outcome = "failed"
+        report.longrepr = f"{call.excinfo.value}: mark it @pytest.mark.later"
+    return report

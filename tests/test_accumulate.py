@@ -346,9 +346,11 @@ def test_accumulating_inside_averaged_parameters_touches_none_of_them():
 # --- the dynamic loss scale --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.later("torch")
 @pytest.mark.parametrize(("start", "n_bad"), [(None, 12), (2.0**124, 2), (2.0**-120, 5)])
 def test_the_dynamic_scale_is_pytorchs_step_for_step(start, n_bad):
-    torch = pytest.importorskip("torch")
+    import torch
+
     rng = np.random.default_rng(0)
     bad = np.zeros(6 * 2000 + 500, bool)
     bad[rng.integers(2, 3000, n_bad - 2)] = bad[:2] = True

@@ -111,26 +111,36 @@ def test_pictures_are_drawn(alone, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def unused():
-    """Processes that have imported no library: they could not import that of the contender that they were started for."""
-    processes = []
-    yield processes
-    for process in processes:
+def processes():
+    """By what was installed for those that they have run; the one for "nothing" could not import what it should."""
+    kept = {}
+    yield kept
+    for process in kept.values():
         process.stop()
 
 
-@pytest.mark.parametrize("name", list(CONTENDERS))
-def test_every_contender_that_is_here_passes_its_check(name, unused):
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(
+            name, marks=[pytest.mark.later(x) for x in ("torch", "thinc") if f"pip install {x}" in contender.install]
+        )
+        for name, contender in CONTENDERS.items()
+    ],
+)
+def test_every_contender_that_is_here_passes_its_check(name, processes):
+    """Those that need the same library share a process, since its import takes most of the time."""
     task = Task((8192,), whole=name == "torch, call by call")
     if CONTENDERS[name].rows:
         rule = "Adagrad" if name in ("torch sparse", "FBGEMM") else "AdamW"
         task = Task((8192,), rule, {"rows": "exact"} if name == "dense gradients" else {}, rows=32)
-    process = unused.pop() if unused else suite.Process(name, None)
+    needed = CONTENDERS[name].install
+    process = processes.pop(needed, None) or processes.pop("nothing", None) or suite.Process(name, None)
     facts = process.ask(build=name, task=asdict(task))
-    if "missing" in facts and name != OURS:
-        unused.append(process)
+    missing = "missing" in facts and name != OURS
+    processes["nothing" if missing else needed] = process
+    if missing:
         pytest.skip(facts["missing"])
-    process.stop()
     assert not {"missing", "failed"} & set(facts), facts
     assert facts["wrong"] == ""
     assert facts["seconds"] > 0

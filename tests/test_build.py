@@ -312,19 +312,37 @@ PAGES = [
     for page in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
     if "generated" not in page.parts
 ]  # those are the site's copies of others
-DOORS = ("torch", "scipy", "sklearn", "ml_dtypes", "thinc")  # which an example may import
+DOORS = ("scipy", "sklearn", "ml_dtypes")  # which an example may import
 # test_clients.py and test_mpi.py run these
 CLIENTS = re.compile("import (transformers|lightning)|from (transformers|lightning|mpi4py)")
 
 
-@pytest.mark.parametrize("page", PAGES, ids=str)
-def test_the_examples_of_the_pages(page, capsys, tmp_path, monkeypatch):
+def blocks(page):
+    """The examples of a page, but for those."""
+    found = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.S) if (ROOT / page).is_file() else []
+    return [block for block in found if not CLIENTS.search(block)]
+
+
+def needed(block):
+    """Which of these an example imports that the tests have later than the others."""
+    return tuple(name for name in ("torch", "thinc") if re.search(rf"\b{name}\b", block))
+
+
+@pytest.mark.parametrize(
+    ("page", "needs"),
+    [
+        pytest.param(page, needs, marks=[pytest.mark.later(name) for name in needs], id=" ".join((str(page), *needs)))
+        for page in PAGES
+        for needs in sorted({(), *map(needed, blocks(page))})
+    ],
+)
+def test_the_examples_of_the_pages(page, needs, capsys, tmp_path, monkeypatch):
     if not (ROOT / page).is_file():
         pytest.skip("not in a clone")
     monkeypatch.chdir(tmp_path)  # some save a file
     monkeypatch.setattr(signal, "signal", lambda *_: None)  # and some would save when the process is stopped
-    for block in re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.S):
-        if not CLIENTS.search(block) and all(
+    for block in blocks(page):
+        if needed(block) == needs and all(
             importlib.util.find_spec(name) or not re.search(rf"\b{name}\b", block) for name in DOORS
         ):
             exec(compile(block, str(page), "exec"), {"__name__": "__main__"})

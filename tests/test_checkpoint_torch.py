@@ -10,6 +10,8 @@ import adaptive_c as ac
 
 torch = pytest.importorskip("torch", minversion="2.13")
 
+pytestmark = pytest.mark.later("torch")
+
 MORE = [
     ("Rprop", {"lr": 0.1, "maximize": True}),
     ("NAdam", {"lr": 0.1, "momentum_decay": 0.1}),

@@ -19,6 +19,7 @@ import adaptive_c.torch as door  # noqa: E402
 PAGE = Path(__file__).parents[1] / "docs" / "torch.md"
 MISSING = "{} is missing: pip install 'adaptive_c[clients]'"
 pytestmark = [
+    pytest.mark.later("torch"),
     pytest.mark.filterwarnings("ignore:.*(LeafSpec|treespec):FutureWarning"),  # Lightning imports torch's old name
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),  # Lightning's advice: none are wanted here
     pytest.mark.filterwarnings("ignore:The dirpath has changed"),  # Lightning's: each run here has a folder of its own

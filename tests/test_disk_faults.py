@@ -556,20 +556,24 @@ def test_ctrl_c_at_every_place(tmp_path):
 def test_ctrl_c_while_buckets_are_written(name, times, tmp_path, monkeypatch):
     """The first one waits for the step to end, the second one does not."""
     memory, opt = ac.AdamW(start(), **OPTIONS), construct(tmp_path / "state", start())
-    before, seen, main = everything(opt), threading.Semaphore(0), threading.get_ident()
-    call, sent, one = getattr(os, name), [], threading.Lock()
+    before, main = everything(opt), threading.get_ident()
+    call, sent, one, noticed = getattr(os, name), [], threading.Lock(), threading.Event()
 
     def pressed(number, frame):
-        seen.release()
-        raise KeyboardInterrupt
+        if not noticed.is_set():  # the same one may have been sent again
+            noticed.set()
+            raise KeyboardInterrupt
+
+    noticed.set()
 
     def interrupted(*args):
         with one:  # two signals at once would be one
             if len(sent) < times:
                 sent.append(1)
-                signal.pthread_kill(main, signal.SIGINT)
-                while not seen.acquire(timeout=10):  # a thread notices none that comes just before it begins to wait
+                noticed.clear()
+                while not noticed.is_set():  # a thread notices none that comes just before it begins to wait
                     signal.pthread_kill(main, signal.SIGINT)
+                    noticed.wait(0.05)
         return call(*args)
 
     old = signal.signal(signal.SIGINT, pressed)

@@ -1,6 +1,10 @@
-"""The gate of the inner loops: what it reads out of machine code, and what it lets pass."""
+"""The gate: what it reads out of machine code and lets pass, and that it runs every test."""
 
 import importlib.util
+import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -119,3 +123,47 @@ def test_a_short_loop_may_take_one_instruction_more_and_a_new_one_must_be_record
     assert list(loops.compare({**then, "v4": {"new": [1, 8, 0.0]}}, then)) == [
         "v4: new: not in the record; if that is on purpose, run python .ci/loops.py --record"
     ]
+
+
+# --- tests that need modules which the gate installs later -------------------------------------------------------------
+
+LATER = """
+import sys
+import pytest
+sys.modules["torch"] = None  # nor is there a module blue
+
+def test_plain(): pass
+@pytest.mark.later("sys")
+def test_marked(): pass
+@pytest.mark.later("sys", "blue")
+def test_skipped(): pass
+def test_unmarked(): pytest.importorskip("torch")
+@pytest.mark.skipif(True, reason="no thinc here")
+def test_unmarked_too(): pass
+def test_other(): pytest.importorskip("blue")
+"""
+
+
+def test_tests_that_run_later_are_marked(tmp_path):
+    """Those that are marked are selected; a test that is skipped for such a module without the mark fails or is an error."""
+    folder = Path(__file__).parent
+    shutil.copy(folder / "conftest.py", tmp_path)
+    (tmp_path / "test_later.py").write_text(LATER)
+    (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers = later\n")
+
+    def outcomes(*arguments):
+        command = [sys.executable, "-P", "-m", "pytest", "-v", "-p", "no:cacheprovider", "-p", "no:xdist", *arguments]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        return dict(re.findall(r"::test_(\w+) (\w+)", done.stdout))
+
+    later = {"marked": "PASSED", "skipped": "SKIPPED"}
+    assert outcomes("-m", "later") == later
+    others = {"plain": "PASSED", "unmarked": "FAILED", "unmarked_too": "ERROR", "other": "SKIPPED"}
+    assert outcomes() == {**later, **others}
+
+
+def test_files_that_need_such_a_module_as_a_whole_are_marked():
+    for path in Path(__file__).parent.glob("test_*.py"):
+        text = path.read_text()
+        if re.search(r"""^(\w+ = )?(pytest\.importorskip|needs)\("(torch|thinc)""", text, re.M):
+            assert re.search(r"^pytestmark = (\[\s*)?pytest\.mark\.later\(", text, re.M), path

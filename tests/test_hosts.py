@@ -128,9 +128,11 @@ def test_the_page_names_these_strategies():
 # --- thinc -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.later("thinc")
 @pytest.mark.parametrize("clip", [0.0, 1.0])
 def test_the_optimizer_for_thinc_gives_the_numbers_of_thincs(clip):
-    thinc = pytest.importorskip("thinc.api")
+    from thinc import api as thinc
+
     rng = np.random.default_rng(0)
     x = rng.normal(size=(200, 10)).astype("f4")
     y = np.eye(3, dtype="f4")[(x[:, 0] > 0).astype(int) + (x[:, 1] > 0)]

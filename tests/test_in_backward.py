@@ -6,6 +6,8 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="the torch door needs torch")
 door = pytest.importorskip("adaptive_c.torch")
+
+pytestmark = pytest.mark.later("torch")
 AdamW, in_backward = door.AdamW, door.in_backward
 
 

@@ -340,8 +340,10 @@ def test_numpys_error_state_changes_nothing(state, tmp_path):
         assert_same_bits(a, b, str(i))
 
 
+@pytest.mark.later("torch")
 def test_torchs_state_under_numpys_error_state():
-    torch = pytest.importorskip("torch")
+    import torch
+
     p = torch.nn.Parameter(torch.ones(3, dtype=torch.float64))
     theirs = torch.optim.Adam([p])
     p.grad = torch.full((3,), 1e-25, dtype=torch.float64)
@@ -363,8 +365,10 @@ def refused(error, call):
     return str(raised.value)
 
 
+@pytest.mark.later("torch")
 def test_a_bfloat16_tensor():
-    torch = pytest.importorskip("torch")
+    import torch
+
     x = torch.nn.Parameter(torch.ones(3, dtype=torch.bfloat16))
     told = refused(TypeError, lambda: ac.Adam(x, rounding="stochastic"))
     remedy = "x.detach().view(torch.uint16).numpy()"
@@ -384,9 +388,11 @@ def test_a_bfloat16_tensor():
     assert "uint16" not in plain
 
 
+@pytest.mark.later("torch")
 def test_parameters_that_are_not_contiguous():
     """A copy would be stepped, and the model would not notice."""
-    torch = pytest.importorskip("torch")
+    import torch
+
     model = torch.ones(2, 3, 4, 5).to(memory_format=torch.channels_last)
     for x in (model.numpy(), np.ones((4, 4), "f4").T[1:], np.ones(8, "f4")[::2]):
         told = refused(ValueError, lambda x=x: ac.Adam(x))
@@ -426,8 +432,11 @@ def test_a_sparse_gradient():
     assert not w.any()
 
 
+@pytest.mark.later("torch")
 def test_sparse_gradients_of_scipy_and_torch():
-    sparse, torch = pytest.importorskip("scipy.sparse"), pytest.importorskip("torch")
+    import torch
+
+    sparse = pytest.importorskip("scipy.sparse")
     w = np.ones((5, 3))
     opt = ac.SGD(w, lr=0.5)
     for x in (sparse.random(5, 3, density=0.3), sparse.csr_array(np.eye(5, 3)), sparse.csc_matrix(np.eye(5, 3))):

@@ -345,8 +345,10 @@ def first_steps_in(word):
     print("the same")
 
 
+@pytest.mark.later("torch")
 def test_torch_may_flush_denormals():
-    torch = pytest.importorskip("torch")
+    import torch
+
     if not torch.set_flush_denormal(False):
         pytest.skip("this processor can't")
     results = []

@@ -346,9 +346,11 @@ def test_a_step_is_undone_and_ranges_are_stepped():
     assert_same(everything(opt), after)
 
 
+@pytest.mark.later("torch")
 @OVER
 def test_it_is_pytorchs_clipping(over):
-    torch = pytest.importorskip("torch")
+    import torch
+
     opt = ac.SGD(groups(), lr=0.1, max_grad_norm=0.5, norm_over=over)
     theirs = [torch.tensor(x.astype("float64"), requires_grad=True) for x in arrays(opt)]
     grads = draw(np.random.default_rng(10), "float32")

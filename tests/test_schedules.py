@@ -40,7 +40,8 @@ STEPS = 1000
 
 def torch_values(make, key="lr", lr=0.3, metrics=None, steps=STEPS):
     """What torch's schedule gives before each of its steps; key: "lr", or 0 for the first of betas."""
-    torch = pytest.importorskip("torch")
+    import torch
+
     opt = torch.optim.Adam([torch.zeros(1)], lr=lr)
     values = []
     with warnings.catch_warnings():
@@ -97,6 +98,7 @@ SAME = [
 ]  # fmt: skip
 
 
+@pytest.mark.later("torch")
 @pytest.mark.parametrize(("ours", "torchs"), [case[1:] for case in SAME], ids=[case[0] for case in SAME])
 def test_values_are_torchs(ours, torchs):
     got = [ours(t) for t in range(STEPS)]
@@ -104,6 +106,7 @@ def test_values_are_torchs(ours, torchs):
     np.testing.assert_allclose(got, torch_values(torchs), rtol=1e-12, atol=1e-16)
 
 
+@pytest.mark.later("torch")
 @pytest.mark.parametrize("strategy", ["cos", "linear"])
 @pytest.mark.parametrize("three", [False, True])
 def test_one_cycle_of_a_momentum_is_torchs(strategy, three):
@@ -123,6 +126,7 @@ PLATEAUS = [
 ]
 
 
+@pytest.mark.later("torch")
 @pytest.mark.parametrize("options", PLATEAUS, ids=str)
 def test_plateau_is_torchs(options):
     rng = np.random.default_rng(5)

@@ -36,11 +36,18 @@ def test_the_links_of_a_page_lead_somewhere(page):
     assert not broken, f"{page}: {broken}"
 
 
-@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
+@pytest.mark.parametrize(
+    "script",
+    [
+        pytest.param(script, marks=pytest.mark.later("torch") if "torch" in script.read_text() else ())
+        for script in SCRIPTS
+    ],
+    ids=lambda script: script.stem,
+)
 def test_the_programs_of_the_gallery(script, tmp_path, monkeypatch):
     """The site runs them too, and shows what they draw."""
     text = script.read_text()
-    for library in ("matplotlib", "scipy", "torch"):
+    for library in ("matplotlib", "scipy"):
         if library in text:
             pytest.importorskip(library)
     import matplotlib as mpl

@@ -104,8 +104,10 @@ def test_the_norm_is_over_all_groups_and_skips_arrays_without_a_gradient():
     np.testing.assert_allclose(b, [0, 0.8], rtol=1e-6)
 
 
+@pytest.mark.later("torch")
 def test_clipping_is_pytorchs():
-    torch = pytest.importorskip("torch")
+    import torch
+
     rng = np.random.default_rng(2)
     for size in (0.01, 100.0):
         p, g = rng.normal(size=50), rng.normal(size=50) * size

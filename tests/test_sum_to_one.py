@@ -431,8 +431,8 @@ def test_what_it_takes():
     assert master.nbytes == rounded.nbytes == plain.nbytes + 4 * 500
 
 
+@pytest.mark.later("torch")
 def test_a_tensor_can_not_have_it():
-    pytest.importorskip("torch")
     import torch
 
     from adaptive_c.torch import SGD

@@ -8,6 +8,7 @@ from test_safety import BIG, child
 from adaptive_c import _native
 
 pytestmark = pytest.mark.skipif(not _native.core.openmp(), reason="built without OpenMP: every step is serial")
+TORCH = pytest.mark.later("torch")
 linux = pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="needs Linux's affinity")
 QUOTA = "from adaptive_c import _native; _native._cgroup_quota = lambda: 1.5; ac.set_num_threads(None)"
 
@@ -77,8 +78,8 @@ def beside(library, order, **env):
         ("OMP_NUM_THREADS", "", "", "before"),
         ("OMP_PROC_BIND", "false", "sklearn's OpenMP", "before"),
         *[
-            ("OMP_PROC_BIND", "true", library, order)
-            for library in ("torch", "numba", "sklearn")
+            pytest.param("OMP_PROC_BIND", "true", library, order, marks=marks)
+            for library, marks in (("torch", TORCH), ("numba", ()), ("sklearn", ()))
             for order in ("before", "after")
         ],
         *[
@@ -107,7 +108,7 @@ def test_bound_threads_are_as_many_as_processors_and_spread_over_them(variable, 
         ("OMP_PROC_BIND", "primary", ""),
         ("OMP_PLACES", "first", ""),
         ("GOMP_CPU_AFFINITY", "first", "sklearn's OpenMP"),
-        ("OMP_PROC_BIND", "true", "sklearn, torch"),
+        pytest.param("OMP_PROC_BIND", "true", "sklearn, torch", marks=TORCH),
     ],
 )
 def test_where_all_threads_would_share_one_processor_there_is_one(variable, value, library):
@@ -281,7 +282,7 @@ def test_a_multiprocessing_pool_steps():
     assert child(script).count(",") == 3
 
 
-@pytest.mark.parametrize("first", ["sklearn.neighbors", "torch"])
+@pytest.mark.parametrize("first", ["sklearn.neighbors", pytest.param("torch", marks=TORCH)])
 @pytest.mark.parametrize("order", ["before", "after"])
 def test_works_beside_other_thread_pools(first, order):
     pytest.importorskip(first)

@@ -7,6 +7,8 @@ import adaptive_c as ac
 
 torch = pytest.importorskip("torch", minversion="2.13")
 
+pytestmark = pytest.mark.later("torch")
+
 # (class in both, options)
 CASES = [
     ("SGD", {"lr": 0.1}),

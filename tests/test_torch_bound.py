@@ -13,6 +13,8 @@ from tensors import Pair, X, Y, backward, model, same  # noqa: E402
 
 import adaptive_c.torch as door  # noqa: E402
 
+pytestmark = pytest.mark.later("torch")
+
 # --- what is bound ---------------------------------------------------------------------------------------------------------
 
 

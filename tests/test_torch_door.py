@@ -19,6 +19,8 @@ import adaptive_c as ac
 torch = pytest.importorskip("torch", minversion="2.13")
 import adaptive_c.torch as door  # noqa: E402
 
+pytestmark = pytest.mark.later("torch")
+
 PAGE = Path(__file__).parents[1] / "docs" / "torch.md"
 NAMES = [name for name in door.__all__ if name not in ("Optimizer", "in_backward")]
 SHARED = [name for name in NAMES if hasattr(torch.optim, name)]

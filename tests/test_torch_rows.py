@@ -10,7 +10,10 @@ import adaptive_c as ac
 torch = pytest.importorskip("torch", reason="the torch door needs torch")
 door = pytest.importorskip("adaptive_c.torch")
 
-pytestmark = pytest.mark.filterwarnings("ignore:Sparse invariant checks are implicitly disabled:UserWarning")
+pytestmark = [
+    pytest.mark.later("torch"),
+    pytest.mark.filterwarnings("ignore:Sparse invariant checks are implicitly disabled:UserWarning"),
+]
 
 
 def words(step):

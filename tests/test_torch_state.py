@@ -13,6 +13,8 @@ import adaptive_c as ac
 torch = pytest.importorskip("torch", minversion="2.13")
 import adaptive_c.torch as door  # noqa: E402
 
+pytestmark = pytest.mark.later("torch")
+
 NAMES = [name for name in door.__all__ if name not in ("Optimizer", "in_backward")]
 SHAPES = [(30, 4), (5,), (), (2, 1, 200)]
 BUFFERS = {"SGD": {"momentum": 0.9}, "RMSprop": {"momentum": 0.9, "centered": True}, "Adam": {"amsgrad": True}}

@@ -17,6 +17,8 @@ from torch.optim import lr_scheduler, optimizer  # noqa: E402
 import adaptive_c as ac  # noqa: E402
 import adaptive_c.torch as door  # noqa: E402
 
+pytestmark = pytest.mark.later("torch")
+
 # --- step ------------------------------------------------------------------------------------------------------------------
 
 

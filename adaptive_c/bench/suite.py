@@ -271,7 +271,8 @@ def measure(row: Row, settings: Settings, processes: Processes, say: Callable[[s
             if number < ENOUGH or once < 10 * ready[0].facts["seconds"]:
                 repeat = max(1, min(5000, int(settings.seconds / max(once, 1e-7))))
                 if len(ready) > 1:
-                    time.sleep(0.02)  # until the threads of the previous contender have stopped spinning
+                    # Until the threads of the previous contender have stopped spinning.
+                    time.sleep(min(0.02, 10 * settings.seconds))
                 took = process.ask(time=what, repeat=repeat)
                 if isinstance(took, dict):  # the process died, perhaps for lack of memory
                     row.results[process.name] = took
