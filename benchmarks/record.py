@@ -173,6 +173,8 @@ class Record:
         """How well the model predicts the run."""
         found = [(label.partition(": ")[2], predicted / measured - 1)
                  for label, measured, predicted in model.predictions(self.results)]  # fmt: skip
+        if not found:
+            return "the recorded run none is large enough."
         (low, least), (high, most) = (pick(found, key=lambda x: x[1]) for pick in (min, max))
         rates = [mine["bytes_per_element"] * row["task"]["elements"] / row["contenders"]["ceiling"]["median"] / 1e9
                  for row in self.results["rows"] if row["group"] == "rules" and "ceiling" in row["contenders"]
@@ -222,9 +224,9 @@ def main():
             dash = "." if "." not in ending else "-"
             shutil.copyfile(folder / f"adaptive-c-bench{dash}{ending}", ROOT / place)
     results = json.loads((ROOT / COPIED["json"]).read_text())
-    for page in PAGES:
-        path = ROOT / page
-        path.write_text(quoted(path.read_text(), results))
+    texts = {page: quoted((ROOT / page).read_text(), results) for page in PAGES}  # all of them or none
+    for page, text in texts.items():
+        (ROOT / page).write_text(text)
 
 
 if __name__ == "__main__":
