@@ -45,6 +45,7 @@ def ratio(compared: dict[str, float] | None) -> str:
 
 
 def _cell(facts: dict[str, Any]) -> str:
+    """A peer's cell of a table: its ratio, or why there is none."""
     for why in ("missing", "failed", "wrong"):
         if why in facts:
             return why
@@ -84,6 +85,7 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def markdown(results: dict[str, Any]) -> str:
+    """All tables of a run, as Markdown."""
     env = results["environment"]
     groups: dict[str, list[dict[str, Any]]] = {}
     for row in results["rows"]:
@@ -137,6 +139,7 @@ def pictures(results: dict[str, Any], folder: Path) -> list[Path]:
 
 
 def _rows(results: dict[str, Any], group: str) -> list[dict[str, Any]]:
+    """The rows of a group that were measured."""
     return [row for row in results["rows"] if row["group"] == group and "median" in row["contenders"].get(OURS, {})]
 
 

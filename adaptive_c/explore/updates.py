@@ -61,6 +61,7 @@ class FirstUpdates:
         self.layout = column(row(f, turned), self.numbers)
 
     def show(self, traces: list[Trace | None]) -> None:
+        """Draw the first two updates of each run, and write their numbers into the table."""
         some = [x for x in traces if x is not None]
         for i, x in enumerate(traces):
             self.sources[i].data = {name: column[:3] for name, column in self.courses[i].source.data.items()}
@@ -104,6 +105,7 @@ def _table(courses: list[Course], traces: list[Trace | None]) -> str:
 
 
 def _pair(x: Any) -> str:
+    """Two numbers as the table shows them."""
     return f"({x[0]:.6g}, {x[1]:.6g})"
 
 
@@ -128,6 +130,7 @@ class Amplification:
         self.layout = column(text, f)
 
     def show(self, beta: Any) -> None:
+        """Draw the map for another beta."""
         if beta == self.beta or not isinstance(beta, (int, float)) or not 0 <= beta <= 1:
             return
         self.beta = beta

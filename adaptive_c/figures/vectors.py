@@ -12,11 +12,13 @@ from .problems import BOWL, Array, amplified, trace
 
 
 def _arrow(axes: Any, start: Array, end: Array, colour: str, width: float = 1.6) -> None:
+    """Draw an arrow."""
     style = {"arrowstyle": "-|>,head_width=.2,head_length=.45", "linewidth": width, "shrinkA": 0, "shrinkB": 0}
     axes.annotate("", end, start, arrowprops={**style, "color": colour})
 
 
 def _pair(x: Array, digits: int = 2) -> str:
+    """Two numbers as the labels show them."""
     return f"({x[0]:.{digits}f}, {x[1]:.{digits}f})"
 
 
