@@ -203,7 +203,7 @@ class Part:
                 self.take_written(j)
 
     def take_written(self, j: int) -> None:
-        """Give the master copy of parameter j the values that others have written to the parameter: those that differ."""
+        """Give the master copy of parameter j the values that others have written to the parameter."""
         p = self.params[j].detach()
         master = view(self.store.arrays["master"][self.ends[j] - p.numel() : self.ends[j]], p)
         master.copy_(torch.where(master.to(p.dtype) == p, master, p))
