@@ -137,8 +137,10 @@ class Page:
             "history.replaceState(null, '', '?' + cb_obj.data.query[0]), 200)"))  # fmt: skip
         self.panels = [TabPanel(child=lane.layout, title=name) for name, lane in zip(LANES, self.lanes, strict=True)]
         lanes = Tabs(tabs=self.panels, name="lanes")
-        hint = Div(text="A click on the surface moves the start. A click in a legend hides or shows. "
-                        "Hover over a point for its numbers.", width=320)  # fmt: skip
+        hint = Div(width=320, text=
+            "Click on the surface to move the start. Hover over a point to see its numbers. Click on an entry of a "
+            "legend to hide or show it. Drag the surface to move it; to zoom, switch on the mouse wheel in the tools "
+            "beside it.")  # fmt: skip
         return column(self.ready, self.formula, self.trouble, row(*self.start), self.steps, lanes, self.notes,
                       row(link, code), hint, width=340)  # fmt: skip
 
@@ -292,7 +294,7 @@ class Page:
         problem, start = self.settings.problem, np.array(self.settings.start)
         if not (np.isfinite(problem.value(start)) and np.isfinite(problem.gradient(start)).all()):
             place = ", ".join(f"{x:g}" for x in start)
-            return [f"At the start ({place}) the function or its gradient is no finite number, so that there is no "
+            return [f"At the start ({place}) the function or its gradient is no finite number, so there is no "
                     "course. Click on another place of the surface, or type another start."]  # fmt: skip
         notes = []
         for course, x in zip(self.courses, self.traces, strict=True):

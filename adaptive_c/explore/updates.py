@@ -101,7 +101,8 @@ def _table(courses: list[Course], traces: list[Trace | None]) -> str:
             cells = [course.label if t == 0 else "", str(t), _pair(x.w[t]), _pair(x.gradient[t]),
                      _pair(x.update[t - 1]) if t else "", "; ".join(state)]  # fmt: skip
             rows.append("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>")
-    return f"<table cellpadding=4>{''.join(rows)}</table><p>Grey: against the gradient at the start. Black: w(0).</p>"
+    arrows = "The black arrow points to w(0), and the grey one against the gradient there."
+    return f"<table cellpadding=4>{''.join(rows)}</table><p>{arrows}</p>"
 
 
 def _pair(x: Any) -> str:
