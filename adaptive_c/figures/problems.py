@@ -208,7 +208,7 @@ def amplified(beta: float, first: Array, second: Array) -> Array:
     Parameters
     ----------
     beta : float in [0, 1]
-        The decay of the running mean.
+        The decay constant of the running average.
     first : array
         The first gradients.
     second : array of the same shape
