@@ -11,6 +11,7 @@ from .figures import FIGURES, draw
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """The program: read the command line, run what it names, and return the exit code."""
     parser = argparse.ArgumentParser(
         prog="adaptive-c", description="Optimizers that update large NumPy arrays in place."
     )
@@ -69,6 +70,7 @@ def _needs(parser: argparse.ArgumentParser, extra: str, error: ImportError) -> N
 
 
 def _port(text: str) -> int:
+    """A port as argparse reads it; ValueError becomes a message with the usage."""
     port = int(text)
     if not 0 <= port <= 65535:
         raise ValueError
@@ -76,6 +78,7 @@ def _port(text: str) -> int:
 
 
 def _explore(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
+    """Serve the explorer until Ctrl-C."""
     try:
         from .explore.server import serve
 
@@ -91,6 +94,7 @@ def _explore(parser: argparse.ArgumentParser, options: argparse.Namespace) -> in
 
 
 def _demo(options: argparse.Namespace) -> int:
+    """Train the demo's models and write its picture."""
     from .demo import run
 
     run(quick=options.quick, folder=options.out)
@@ -98,12 +102,14 @@ def _demo(options: argparse.Namespace) -> int:
 
 
 def _figures(options: argparse.Namespace) -> int:
+    """Draw the named figures, or all of them, and print the paths of the files."""
     for path in draw(options.names or list(FIGURES), Path(options.out)):
         print(path)
     return 0
 
 
 def _bench(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
+    """Run the suite; write its JSON file, its tables and its pictures."""
     from .bench import report, suite
 
     try:

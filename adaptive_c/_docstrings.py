@@ -26,7 +26,7 @@ def _sections(text: str) -> dict[str, str]:
 
 
 def _entries(text: str) -> Entries:
-    """Those of a list like numpydoc's."""
+    """The entries of a section that is a list in numpydoc's form, by name."""
     found: Entries = {}
     for head, body in re.findall(r"^(\S.*)\n((?:(?: +.*)?(?:\n|\Z))*)", text.strip("\n") + "\n", re.M):
         names, _, kind = head.partition(" : ")
@@ -42,6 +42,7 @@ def _texts_of(about: str) -> Entries:
 
 
 def _entry(name: str, kind: str, text: str) -> str:
+    """One entry of a numpydoc section."""
     body = re.sub("^(?=.)", "    ", text, flags=re.M)
     return f"{name} : {kind}\n{body}" if kind else f"{name}\n{body}"
 
@@ -50,13 +51,14 @@ def _entry(name: str, kind: str, text: str) -> str:
 
 
 def _range(number: Number) -> str:
+    """The range of a number as a docstring says it: `>= 0`, or `in [0, 1)`."""
     if str(number).endswith("inf)"):
         return f"{'>' if number.open_low else '>='} {number.low:g}" if "-inf" not in str(number) else ""
     return f"in {number}"
 
 
 def kind(check: Any) -> str:
-    """What a check of the table lets through."""
+    """What a check of the table accepts, in words."""
     match check:
         case OrNone():
             return kind(check.check)
@@ -104,6 +106,7 @@ class Docstring:
 
 
 def _joined(found: Mapping[str, str]) -> str:
+    """A docstring from its sections, in numpydoc's order."""
     titled = (f"{title}\n{'-' * len(title)}\n{found[title]}" for title in _ORDER if found.get(title))
     return "\n\n".join((found[""], *titled)) + "\n"
 
@@ -164,6 +167,7 @@ def import_of(module: str, names: Iterable[str]) -> Callable[[str, str], str]:
 
 
 def _of_rule(name: str, example: str) -> str:
+    """A rule's example with the imports that it needs."""
     return example if "import" in example else f">>> import numpy as np\n>>> from adaptive_c import {name}\n{example}"
 
 
@@ -182,7 +186,7 @@ class DocOfSetting:
     """The docstring of an attribute that is an option of the optimizer as a whole, which knows its `_name`."""
 
     def __init__(self, about: str = "OPTIONS") -> None:
-        """about: as in `Docstring`."""
+        """about: the name of the table of `_texts` that has the option."""
         self._about = about
 
     def __get__(self, setting: Any, kind_of_setting: object) -> str | None:

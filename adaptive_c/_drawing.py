@@ -7,7 +7,7 @@ from ._run.options import ARGUMENTS
 
 
 def draw(schedule: Any, steps: int | None, ax: Any, line: dict[str, Any]) -> Any:
-    """What `Schedule.plot` does."""
+    """Draw a schedule as a line; `Schedule.plot` calls it."""
     try:
         from matplotlib import pyplot
     except ImportError as error:

@@ -52,6 +52,7 @@ _SPARE = 32  # iterations between two copies of a large x, which then cost about
 
 
 def _whole(name: str, value: Any, least: int) -> int:
+    """An integer argument, checked."""
     try:
         number = operator.index(value)
     except TypeError:
@@ -62,6 +63,7 @@ def _whole(name: str, value: Any, least: int) -> int:
 
 
 def _bar(maxiter: int) -> Any:
+    """A progress bar of tqdm."""
     try:
         from tqdm.auto import tqdm
     except ImportError:
@@ -80,7 +82,7 @@ def _recent(t: int) -> float:
 
 
 def _chosen(average: Any, ema_decay: Any, noisy: bool, window: int) -> Any:
-    """Which x is returned: "best", "last", or the decay of an average."""
+    """Read the argument that says which x is returned: "best", "last", or the decay of an average."""
     if average is not None and ema_decay is not None:
         raise TypeError(f"average={average!r} and ema_decay={ema_decay!r} are one thing; drop one")
     chosen = average if ema_decay is None else ema_decay
@@ -118,6 +120,7 @@ def _largest(g: Array, x: Array, limits: Limits) -> tuple[float, int]:
 
 
 def _state(f: float, g: Array, x: Array, limits: Limits) -> str:
+    """What the progress bar shows beside the number of iterations."""
     return f"f={f:.6g}, |g|={_largest(g, x, limits)[0]:.2e}"
 
 

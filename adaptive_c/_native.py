@@ -23,6 +23,7 @@ _REBUILD = "rebuild it with: pip install --force-reinstall --no-cache-dir adapti
 
 
 def _load(level: str) -> Any:
+    """Import the core of an instruction set."""
     try:
         return importlib.import_module(f"adaptive_c._{level}")
     except ImportError as error:
@@ -34,7 +35,7 @@ def _load(level: str) -> Any:
 
 @cache
 def build_info() -> dict[str, Any]:
-    """What setup.py decided."""
+    """What setup.py decided: compiler, flags, commit, and why a build is missing."""
     try:
         info: dict[str, Any] = json.loads(Path(__file__).with_name("_build.json").read_text())
     except (OSError, ValueError):
@@ -104,7 +105,7 @@ def _openmp_runtimes() -> list[str]:
 
 @contextlib.contextmanager
 def _every_processor() -> Iterator[None]:
-    """Undo for a while what an OpenMP runtime that was loaded earlier did to this thread.
+    """A block in which this thread may use every processor, though an OpenMP runtime may have bound it to one.
 
     A runtime uses the processors of the thread that loads it.  Where an earlier one (scikit-learn brings its own) has
     bound this thread to one of them, ours would bind all its threads to that one.
@@ -130,7 +131,7 @@ Rows = core.Rows
 
 
 def _rows(indices: Any, values: Any, offsets: Any, weights: Any) -> Any:
-    """What pickle calls: of this module, because a pickle may be read where another build of the core is loaded."""
+    """Make `Rows` for pickle.  It is in this module because the reader of a pickle may have loaded another build."""
     return Rows(indices, values, offsets, weights)
 
 
@@ -166,6 +167,7 @@ def _cgroup_quota(root: Path = Path("/sys/fs/cgroup"), self_cgroup: Path = Path(
 
 
 def counted(n: int, noun: str) -> str:
+    """A number with its noun, in the singular or the plural."""
     return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
 
 
@@ -285,6 +287,7 @@ def show_config() -> None:
 
 
 def _thread_reason() -> str:
+    """Why a step uses as many threads as it does."""
     if not core.openmp():
         return "built without OpenMP"
     n, default, child = core.threads()

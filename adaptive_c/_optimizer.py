@@ -140,7 +140,7 @@ class Optimizer(Habits, Stepping, Saving):
         self._bind(run)
 
     def _pages_of(self, path: Any, memory: int | None, parameters: bool) -> Any:
-        """What brings the state from a folder, if there is one."""
+        """The object that brings the state from the folder of `state_path`; None without one."""
         if memory is not None and (isinstance(memory, bool) or not isinstance(memory, int) or memory < 1):
             raise ValueError(f"state_memory must be an integer, a number of bytes from 1 on, got {memory!r}")
         if path is None:
@@ -186,6 +186,7 @@ class Optimizer(Habits, Stepping, Saving):
             plan.pages.close()
 
     def _bind(self, run: Run) -> None:
+        """Attach the optimizer to a run."""
         self._run, self._state_view = run, State(run)
         self._step = run.plan.step  # bound once: a small step is mostly looking things up
 

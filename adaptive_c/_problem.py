@@ -24,7 +24,7 @@ FINITE_DIFFERENCES = (
 
 
 def _read(name: str, given: Any) -> Array:
-    """What was given, as an array; what NumPy or a tensor says against it is said of `name`."""
+    """An argument as an array.  An error of NumPy or a tensor is raised with the argument's name."""
     if isinstance(given, np.ma.MaskedArray):
         raise TypeError(f"{name} is a masked array, whose mask would be ignored: pass x.data, or x.filled(0)")
     try:
@@ -34,7 +34,7 @@ def _read(name: str, given: Any) -> Array:
 
 
 def _real(name: str, given: Any) -> Array:
-    """What was given, as an array of real numbers."""
+    """An argument as an array of real numbers."""
     found = _read(name, given)
     if found.dtype.kind in "fiub":
         return found

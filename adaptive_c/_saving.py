@@ -12,12 +12,13 @@ _BOUND = ("_run", "_state_view", "_step")  # what an optimizer has while it is b
 
 
 class Saving:
-    """What every optimizer has of this."""
+    """The methods of every optimizer that save, load and pickle it."""
 
     rule: ClassVar[Rule]
     _run: Run
 
     def _bind(self, run: Run) -> None:
+        """Attach the optimizer to a run; `Optimizer` does it."""
         raise NotImplementedError
 
     def state_dict(self, *, format: Literal["torch"] | None = None) -> dict[str, Any]:  # noqa: A002
@@ -184,7 +185,7 @@ class Saving:
 
 
 def _bind_at_first_use(self: Any, name: str) -> Any:
-    """Called for what an optimizer does not have before it is bound."""
+    """Attach an unpickled optimizer to its arrays when an attribute of it is first needed, and return the attribute."""
     if name not in _BOUND:
         return object.__getattribute__(self, name)  # which says that it is not there
     held = vars(self)
@@ -230,10 +231,12 @@ def _rebind_unbound(self: Any, params: Any) -> None:
 
 
 def _reduce_unbound(self: Any, protocol: Any) -> Any:
+    """How pickle treats an optimizer that was never attached to a run."""
     return _blank, (type(self).__base__,), vars(self)
 
 
 def _blank(cls: Any) -> Any:
+    """An optimizer without a run, which pickle then fills."""
     return cls.__new__(cls)
 
 

@@ -9,10 +9,12 @@ from ._run.options import ARGUMENTS, moves
 
 
 def _schedule(name: str, value: Any) -> Any:
+    """A schedule as it is, and a number as a constant schedule."""
     return value if moves(value) else NAMED["constant"](ARGUMENTS["base"](name, value))
 
 
 def _schedules(name: str, value: Any) -> tuple[Any, ...]:
+    """A list of schedules and numbers, checked."""
     if not isinstance(value, (list, tuple)) or not value:
         raise TypeError(f"{name} must be a list of schedules, got {value!r}")
     return tuple(_schedule(f"{name}[{i}]", x) for i, x in enumerate(value))

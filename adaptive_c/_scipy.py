@@ -60,6 +60,7 @@ def scipy_method(optimizer: Callable[..., Optimizer] = Adam, **settings: Any) ->
 def _method(optimizer: Any, /, fun: Any, x0: Any, args: Any = (), *, jac: Any = None,
             hess: Any = None, hessp: Any = None, bounds: Any = None, constraints: Any = (), callback: Any = None,
             disp: bool = False, **options: Any) -> Any:  # fmt: skip
+    """What SciPy's `minimize` calls as its method: SciPy's arguments become those of `minimize`."""
     try:
         from scipy.optimize import OptimizeWarning
     except ImportError:  # it is not SciPy that calls

@@ -13,7 +13,7 @@ from ._run.run import Run
 
 
 class Stepping:
-    """What every optimizer has of this."""
+    """The methods of every optimizer that step it."""
 
     rule: ClassVar[Rule]
     _run: Run
@@ -148,7 +148,7 @@ class Stepping:
     def _for_one_step(
         self, metric: Any, loss_scale: Any, lr: Any
     ) -> tuple[float, Callable[..., Any] | None, float, Any]:
-        """The loss scale (0 for the optimizer's own), what observes the metric, the metric, and lr.
+        """Check a step's arguments and return loss scale (0: the optimizer's own), metric's observer, metric and lr.
 
         All are checked but lr, whose range depends on the group.
         """

@@ -32,11 +32,11 @@ nesterov
 maximize
     Go up, not down: the gradient is negated first.
 betas
-    The decay of the running means: of the gradient, and of what it is divided by.
+    The decay constants of two running averages: of the gradient, and of the quantity that it is divided by.
 eps
     What is added to the denominator, so that nothing is divided by 0.
 Adadelta.eps
-    What is added to both means before their roots are taken.
+    What is added to both averages before their roots are taken.
 Adamax.eps
     What is added to the magnitude of the gradient, so that nothing is divided by 0.
 AdaBelief.eps
@@ -47,7 +47,7 @@ eps_mode
 Lion.betas
     The shares that the momentum m keeps: in the sum whose sign is the step, and from step to step.
 AdaBelief.betas
-    The decay of the running means: of the gradient, and of the square of its distance from that mean.
+    The decay constants of two running averages: of the gradient, and of the square of its distance from the first one.
 amsgrad
     Divide by the largest v so far.  A run can't begin to do so in the middle, since that takes another state array.
 second_moment
@@ -60,9 +60,9 @@ initial_accumulator_value
 Yogi.initial_accumulator_value
     What both moments start at.  It is read at an array's first step only.
 alpha
-    The decay of the running mean of the squared gradient.
+    The decay constant of the running average of squared gradients.
 rho
-    The decay of both running means.
+    The decay constant of both running averages.
 centered
     Divide by an estimate of the standard deviation: the mean of the gradient is subtracted from it in the square.
 momentum_decay
@@ -88,16 +88,17 @@ max_grad_norm
     gradients of all groups, unless norm_over says otherwise.  This reads the gradients once more, and does not write
     them.
 norm_over
-    Over what max_grad_norm clips: "all" gradients together, as torch's ``clip_grad_norm_`` does; each "group" by
-    itself; or each "array" by itself, as thinc and Keras' clipnorm do.  A step is skipped or refused as a whole.
+    Which gradients max_grad_norm clips together: "all" of them, as torch's ``clip_grad_norm_`` does; those of each
+    "group"; or that of each "array" by itself, as thinc and Keras' clipnorm do.  A step is skipped or refused as a
+    whole.
 max_grad_value
     Clamp every element of the gradient to [-max_grad_value, max_grad_value], after unscaling and clipping.
 on_nonfinite
-    What to do with a step whose gradients hold a NaN or an infinity or, if the rule squares them, a number whose square
-    overflows the dtype (it would make the second moment infinite forever; a sum of many squares, as Adagrad's, still
-    may).  "skip" counts the step in skipped_steps, "raise" names the first such element.  Both leave parameters, state,
-    average, copies and counts as they were.  A skipped step still zeroes the gradients if zero_grad asks for it.  None
-    is "ignore"; with a dynamic loss_scale it is "skip", the only one allowed.
+    What to do with a step whose gradients hold a NaN or an infinity.  If the rule squares them, a number whose square
+    overflows the dtype counts too, because it would make the second moment infinite forever.  (A sum of many squares,
+    such as Adagrad's, can still overflow.)  "skip" counts the step in skipped_steps, and "raise" names the first such
+    element.  Both leave parameters, state, average, copies and counts as they were.  A skipped step still zeroes the
+    gradients if zero_grad asks for it.  None is "ignore"; with a dynamic loss_scale it is "skip", the only one allowed.
 loss_scale : float > 0 or "dynamic"
     The number by which gradients are divided as they are read.  ``step(grads, loss_scale=s)`` sets it for a single
     step.  "dynamic" follows torch.amp.GradScaler: it starts at 65536, is halved after a step that was skipped, and
@@ -157,14 +158,14 @@ seed : int in [0, 2**64)
 state_path : str or path-like
     A folder in which the state lies: moments, scales, master copies and averages; None keeps it in memory.  It is
     streamed through memory while a step runs.  Each step is durable when it returns; after a kill or a power cut the
-    folder holds the state of one whole step.  A folder that has a state is gone on from: counts, options and schedules
-    become those that are in it, as with `load`.
+    folder holds the state of one whole step.  If the folder has a state already, the run goes on from it: counts,
+    options and schedules become those of the folder, as with `load`.
 state_memory : int > 0
-    Bytes of memory for the buckets in which that state comes and goes; None is 1 GiB.  What fits stays in memory, and
-    is written all the same.
+    Bytes of memory for the buckets through which the state passes; None is 1 GiB.  State that fits stays in memory,
+    but each step still writes it.
 state_parameters : bool
-    Keep the parameters in the folder too.  They are written into `params` when the folder is gone on from, and put back
-    after a step that fails on the disk.
+    Keep the parameters in the folder too.  They are written into `params` when a run goes on from the folder, and put
+    back after a step that fails on the disk.
 """
 
 ARGUMENTS = """
@@ -181,7 +182,7 @@ plateau.base
 end
     The value at the end, which it keeps from then on.
 steps : int >= 1
-    The number of steps that it takes.
+    The number of steps that the change takes.
 step_size : int >= 1
     The number of steps between two changes.
 gamma
@@ -272,8 +273,8 @@ rounding
 max_grad_norm
     Clip the gradients of all groups to this 2-norm, as ``clip_grad_norm_`` would, without writing them.
 norm_over
-    Over what max_grad_norm clips: "all" gradients together; those of one dtype in each "group"; or each tensor's,
-    "array".
+    Which gradients max_grad_norm clips together: "all" of them; those of one dtype in each "group"; or each
+    tensor's by itself, "array".
 on_nonfinite
     What to do with a step whose gradients hold a NaN or an infinity, or a number whose square overflows where the
     rule squares it.  "skip" counts it in `skipped_steps`, "raise" names the first such element; all else stays.

@@ -215,12 +215,14 @@ def _steps(losses: list[float]) -> range:
 
 
 def _rate(name: str) -> float:
+    """The learning rate of one of the demo's optimizers."""
     cls, options = OPTIMIZERS[name]
     rate: float = cls(np.zeros(1), **options).param_groups[0]["lr"]
     return rate
 
 
 def run(quick: bool = False, folder: str = ".") -> None:
+    """The demo: train two models with every optimizer, step one large array, draw the picture."""
     console = Console()
     data = digits()
     epochs = 8 if quick else 40

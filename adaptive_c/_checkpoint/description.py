@@ -64,7 +64,7 @@ def _counts(group: ParamGroup, pending: int) -> dict[str, Array]:
 
 
 def _bounds(bounds: Any) -> Any:
-    """As JSON can hold them, which has no infinity: None is the same."""
+    """Bounds in a form that JSON can hold: it has no infinity, so None stands for it."""
     if bounds is None:
         return None
     if not all(side is None or isinstance(side, (int, float, np.number)) for side in bounds):
@@ -99,7 +99,7 @@ def _group(group: ParamGroup) -> dict[str, Any]:
 
 
 def describe(run: Run, groups: Sequence[ParamGroup]) -> dict[str, Any]:
-    """A run without its arrays.  groups: its own, or those that are to be."""
+    """Describe a run without its arrays.  groups: its own, or those that it is to have."""
     plan = run.plan
     return {
         "format": "adaptive_c",
@@ -117,6 +117,7 @@ def describe(run: Run, groups: Sequence[ParamGroup]) -> dict[str, Any]:
 
 
 def state_dict(run: Run) -> dict[str, Any]:
+    """All of a run but the parameters, as a dict."""
     with run.guard:
         return held(run)
 
@@ -146,7 +147,7 @@ def contents(run: Run, parameters: bool) -> tuple[dict[str, Any], dict[str, Entr
 
 
 def counted(run: Run, pending: int) -> tuple[dict[str, Any], dict[str, Entry]]:
-    """A run without its arrays, and the counts of these.  pending: how many calls of accumulate are to be in it."""
+    """Describe a run without its arrays, and return their counts beside it.  pending: how many calls of accumulate."""
     about = {**describe(run, run.groups), "pending": pending}
     counts: dict[str, list[Array]] = {}  # of all groups, one after the other
     for i, group in enumerate(run.groups):
@@ -158,6 +159,7 @@ def counted(run: Run, pending: int) -> tuple[dict[str, Any], dict[str, Entry]]:
 
 
 def save(run: Run, path: Any, parameters: bool) -> None:
+    """Write a run into one file."""
     with run.guard:
         file.write(path, *contents(run, parameters))
 
@@ -174,6 +176,7 @@ def _read(array: Any, start: int, out: Array) -> None:
 
 
 def load_state_dict(run: Run, d: Any) -> None:
+    """Restore a run from the dict that `state_dict` gave."""
     groups = d.get("groups") if isinstance(d, _DICT) else None
     for i, group in enumerate(groups if isinstance(groups, (list, tuple)) else ()):
         for name, array in _get(group, "arrays", _DICT, f"state_dict['groups'][{i}]").items():
@@ -185,12 +188,13 @@ def load_state_dict(run: Run, d: Any) -> None:
 
 
 def load(run: Run, path: Any, parameters: bool) -> None:
+    """Restore a run from a file."""
     with run.guard, file.reading(path) as (head, arrays):
         complete(run, prepare(run, head, arrays, str(path), parameters))
 
 
 def complete(run: Run, write: Callable[[], None]) -> None:
-    """Make the writes of a load."""
+    """Write what a load has checked into the run."""
     if run.plan.pages is None:
         write()
     else:
@@ -226,7 +230,7 @@ def _share_out(name: str, stored: Any, groups: list[Any], where: str) -> None:
 
 
 def _get(d: Any, key: str, kind: Any, where: str) -> Any:
-    """d[key], which must be there and of that kind."""
+    """Return d[key]; raise unless it is there and of that kind."""
     if not isinstance(d, _DICT):
         raise TypeError(f"{where} must be a dict, as state_dict() gives it; got {type(d).__name__}")
     if key not in d:
@@ -238,6 +242,7 @@ def _get(d: Any, key: str, kind: Any, where: str) -> Any:
 
 
 def _count(d: Any, key: str, where: str) -> int:
+    """A count of the description, checked."""
     n: int = _get(d, key, (int, np.integer), where)
     if not 0 <= n < 1 << 62:
         raise ValueError(f"{where}[{key!r}] must be in [0, 2**62), got {n}")
@@ -352,6 +357,7 @@ def _check_group(
 
 
 def _check_cut(sizes: list[int], names: Any, ours: dict[str, Any], version: int, where: str) -> None:
+    """Raise if the description's arrays can't be cut into this optimizer's."""
     if not sizes:
         raise ValueError(f"{where}: its sizes can't be {sizes}")
     if sum(sizes) != sum(ours["sizes"]):
@@ -375,7 +381,7 @@ def _check_cut(sizes: list[int], names: Any, ours: dict[str, Any], version: int,
 
 
 def _check_rows(given: Any, ours: Any, where: str) -> None:
-    """Refuse second moments of other rows."""
+    """Raise if the second moments by row belong to arrays that are cut into other rows."""
     if (given is None) != (ours is None):
         kinds = ["row" if x is not None else "element" for x in (given, ours)]
         raise ValueError(f"{where}: its second_moment is {kinds[0]!r}, this optimizer's {kinds[1]!r}; they can't be "
@@ -389,6 +395,7 @@ def _check_rows(given: Any, ours: Any, where: str) -> None:
 def _check_arrays(
     arrays: Any, wanted: "dict[str, tuple[np.dtype[Any], int]]", d: Any, where: str, parameters: bool
 ) -> None:
+    """Raise unless a group has exactly the wanted arrays, each with its dtype and size."""
     names = arrays.keys() - _COUNTS.keys() - (set() if parameters else {"params"})
     if parameters and "params" not in names:
         raise ValueError(
@@ -409,6 +416,7 @@ def _check_arrays(
 
 
 def _read_count(arrays: Any, name: str, n: int, where: str) -> Array:
+    """The counts of a group's arrays, checked."""
     if name not in arrays or arrays[name].dtype != _COUNTS[name] or arrays[name].size != n:
         raise ValueError(f"{where} must have {name!r}, {n} numbers of {_COUNTS[name]}, one for each array")
     out = np.empty(n, _COUNTS[name])
@@ -441,7 +449,7 @@ def _read_options(group: ParamGroup, d: Any, where: str) -> dict[str, Any]:
 
 
 def _in_force(value: Any, own: Any) -> bool:
-    """Is this plain value already in force?  Then there is nothing to check, which counts for many groups."""
+    """Whether this plain value is in force already.  Then it needs no check, which saves time with many groups."""
     if isinstance(own, tuple) and isinstance(value, (list, tuple)) and len(value) == len(own):
         return all(map(_in_force, value, own))
     return type(value) is type(own) and type(own) in (float, bool, str, type(None)) and value == own

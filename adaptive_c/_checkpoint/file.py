@@ -67,6 +67,7 @@ class Stored(NamedTuple):
 
 
 def _little_endian() -> None:
+    """Raise on a machine that would write the bytes of numbers in another order."""
     if sys.byteorder != "little":
         raise NotImplementedError("checkpoints are written and read on little-endian machines only")
 
@@ -171,7 +172,7 @@ def _parts(head: Mapping[str, Any], arrays: Mapping[str, Entry]) -> list[list[An
 
 
 def parts_of(piece: Any) -> list[Any]:
-    """The bytes of a piece, in parts: memory, or what reads it."""
+    """The bytes of a piece in parts; each part is memory, or a function that reads it."""
     return [piece.view(np.uint8)] if isinstance(piece, np.ndarray) else piece.parts()
 
 
@@ -196,7 +197,7 @@ def _fill(file: Any, parts: list[list[Any]]) -> None:
 
 
 def end_line(crc: int) -> bytes:
-    """The line _END after bytes with this CRC-32."""
+    """The line _END that follows bytes with this CRC-32."""
     return _END % zlib.crc32(_END % 0, crc)
 
 
@@ -270,6 +271,7 @@ def _remove_leftovers(folder: str) -> None:
 
 
 def _create_temporary(folder: str) -> Any:
+    """A new locked file in this folder."""
     while True:
         path = os.path.join(folder, f".adaptive_c-{os.urandom(8).hex()}.tmp")
         file = open(path, "xb", buffering=_PIECE // 8)  # noqa: SIM115
@@ -355,12 +357,14 @@ def crc_of(file: Any, end: int, begin: int = 0) -> int:
 
 
 def _pieces(fd: int, start: int, stop: int, buffer: memoryview) -> Iterator[memoryview]:
+    """The bytes of a range of a file, piece by piece, in a buffer that is used again."""
     while start < stop and (n := os.preadv(fd, [buffer[: stop - start]], start)):
         yield buffer[:n]
         start += n
 
 
 def _parse_safetensors(file: Any) -> tuple[Any, dict[str, Stored]]:
+    """The description and the arrays of a file in the safetensors format; no array is read yet."""
     file.seek(0)
     (n,) = struct.unpack("<Q", file.read(8))
 
@@ -377,6 +381,7 @@ def _parse_safetensors(file: Any) -> tuple[Any, dict[str, Stored]]:
 
 
 def _parse_npz(file: Any) -> tuple[Any, dict[str, Stored]]:
+    """The same for a file of version 1, which is an uncompressed .npz."""
     with zipfile.ZipFile(file) as archive:
         head = json.loads(archive.read("checkpoint.json"))
         members = [info for info in archive.infolist() if info.filename != "checkpoint.json"]

@@ -25,11 +25,12 @@ def encoded(key: Any, where: str) -> Any:
 
 
 def decoded(name: Any) -> Any:
+    """A key as it was before it became JSON, which has lists instead of tuples."""
     return tuple(map(decoded, name)) if isinstance(name, list) else name
 
 
 def matches(name: Any, key: Any, version: int) -> bool:
-    """Is this name, from a description, the name of the array with this key?"""
+    """Whether a name from a description is that of the array with this key."""
     name, key = canonical(name), canonical(key)
     if hash(name) == hash(key) and name == key:
         return True

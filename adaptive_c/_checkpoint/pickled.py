@@ -36,9 +36,9 @@ def form(run: Run) -> dict[str, Any]:
 
 
 def torn(form: Mapping[str, Any]) -> bool:
-    """Was it written by a pickler that, like joblib's, writes an array anew wherever it meets it?
+    """Whether the pickler, like joblib's, wrote an array again wherever it met it.
 
-    The arrays of the host's model are others than the optimizer's then.
+    Then the arrays of the host's model are others than the optimizer's.
     """
     first, second = form["twice"]
     return first is not second
@@ -52,7 +52,7 @@ def run_of(rule: Rule, form: Mapping[str, Any]) -> Run:
 
 
 def _arrays(run: Run) -> Iterator[tuple[str, Array]]:
-    """All arrays of the caller's that a run writes, and what messages call them."""
+    """All arrays of the caller that a run writes, with their names in messages."""
     for group in run.groups:
         place = (f"params[{group.index}]['{{}}']" if run.plan.structured else "{}").format
         yield from zip(group.layout.names(place("params")), group.layout.arrays, strict=True)
@@ -74,6 +74,6 @@ _ALONE = _lenders(np.zeros(2).reshape(2, 1))[0][1]  # how often a lender is refe
 
 
 def _alone(array: Array) -> bool:
-    """Does nothing else refer to an array's memory?  Unpickled and reshaped arrays are views, but of nothing else's."""
+    """Whether nothing else refers to an array's memory, which is also so if it is a view of an array of its own."""
     kinds = (np.ndarray, memoryview, bytes, bytearray)
     return all(issubclass(kind, kinds) and n <= _ALONE for kind, n in _lenders(array))

@@ -42,6 +42,7 @@ def check_class(rule: Rule, groups: Iterable[Mapping[str, Any]]) -> None:
 
 
 def state_dict(run: Run) -> dict[str, Any]:
+    """A run as the `state_dict` of PyTorch's optimizer of the same rule."""
     check_class(run.rule, [group.options for group in run.groups])
     with run.guard:
         import torch
@@ -51,6 +52,7 @@ def state_dict(run: Run) -> dict[str, Any]:
 
 
 def _state_dict(run: Run, torch: Any) -> dict[str, Any]:
+    """The same, with the guard held."""
     # what this version of PyTorch wants to find in a group
     defaults = getattr(torch.optim, run.rule.label)([torch.zeros(1, requires_grad=True)]).param_groups[0]
     states: dict[int, dict[str, Any]] = {}
@@ -78,6 +80,7 @@ def _state_dict(run: Run, torch: Any) -> dict[str, Any]:
 
 
 def load_state_dict(run: Run, d: Mapping[str, Any]) -> None:
+    """Restore a run from the `state_dict` of PyTorch's optimizer of the same rule."""
     if run.plan.pages is not None:
         raise ValueError("PyTorch's state_dict can't be loaded with state_path: load it into an optimizer without, "
                          "save(path) there, and load(path) here")  # fmt: skip
@@ -177,6 +180,7 @@ def _check_state(state: Any, wanted: set[str], where: str) -> dict[str, Any]:
 
 
 def _read_options(group: ParamGroup, about: Mapping[Any, Any], where: str) -> dict[str, Any]:
+    """The options of a group in PyTorch's dict, checked."""
     options: dict[str, Any] = {}
     rule = group.rule
     for name, value in about.items():
@@ -222,6 +226,7 @@ def _number(x: Any, where: str) -> float:
 
 
 def _step(x: Any, where: str) -> int:
+    """A count of steps, which PyTorch keeps as a tensor or a float."""
     t = _number(x, where)
     if not 0 <= t < 1 << 62 or t != int(t):
         raise ValueError(f"{where} must be a count of steps, got {t}")

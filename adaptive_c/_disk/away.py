@@ -17,14 +17,15 @@ class Away:
         self._parts: Callable[[], list[Callable[[], Array]]] = list
 
     def bind(self, parts: Callable[[], list[Callable[[], Array]]]) -> None:
-        """parts: gives what reads one part after the other, as bytes; each is good until the next one is read."""
+        """parts: returns functions that read one part each, as bytes; a part is valid until the next one is read."""
         self._parts = parts
 
     def parts(self) -> list[Callable[[], Array]]:
+        """Functions that read the array part by part, in order."""
         return self._parts()
 
     def read(self) -> Array:
-        """A copy, which can't be written by mistake for what is on disk."""
+        """Read the whole array into a read-only copy, which can't be mistaken for the state itself."""
         found, at = np.empty(self.size, self.dtype), 0
         raw = found.view(np.uint8)
         for part in self._parts():

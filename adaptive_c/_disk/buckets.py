@@ -37,6 +37,8 @@ class Extent(NamedTuple):
 
 
 class Bucket(NamedTuple):
+    """A range of positions, and where its state and its parameters lie in the bucket's file."""
+
     number: int
     first: int  # position
     last: int
@@ -47,7 +49,7 @@ class Bucket(NamedTuple):
 
 
 class Flat(NamedTuple):
-    """A flat array that buckets have a part of."""
+    """A flat array of a group: its name, and how its numbers belong to elements."""
 
     name: str
     number: int
@@ -56,7 +58,7 @@ class Flat(NamedTuple):
 
 
 class Space(NamedTuple):
-    """What a group has in buckets: the elements whose state this process holds."""
+    """A group as buckets see it: the elements whose state this process holds, and their flat arrays."""
 
     position: int  # of the first of them
     start: int  # its number in the group
@@ -115,6 +117,7 @@ def buckets_of(spaces: Sequence[Space], cuts: Sequence[int]) -> list[Bucket]:
 
 
 def _bucket(number: int, first: int, last: int, spaces: Sequence[Space], starts: list[int]) -> Bucket:
+    """The bucket of the positions from `first` to `last`: its extents are laid out one after another."""
     state: list[Extent] = []
     parameters: list[Extent] = []
     end = 0
@@ -135,7 +138,7 @@ def _bucket(number: int, first: int, last: int, spaces: Sequence[Space], starts:
 
 
 def _groups(first: int, last: int, spaces: Sequence[Space], starts: list[int]) -> Iterator[tuple[int, Space, int, int]]:
-    """The groups that have elements between two positions, and which."""
+    """Each group that has elements between two positions, and the range of these elements."""
     for i in range(max(bisect_right(starts, first) - 1, 0), len(spaces)):
         space = spaces[i]
         if space.position >= last:
@@ -146,6 +149,7 @@ def _groups(first: int, last: int, spaces: Sequence[Space], starts: list[int]) -
 
 
 def _extent(group: int, flat: Flat, start: int, lo: int, hi: int, offset: int) -> Extent:
+    """The part of a flat array that belongs to the elements from `lo` to `hi` of a group."""
     first = (start + lo) // flat.per
     return Extent(group, flat.name, flat.number, first, -(-(start + hi) // flat.per) - first, flat.itemsize, offset)
 
@@ -161,7 +165,7 @@ def _start(end: int, size: int, turn: int) -> int:
 
 
 def spaces_of(groups: Sequence[Any], parameters: bool) -> list[Space]:
-    """What groups have in buckets; parameters: these, too."""
+    """The groups as buckets see them.  parameters: whether the buckets have the parameters, too."""
     found, position = [], 0
     for group in groups:
         store = group.store

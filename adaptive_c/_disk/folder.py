@@ -27,7 +27,7 @@ _locks: "weakref.WeakSet[_Lock]" = weakref.WeakSet()
 
 
 class StoppedError(Exception):
-    """A transfer that is no longer wanted."""
+    """Ends a transfer that is no longer wanted."""
 
     def __init__(self) -> None:
         super().__init__("a second Ctrl-C came")
@@ -71,7 +71,7 @@ if hasattr(os, "register_at_fork"):
 
 @contextlib.contextmanager
 def told(path: str, what: str) -> Iterator[None]:
-    """Say of errors of the system what could not be done, and what then."""
+    """Add to an error of the system what could not be done with this file, and what to do."""
     try:
         yield
     except OSError as error:
@@ -88,7 +88,7 @@ def told(path: str, what: str) -> Iterator[None]:
 
 
 def made(path: Any) -> str:
-    """The folder of a path, which is made if it is not there yet; the one that it lies in must be."""
+    """Make a folder if it is not there yet.  The folder above it must exist."""
     if fcntl is None or not hasattr(os, "preadv"):
         raise NotImplementedError("state_path needs a POSIX system; drop it")
     if not isinstance(path, (str, bytes, os.PathLike)) or not os.fspath(path):
@@ -107,7 +107,7 @@ def made(path: Any) -> str:
 
 
 def check_names(folder: str, known: Callable[[str], object]) -> None:
-    """Refuse a folder that has other files in it than those that are known, and hidden ones."""
+    """Raise if a folder has files of others in it.  Hidden files don't count."""
     for name in os.listdir(folder):
         if not name.startswith(".") and not known(name):
             raise ValueError(f"state_path: {folder} has other files in it, such as {name!r}; give an empty "
@@ -115,6 +115,7 @@ def check_names(folder: str, known: Callable[[str], object]) -> None:
 
 
 def damaged(path: str) -> OSError:
+    """The error for a bucket whose checksum is wrong."""
     return OSError(
         errno.EIO,
         f"{os.strerror(errno.EIO)}: a bucket of the state is damaged: its checksum is not that of the record; load a "
@@ -124,11 +125,12 @@ def damaged(path: str) -> OSError:
 
 
 def _sync(fd: int) -> None:
+    """Wait until a file's bytes are on the disk."""
     getattr(os, "fdatasync", os.fsync)(fd)
 
 
 class Folder:
-    """A folder that this object has for itself."""
+    """The folder of a run's state, which this object has locked."""
 
     def __init__(self, path: Any) -> None:
         self.path = made(path)
@@ -143,16 +145,17 @@ class Folder:
             self._lock.close()
 
     def name(self, name: str) -> str:
+        """The path of a file in the folder."""
         return os.path.join(self.path, name)
 
     def check_process(self) -> None:
-        """Is this still the process that has the folder?"""
+        """Raise unless this is the process that has the folder: a forked child is not."""
         if os.getpid() != self._pid:
             raise RuntimeError("this optimizer's state is on disk and belongs to the process that made it, of which "
                                "this is a forked child; construct another one, with another state_path")  # fmt: skip
 
     def check(self) -> None:
-        """Is this still the process that has the folder, and the folder the one that it has?"""
+        """Raise unless this process has the folder, and the folder is still the one that was opened."""
         self.check_process()
         path = self.name(_LOCK)
         with told(path, "found"):
@@ -160,7 +163,7 @@ class Folder:
                 raise FileNotFoundError(errno.ENOENT, "this optimizer's folder was replaced by another one", path)
 
     def records(self) -> list[str]:
-        """The records that there are; none, if there is no state of a run."""
+        """The paths of the records; an empty list if the folder has no state of a run."""
         found = [self.name(name) for name in RECORDS if os.path.exists(self.name(name))]
         names = [name for name in os.listdir(self.path) if name.endswith(".bucket")]
         if names and not found and not os.path.exists(self.name(_BEGUN)):
@@ -174,7 +177,7 @@ class Folder:
         sync_folder(self.path)
 
     def _can_go_direct(self) -> bool:
-        """Does the file system transfer pages past the system's own memory?"""
+        """Whether the file system can transfer pages without going through the system's cache (O_DIRECT)."""
         import mmap
 
         path = self.name(f".adaptive_c-{os.getpid()}")
@@ -194,6 +197,7 @@ class Folder:
     # --- files --------------------------------------------------------------------------------------------------------
 
     def file(self, bucket: Bucket) -> str:
+        """The path of a bucket's file."""
         return self.name(f"{bucket.number:06d}.bucket")
 
     def create(self, buckets: Sequence[Bucket]) -> None:
@@ -227,18 +231,19 @@ class Folder:
         sync_folder(self.path)
 
     def clear(self) -> None:
-        """Give the space of all buckets back."""
+        """Remove the files of all buckets."""
         for name in os.listdir(self.path):
             if name.endswith(".bucket"):
                 with contextlib.suppress(OSError):
                     os.unlink(self.name(name))
 
     def complete(self) -> None:
-        """There is a record now."""
+        """Remove the mark of a beginning, because the folder has a record now."""
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self.name(_BEGUN))
 
     def check_sizes(self, buckets: Sequence[Bucket]) -> None:
+        """Raise if the file of a bucket does not have its two slots."""
         for bucket in buckets:
             if bucket.size:
                 with told(self.file(bucket), "read"):
@@ -250,7 +255,7 @@ class Folder:
     # --- transfers ----------------------------------------------------------------------------------------------------
 
     def read(self, bucket: Bucket, slot: int, memory: memoryview, at: int = 0) -> None:
-        """Read what a slot has from byte `at` on, whole pages."""
+        """Read whole pages of a slot, from byte `at` on."""
         with told(self.file(bucket), "read"), self._opened(bucket) as fd:
             self._move(fd, os.preadv, memory, slot * bucket.size + at, "ends here: it was cut short")
             self._forget(fd, slot * bucket.size + at, len(memory))
@@ -264,12 +269,13 @@ class Folder:
             self._forget(fd, slot * bucket.size, len(memory))
 
     def sync(self, bucket: Bucket) -> None:
-        """Have the disk keep what was written of a bucket."""
+        """Make durable what was written of a bucket."""
         with told(self.file(bucket), "written"), self._opened(bucket) as fd:
             _sync(fd)
 
     @contextlib.contextmanager
     def _opened(self, bucket: Bucket) -> Iterator[int]:
+        """A descriptor of a bucket's file, within a `with` block."""
         fd = os.open(self.file(bucket), self._flags)
         try:
             yield fd
@@ -277,6 +283,7 @@ class Folder:
             os.close(fd)
 
     def _move(self, fd: int, call: Callable[..., int], memory: memoryview, start: int, at_end: str) -> None:
+        """Read or write all of `memory`, piece by piece, so that a stop is noticed in between."""
         at = 0
         while at < len(memory):
             if self.stopped:
@@ -291,6 +298,6 @@ class Folder:
                     raise OSError(errno.EIO, f"{os.strerror(errno.EIO)}: byte {start + at}: the file {at_end}")
 
     def _forget(self, fd: int, start: int, size: int) -> None:
-        """Don't fill the system's own memory with what is read once."""
+        """Tell the system not to keep in its cache what is read only once."""
         if not self._flags & _DIRECT and hasattr(os, "posix_fadvise"):
             os.posix_fadvise(fd, start, size, os.POSIX_FADV_DONTNEED)

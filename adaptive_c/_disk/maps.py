@@ -26,7 +26,7 @@ class Maps:
         return bool(self._maps)
 
     def let_go(self, spans: list[tuple[int, int]]) -> None:
-        """Let the pages of spans of memory, (first address, the one after the last), leave this process.
+        """Take the pages of spans of memory, (first address, address after the last), out of this process.
 
         What was written stays in the system's own memory, from where it reaches the file.
         """
@@ -55,7 +55,7 @@ class Slices:
             self._maps.let_go([(address, address + part.nbytes)])
 
     def parts(self) -> list[Callable[[], Any]]:
-        """What reads one slice after the other, as bytes, for a checkpoint; the last one has none, and lets go."""
+        """Functions that return one slice each, as bytes.  One more function lets the last slice go."""
         slices = iter(self)
         return [lambda: next(slices, self._array[:0]).view(np.uint8)] * (-(-self.size // _SLICE) + 1)
 

@@ -28,7 +28,7 @@ _LARGEST = 64 << 20  # bytes of a bucket
 
 
 class Pages:
-    """What a run's state is brought by, where it is on disk.  The core calls `sweep`, `step` and `rollback`.
+    """Brings a run's state from disk into memory, bucket by bucket.  The core calls `sweep`, `step` and `rollback`.
 
     company: the processes that have the other parts of the run; see `Alone`.
     """
@@ -63,7 +63,7 @@ class Pages:
 
     @property
     def stopped(self) -> bool:
-        """Is what goes on to end soon, as if it had failed?  The core says so."""
+        """Whether the pass that is running must end early, as if it had failed.  The core sets it."""
         return self._folder.stopped
 
     @stopped.setter
@@ -73,10 +73,11 @@ class Pages:
     # --- the beginning ------------------------------------------------------------------------------------------------
 
     def allocate(self, n: int, dtype: Any, turn: int = 0) -> Any:
+        """Instead of memory for state: an array that knows only its size and how it is read."""
         return Away(n, dtype)
 
     def lay_out(self, groups: Sequence[Any]) -> None:
-        """Cut the state of groups into buckets, before anything is written; or as the folder's record has them cut."""
+        """Cut the state of groups into buckets, before anything is written; if there is a record, as it says."""
         for group in groups:
             where = f"param_groups[{group.index}]: "
             if group.store.by_row:
@@ -118,14 +119,14 @@ class Pages:
                 array.bind(partial_list(parts.get((i, name), [])))
 
     def choose(self) -> bool:
-        """Which state is gone on from?  Are parameters among it?"""
+        """Choose the state from which the run goes on, and return whether it has parameters."""
         self._found, self._origin = self._company.choose(self._records)
         if self._found is not None:
             self._number = self._found.number
         return self._found is not None and self.parameters
 
     def _create(self) -> None:
-        """Set the space of all buckets aside, or none."""
+        """Reserve space on the disk for all buckets; if that fails, for none."""
         try:
             with self._company.together("set the space of its state aside"):
                 self._folder.create(self._buckets)
@@ -134,7 +135,7 @@ class Pages:
             raise
 
     def begin(self, run: Run) -> None:
-        """Write the first record, or go on from the one that there is.  The caller holds the guard."""
+        """Write the first record, or go on from the record of the folder.  The caller holds the guard."""
         self._run = weakref.ref(run)
         found, self._found = self._found, None
         if found is None:
@@ -151,11 +152,12 @@ class Pages:
         self._folder.complete()
 
     def _first(self) -> None:
+        """Make the state count that a new optimizer has written."""
         with self._counting():
             pass  # all is written already
 
     def _bring(self) -> None:
-        """Verify all there is, put parameters into place, and keep in memory what stays there."""
+        """Read and verify all buckets, put the parameters into place, and keep the buckets that stay in memory."""
         maps = Maps(self._parameters())
         for bucket, buffer in self._passes.over(self._buckets, True, False, whole=True):
             self._put(bucket, buffer)
@@ -168,15 +170,16 @@ class Pages:
     # --- what the core calls ------------------------------------------------------------------------------------------
 
     def watch(self, arrays: list[Any]) -> bool:
-        """Look for memory maps among the arrays of a call: are there any?"""
+        """Look for memory maps among the arrays of a call, and return whether there are any."""
         self._maps = Maps(arrays)
         return bool(self._maps)
 
     def let_go(self, spans: list[tuple[int, int]]) -> None:
+        """Give pages of mapped parameters back to the system, at these addresses."""
         self._maps.let_go(spans)
 
     def sweep(self, visit: Any, reads: bool, writes: bool) -> None:
-        """Have all buckets visited that a sweep has something to do with."""
+        """Bring one bucket after another into memory, and have the core visit it, as far as the sweep needs them."""
         if not reads and self._found is not None:
             return  # the first write: it is there already
         wanted = [bucket for bucket in self._buckets if visit.wants(bucket.first, bucket.last)]
@@ -191,7 +194,7 @@ class Pages:
                 self._maps.let_go(visit.spans(bucket.first, bucket.last))
 
     def step(self, visit: Any, usable: bool) -> None:
-        """Make a step, or count one that is skipped.  If anything fails, nothing has happened, or the run ends."""
+        """Make a step, or count one that is skipped.  If it fails, all is put back; if that fails too, the run ends."""
         self._touched = []
         try:
             with self._counting():
@@ -217,13 +220,13 @@ class Pages:
             visit.take_back()
 
     def derive(self, visit: Any) -> None:
-        """Make anew what is made of the parameters, which others have replaced."""
+        """Form again what is derived from the parameters, after these were replaced."""
         with self.final("a call that replaced the parameters"), self._counting():
             self.sweep(visit, True, True)
 
     @contextmanager
     def final(self, what: str) -> Iterator[None]:
-        """For a block that replaces what there is, and after whose failure the run can't go on."""
+        """A `with` block that replaces the state.  If it fails, the run can't go on."""
         try:
             yield
         except BaseException as error:
@@ -231,16 +234,16 @@ class Pages:
             raise
 
     def keep(self) -> None:
-        """A step begins that a rollback will undo; what it leaves as it is, is not touched by that."""
+        """Called before a step that a rollback may undo: forget which slots the last record replaced."""
         self._before = {}
 
     def load(self, write: Callable[[], None]) -> None:
-        """Make the writes of a load count, of which `fill` is one."""
+        """Make a load count.  `write` writes what was loaded; it calls `fill` for the state."""
         with self.final("a load"), self._counting():
             write()
 
     def fill(self, read: Callable[[int, str, int, Array], None]) -> None:
-        """Replace all state.  read(group, name, first item, array): gives it."""
+        """Replace all state.  read(group, name, first item, array) fills the array."""
         for bucket, buffer in self._passes.over(self._buckets, False, True):
             for extent in bucket.extents[: bucket.n_state]:
                 dtype = self._owner().groups[extent.group].store.arrays[extent.name].dtype
@@ -249,7 +252,7 @@ class Pages:
 
     @contextmanager
     def _counting(self) -> Iterator[None]:
-        """What the block writes is made to count, with the counts and options of the run: once all is on the disks."""
+        """A `with` block: what it writes counts, with the run's counts and options, once all of it is on the disks."""
         passes, n = self._passes, self._number + 1
         path = self._folder.name(RECORDS[n % 2 if self._company.shared else 0])
         self._uncertain = False
@@ -273,13 +276,14 @@ class Pages:
         passes.kept, passes.written = kept, {}
 
     def close(self) -> None:
+        """Release the folder's lock and the buffers."""
         self._folder.close()
         self._passes.close()
 
     # --- failures -----------------------------------------------------------------------------------------------------
 
     def _recover(self, visit: Any, error: BaseException) -> None:
-        """After a step that failed: bring back what it has changed, or let nothing go on from here."""
+        """After a step that failed: put back what it has changed; if that is impossible, end the run."""
         if self._uncertain:
             self._end("it is not known whether the last step is on disk")
             error.add_note(
@@ -310,7 +314,7 @@ class Pages:
             error.add_note("the parameters could not be put back")
 
     def _put_back(self, visit: Any) -> None:
-        """The parameters of what was stepped, and their copies."""
+        """Put back the parameters that were stepped, and their copies."""
         if visit.keeps():
             visit.undo()
             return
@@ -322,7 +326,7 @@ class Pages:
             visit.copy(_places(bucket, buffer), bucket.first, bucket.last)
 
     def _end(self, why: str) -> str:
-        """Let nothing go on, and the folder be had by another optimizer; what is said of it."""
+        """End the run, free the folder for another optimizer, and return what to say about it."""
         text = (f"this optimizer can't go on: {why}.  Its folder holds the last whole step: construct a new optimizer "
                 f"with state_path={self._path!r}, over the parameters of that step")  # fmt: skip
         self._owner().plan.end(text)
@@ -331,6 +335,7 @@ class Pages:
         return text
 
     def _owner(self) -> Run:
+        """The run whose state this is."""
         run = self._run()
         assert run is not None  # it makes this call
         return run
@@ -352,16 +357,17 @@ class Pages:
                 at += theirs.size
 
     def _take(self, bucket: Bucket, buffer: Buffer) -> None:
-        """Take the parameters of a bucket, to be written with its state."""
+        """Copy the parameters of a bucket into its buffer, to be written with its state."""
         for mine, theirs in self._pairs(bucket, buffer):
             mine[:] = theirs
 
     def _put(self, bucket: Bucket, buffer: Buffer) -> None:
-        """Put the parameters of a bucket into place."""
+        """Copy the parameters of a bucket from its buffer into the caller's arrays."""
         for mine, theirs in self._pairs(bucket, buffer):
             theirs[:] = mine
 
     def _addresses(self, bucket: Bucket) -> list[tuple[int, int]]:
+        """Where in memory the bucket's parameters begin and end."""
         found = []
         for _, theirs in self._pairs(bucket, Buffer(1)):
             address = theirs.__array_interface__["data"][0]
@@ -370,6 +376,7 @@ class Pages:
 
 
 def partial_list(parts: list[Callable[[], Array]]) -> Callable[[], list[Callable[[], Array]]]:
+    """A function without arguments that returns these parts."""
     return lambda: parts
 
 

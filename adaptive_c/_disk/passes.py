@@ -49,6 +49,7 @@ class Buffer:
         self.address: int = self.bytes.__array_interface__["data"][0]
 
     def array(self, extent: Extent) -> Any:
+        """The bytes of an extent."""
         return self.bytes[extent.offset : extent.end]
 
 
@@ -80,7 +81,7 @@ class Passes:
         report: Callable[[int, int], None] | None = None,
         whole: bool = False,
     ) -> Iterator[tuple[Bucket, Buffer]]:
-        """Give one bucket after the other, in memory; what is done with it until the next one is written.
+        """Yield one bucket after another in memory.  What the caller does with it is written afterwards.
 
         whole: read the parameters, too.
         """
@@ -137,7 +138,7 @@ class Passes:
                     self._free.append(buffer)
 
     def leave(self, i: int) -> None:
-        """Keep a bucket in memory no longer."""
+        """Stop keeping a bucket in memory."""
         if i in self._here:
             self._free.append(self._here.pop(i))
 
@@ -146,6 +147,7 @@ class Passes:
         self._free.clear()
 
     def _buffer(self, bucket: Bucket) -> Buffer | None:
+        """The buffer of a bucket, or a free one, or a new one; None if all are in use."""
         if bucket.number in self._here:
             return self._here[bucket.number]
         if self._free:
@@ -157,13 +159,14 @@ class Passes:
         return None
 
     def _keep(self, bucket: Bucket, buffer: Buffer) -> None:
-        """After its turn: a bucket stays in memory, or its buffer is free for another one."""
+        """After a bucket's turn, keep it in memory, or free its buffer for another one."""
         if bucket.number < self._staying:
             self._here[bucket.number] = buffer
         else:
             self._free.append(buffer)
 
     def _now(self, bucket: Bucket) -> Kept:
+        """Which slot of a bucket is in force, and its checksums."""
         return self.written.get(bucket.number, self.kept[bucket.number])
 
     def _read(self, bucket: Bucket, buffer: Buffer, whole: bool) -> None:
@@ -175,6 +178,7 @@ class Passes:
         self._verify(bucket, buffer, range(len(bucket.extents) if whole else bucket.n_state))
 
     def _verify(self, bucket: Bucket, buffer: Buffer, extents: Iterable[int]) -> None:
+        """Raise if what was read into a buffer does not have the checksums of the record."""
         sums = self._now(bucket).sums
         for k in extents:
             if zlib.crc32(buffer.array(bucket.extents[k])) != sums[k]:
@@ -191,7 +195,7 @@ class Passes:
         self.bytes_written += bucket.size
 
     def sync(self) -> None:
-        """Make durable what was written, once all of it is: while a disk syncs it does little else."""
+        """Make all that was written durable, at the end, because a disk does little else while it syncs."""
         for i in self.written:
             if self._folder.stopped:
                 raise StoppedError
@@ -200,7 +204,7 @@ class Passes:
     # --- single arrays ------------------------------------------------------------------------------------------------
 
     def reader(self, bucket: Bucket, k: int) -> Callable[[], Array]:
-        """What reads one extent, for a checkpoint or for a look at the state."""
+        """A function that reads one extent, for a checkpoint or for a look at the state."""
         ours = weakref.ref(self)
 
         def read() -> Array:
@@ -211,7 +215,7 @@ class Passes:
         return read
 
     def _look(self, bucket: Bucket, k: int) -> Array:
-        """One extent; good until the next one is looked at."""
+        """Read one extent; it is valid until the next one is read."""
         self._folder.check_process()
         buffer = self._here.get(bucket.number)
         if buffer is None:

@@ -48,7 +48,7 @@ class _Loaded(NamedTuple):
 
 
 class Found(NamedTuple):
-    """What a record has."""
+    """The contents of a record, and its path."""
 
     path: str
     head: dict[str, Any]
@@ -61,7 +61,7 @@ class Found(NamedTuple):
 
 
 def _arrays(groups: Sequence[Any]) -> dict[str, list[Any]]:
-    """The kind and the size of each array in buckets, of all processes together, the parameters apart."""
+    """The kind of each array in buckets, and its size over all processes."""
     return {
         f"{i}.{name}": [str(array.dtype), group.store.place(name)[1]]
         for i, group in enumerate(groups)
@@ -71,7 +71,7 @@ def _arrays(groups: Sequence[Any]) -> dict[str, list[Any]]:
 
 
 def identity(path: str) -> Any:
-    """What changes when another file takes this place."""
+    """A value that changes when another file takes the place of this one."""
     try:
         found = os.stat(path)
     except OSError as error:
@@ -80,7 +80,7 @@ def identity(path: str) -> Any:
 
 
 def begin(stack: ExitStack, run: Run, path: str, disk: dict[str, Any], kept: Sequence[Any], origin: Any, n: int) -> int:
-    """Write a record beside its place, which it takes when the stack is closed; its bytes.
+    """Write a record beside its place, which it takes when the stack is closed.  Returns its size in bytes.
 
     disk: what `disk_of` gives.  origin, n: see `Found`.
     """
@@ -102,7 +102,7 @@ def begin(stack: ExitStack, run: Run, path: str, disk: dict[str, Any], kept: Seq
 
 
 def disk_of(cuts: Sequence[int], parameters: bool) -> dict[str, Any]:
-    """How a folder is laid out."""
+    """The part of a record that says how the folder is laid out."""
     return {"version": VERSION, "cuts": list(cuts), "parameters": parameters}
 
 
@@ -134,11 +134,12 @@ def read(path: str, parameters: bool, part: tuple[int, int] | None) -> Found:
 
 
 def _whose(part: tuple[int, int] | None) -> str:
+    """Who wrote a record, in words."""
     return "an optimizer that is not Sharded" if part is None else f"rank {part[0]} of {part[1]}"
 
 
 def fits(found: Found, groups: Sequence[Any]) -> bool:
-    """Has this run the arrays of a record?  Otherwise `prepare` refuses it, and says what differs."""
+    """Whether this run has the arrays of a record.  If not, `prepare` refuses it, and says what differs."""
     theirs = {name: [str(x.dtype), x.size] for name, x in found.arrays.items() if isinstance(x, Away)}
     sizes = [sum(group["sizes"]) for group in found.head["groups"]]
     dtypes = [group["dtype"] for group in found.head["groups"]]

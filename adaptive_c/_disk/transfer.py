@@ -6,7 +6,7 @@ from typing import Any
 
 
 def _nothing() -> None:
-    pass
+    """What a thread calls that has nothing to do."""
 
 
 class Transfer:
@@ -24,6 +24,7 @@ class Transfer:
             self._run()
 
     def _run(self) -> None:
+        """Make the call on the thread, and keep its error for whoever waits."""
         call, args = self._call
         try:
             call(*args)
@@ -34,7 +35,7 @@ class Transfer:
         self._lock.release()
 
     def end(self) -> BaseException | None:
-        """Wait for its end; what it raised."""
+        """Wait for its end, and return the error that it raised, if it raised one."""
         with self._lock:
             error, self._error = self._error, None
             return error

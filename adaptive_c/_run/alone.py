@@ -12,20 +12,20 @@ class Alone:
     combine: Any = None  # completes a reduction by what the others have found
 
     def compare(self, run: Any, groups: Any, pages: Any) -> None:
-        """All has been checked here, and nothing written: is it the same everywhere?"""
+        """Raise if what was checked differs between the processes.  Nothing has been written yet."""
         if pages is not None:
             pages.choose()
 
     def together(self, what: str) -> AbstractContextManager[None]:
-        """For a block that all processes make: what one of them raises, all raise at its end."""
+        """A `with` block that all processes enter: an error of one of them is raised by all at its end."""
         return nullcontext()
 
     def any(self, here: bool) -> bool:
-        """Is it so in any process?"""
+        """Whether a condition holds in any process."""
         return here
 
     def folder(self, path: Any) -> Any:
-        """The folder of this process's state.  path: the option."""
+        """The folder of this process's state.  path: the option `state_path`."""
         return path
 
     def choose(self, found: list[Any]) -> tuple[Any, Any]:

@@ -15,12 +15,12 @@ class MissingError(ValueError):
 
 
 def is_ours(cls: Any) -> bool:
-    """Is it one of the classes of adaptive_c.schedules, and not one that a user derived from them?"""
+    """Whether it is one of the classes of adaptive_c.schedules itself, and not one that a user derived from them."""
     return NAMED.get(cls.__name__) is cls
 
 
 def plain(value: Any, own: Callable[[Any], None] = lambda own: None) -> Any:
-    """A schedule becomes a dict and a tuple a list; numbers and strings stay as they are.
+    """A value as a checkpoint holds it: a schedule becomes a dict and a tuple a list.
 
     For a user's function or schedule class, `own` is called with it and what `own` returns (by default None) is stored.
     """
@@ -50,6 +50,7 @@ def revived(value: Any, own: Any = None, *, schedule: bool = True) -> Any:
 
 
 def _built(d: Mapping[str, Any], own: Any) -> Any:
+    """A schedule from the dict that describes it, checked."""
     name = d.get("schedule")
     if not isinstance(name, str) or name not in NAMED:
         raise ValueError(f"the dict names the schedule {name!r}; there is {', '.join(NAMED)}")

@@ -163,10 +163,12 @@ class ParamGroup(MutableMapping[str, Any]):
         object.__setattr__(self, name, value)
 
     def _place_of(self, name: str) -> str:
+        """Where a name belongs that is no attribute of a group, in words."""
         held = vars(self)
         return place_of(name, ("params", *held.get("_options", ())), SETTINGS, held.get("index", 0))
 
     def _unknown(self, name: Any) -> str:
+        """The message for a name that is no option of this rule."""
         place = "" if name in self._options else place_of(name, (), SETTINGS)
         hint = meant(name, self._options) or (f" (it is of the optimizer as a whole: {place})" if place else "")
         return f"{name!r} is not an option of {self.rule.label}{hint}; it has {', '.join(self._options)}"

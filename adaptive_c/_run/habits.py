@@ -13,6 +13,7 @@ def _table(text: str) -> dict[str, list[str]]:
 
 
 def _close(name: str, known: Iterable[str], cutoff: float) -> list[str]:
+    """The known name that is spelt most like this one, if any is."""
     from difflib import get_close_matches  # here, because an import of adaptive_c is to load little
 
     return get_close_matches(name, known, 1, cutoff)
@@ -175,7 +176,7 @@ class _Elsewhere:
 
 
 class Habits:
-    """What users of other libraries look for in an optimizer, and `hasattr` does not find."""
+    """Names of other libraries, as attributes that `hasattr` does not find and whose errors say what to use instead."""
 
     def __dir__(self) -> list[str]:
         return [name for name in super().__dir__() if not isinstance(vars(Habits).get(name), _Elsewhere)]

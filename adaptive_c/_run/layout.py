@@ -35,13 +35,13 @@ class Layout:
         return list(self.arrays) if self.keys is None else dict(zip(self.keys, self.arrays, strict=True))
 
     def names(self, place: str) -> list[str]:
-        """What messages call the arrays: params, params[3], params['w']."""
+        """The names of the arrays in messages: params, params[3], params['w']."""
         if self.keys == ():
             return [place]
         return [f"{place}[{key!r}]" for key in (range(len(self.arrays)) if self.keys is None else self.keys)]
 
     def arrange(self, items: list[Any]) -> Any:
-        """One item for each array, in the structure of the parameters; it can't be assigned to by mistake."""
+        """Put a list with one item for each array into the structure of the parameters, read-only."""
         if self.keys == ():
             return items[0]
         return tuple(items) if self.keys is None else MappingProxyType(dict(zip(self.keys, items, strict=True)))
@@ -124,6 +124,7 @@ class Layout:
         return np.concatenate(parts) if parts else np.empty(0)
 
     def is_bfloat16(self, array: Array) -> bool:
+        """Whether an array holds bfloat16, under its own dtype or as uint16."""
         return array.dtype.name == "bfloat16" or (array.dtype == np.uint16 and self._uint16_as == "bfloat16")
 
 

@@ -111,7 +111,7 @@ class Format(Choice):
 
 @dataclass(frozen=True)
 class OrNone:
-    """What the check allows, or None."""
+    """None, or a value that the check accepts."""
 
     check: Check
 
@@ -132,6 +132,8 @@ def whole(name: str, value: Any) -> int:
 
 
 def _count(low: int) -> Check:
+    """A check for integers from `low` on."""
+
     def check(name: str, value: Any) -> int:
         if isinstance(value, bool) or not hasattr(value, "__index__"):
             raise TypeError(f"{name} must be an integer, got {value!r}")
@@ -158,6 +160,8 @@ def _sum_to_one(name: str, value: Any) -> bool | str:
 
 
 class Option(NamedTuple):
+    """What the table says about an option."""
+
     check: Check
     movable: bool = False  # may follow a schedule
     fixed: bool = False  # can't change once the optimizer is constructed
@@ -277,12 +281,12 @@ _PLAIN = {float, bool, str, NoneType}
 
 
 def moves(value: Any) -> bool:
-    """Is this a schedule?  A type is not: number formats are given as types, and float(t) is no useful schedule."""
+    """Whether this is a schedule.  A type is none: number formats may be types, and float(t) is no useful schedule."""
     return callable(value) and not isinstance(value, type)
 
 
 def follows(value: Any) -> bool:
-    """Is an option's value a schedule, or a pair with a schedule in it?"""
+    """Whether an option's value is a schedule, or a pair with a schedule in it."""
     if type(value) in _PLAIN:  # nearly always
         return False
     return moves(value) or (isinstance(value, tuple) and any(map(moves, value)))
@@ -357,6 +361,7 @@ def check_followed_setting(name: str, schedule: Any, value: Any, t: int, where: 
 
 
 def _given(name: str, value: Any, t: int, where: str) -> Any:
+    """What a schedule gives for step t; its own errors get a note that names the option."""
     try:
         return tuple(x(t) if moves(x) else x for x in value) if isinstance(value, tuple) else value(t)
     except Exception as error:
@@ -391,7 +396,7 @@ def check_followed(
 
 
 def check_together(options: Mapping[str, Any], where: str) -> None:
-    """What depends on several options, each of which was checked by itself.  A schedule is checked at each step."""
+    """Check options against each other, after each was checked by itself.  A schedule is checked at each step."""
     if options.get("nesterov"):
         momentum, dampening = options["momentum"], options.get("dampening", 0)
         if not ((follows(momentum) or momentum > 0) and (follows(dampening) or dampening == 0)):
@@ -490,6 +495,7 @@ def picklable(bounds: Any) -> Any:
 
 
 def _copied(side: Any) -> Any:
+    """Bounds as the optimizer keeps them: later changes by the caller have no effect."""
     if isinstance(side, Mapping):
         return MappingProxyType({name: _copied(x) for name, x in side.items()})
     if isinstance(side, (list, tuple)):

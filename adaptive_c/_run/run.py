@@ -30,7 +30,7 @@ _SMALLEST_SCALE, _LARGEST_SCALE, GROWTH_INTERVAL = core.SCALE_LIMITS
 
 
 def check_scale(name: str, value: Any) -> float:
-    """A dynamic loss scale; PyTorch's is a float32."""
+    """Check a dynamic loss scale, and round it to float32, as PyTorch's is."""
     return float(np.float32(Number(_SMALLEST_SCALE, _LARGEST_SCALE, open_high=False)(name, value)))
 
 
@@ -86,16 +86,16 @@ class Run:
 
     @property
     def guard(self) -> Any:
-        """``with run.guard:`` nothing steps or changes this run."""
+        """``with run.guard:`` is a block in which nothing else steps or changes this run."""
         return self.plan.guard
 
     def looking(self) -> Any:
-        """For a ``with`` block that looks at state: on disk, that is read into memory which a step needs, too."""
+        """A ``with`` block that looks at state.  State on disk is read into memory that a step needs, too."""
         return self.guard.inside if self.on_disk else nullcontext()
 
     @classmethod
     def made_of(cls, rule: Rule, form: Mapping[str, Any]) -> "Run":
-        """A run like another one at its beginning.  form: what that one's `form` gave."""
+        """Make a run from what another run's `form` returned."""
         groups = form["groups"]
         options = {name: value for name, value in groups[0].items() if name != "params"}
         run = cls(rule, options, form["uint16_as"])  # not the defaults, whose schedules may have ended long ago
@@ -106,7 +106,7 @@ class Run:
         return run
 
     def form(self) -> dict[str, Any]:
-        """What it was made of, as pickle can take it: the arrays and the schedules themselves, and all options."""
+        """The arguments that the run was made from, as pickle can take them: arrays, schedules and all options."""
         return {
             "groups": [
                 {"params": group.layout.given(), **group.options, "bounds": picklable(group.options["bounds"])}
@@ -145,7 +145,7 @@ class Run:
 
     @contextmanager
     def _place(self) -> Iterator[None]:
-        """Give the place of the state back, if a run can't be made."""
+        """A ``with`` block that closes the folder of the state if the run can't be made."""
         try:
             yield
         except BaseException:

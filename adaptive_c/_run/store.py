@@ -108,7 +108,7 @@ class Store:
         return self.computed if name in ("ema", "sums") or name in self.by_row else "float32"
 
     def place(self, name: str) -> tuple[int, int]:
-        """The place of this process's first number of an array, and how many numbers there are in all processes."""
+        """(place of this process's first number of an array, how many numbers all processes have)."""
         if name in self.by_row:
             return self.first_row, self._rows
         per = BLOCK if name.endswith("_scale") else 1
@@ -149,6 +149,7 @@ class State(Mapping[str, Any]):
         return found
 
     def _find(self, name: str) -> Any:
+        """The state of this name in the structure of the parameters; None if there is none."""
         groups, structured = self._run.groups, self._run.plan.structured
         if not isinstance(name, str):
             return None

@@ -70,6 +70,7 @@ class Subject:
 
 
 def double(*arrays: Array) -> None:
+    """Double each array, in place."""
     for x in arrays:
         if x.dtype == np.uint16:  # bfloat16: adding one to the exponent doubles the number
             x += 0x80
@@ -79,6 +80,8 @@ def double(*arrays: Array) -> None:
 
 @dataclass(frozen=True)
 class Contender:
+    """A contender's name, how it is made, and what it is checked against."""
+
     name: str
     build: Callable[[Task], Subject]
     install: str  # the command that installs it
@@ -95,6 +98,8 @@ _ADAM_HAT = MappingProxyType({"eps_mode": "hat"})  # Adam without weight decay, 
 
 
 def contender(name: str, install: str = "", **more: Any) -> Callable[[Callable[[Task], Subject]], Any]:
+    """A decorator that enters a contender into CONTENDERS."""
+
     def register(build: Callable[[Task], Subject]) -> Callable[[Task], Subject]:
         CONTENDERS[name] = Contender(name, build, install, **more)
         return build
@@ -107,6 +112,7 @@ def contender(name: str, install: str = "", **more: Any) -> Callable[[Callable[[
 
 @contender("adaptive_c")
 def ours(task: Task) -> Subject:
+    """This library."""
     import adaptive_c as ac
     from adaptive_c._native import core
 
@@ -171,6 +177,8 @@ def _tensors(task: Task) -> tuple[Any, list[Any]]:
 
 
 def _subject(torch: Any, params: list[Any], step: Callable[[], Any], **more: Any) -> Subject:
+    """A subject for an optimizer of torch's tensors."""
+
     def twice() -> None:
         for p in params:
             p.grad.mul_(2)
@@ -183,6 +191,8 @@ def _subject(torch: Any, params: list[Any], step: Callable[[], Any], **more: Any
 
 
 def _torch(name: str, dtype: str | None = None, **kind: bool) -> None:
+    """Enter one of the implementations that PyTorch has of its optimizers."""
+
     @contender(name, _TORCH, dtype=dtype)
     def build(task: Task) -> Subject:
         torch, params = _tensors(task)
@@ -266,6 +276,7 @@ def torchao(task: Task) -> Subject:
 
 @contender("NumPy naive")
 def numpy_naive(task: Task) -> Subject:
+    """AdamW as one would write it first, with a new array for each operation."""
     (p,), (g,) = task.arrays()
     m, v, t = np.zeros_like(p), np.zeros_like(p), 0
 
@@ -282,6 +293,7 @@ def numpy_naive(task: Task) -> Subject:
 
 @contender("NumPy in place")
 def numpy_in_place(task: Task) -> Subject:
+    """AdamW in NumPy without new arrays."""
     (p,), (g,) = task.arrays()
     m, v, x, y = (np.zeros_like(p) for _ in range(4))
     t = 0
@@ -309,6 +321,7 @@ def numpy_in_place(task: Task) -> Subject:
 
 @contender("numba by hand", "pip install numba")
 def numba(task: Task) -> Subject:
+    """AdamW as one loop, compiled by numba."""
     if task.threads:
         os.environ["NUMBA_NUM_THREADS"] = str(task.threads)
     from numba import njit, prange
@@ -338,6 +351,7 @@ def numba(task: Task) -> Subject:
 
 @contender("optax jitted", "pip install jax optax")
 def optax_jitted(task: Task) -> Subject:
+    """AdamW of optax, compiled as one function that may overwrite its arguments."""
     import jax
     import optax
 

@@ -25,7 +25,7 @@ TITLES = {
 }
 
 
-def _time(seconds: float, *beside: float) -> str:
+def duration(seconds: float, *beside: float) -> str:
     """A time and, in brackets, others in the unit of the first."""
     units = ((1.0, "s"), (1e-3, "ms"), (1e-6, "us"), (1e-9, "ns"))
     unit, name = next((pair for pair in units if seconds >= pair[0]), units[-1])
@@ -45,6 +45,7 @@ def ratio(compared: dict[str, float] | None) -> str:
 
 
 def _cell(facts: dict[str, Any]) -> str:
+    """A peer's cell of a table: its ratio, or why there is none."""
     for why in ("missing", "failed", "wrong"):
         if why in facts:
             return why
@@ -67,7 +68,7 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
     if group == "import":
         libraries = sorted(rows[0]["contenders"].items(), key=lambda item: item[1]["median"])
         return ["| library | seconds after NumPy |", "|---|---|",
-                *(f"| {name} | {_time(facts['median'])} |" for name, facts in libraries)]  # fmt: skip
+                *(f"| {name} | {duration(facts['median'])} |" for name, facts in libraries)]  # fmt: skip
     names.sort(key="ceiling".__eq__)
     heads = ["ceiling: share reached" if name == "ceiling" else name for name in names]
     lines = [f"| {' | '.join(['', OURS, 'ns per element', *heads])} |", f"|---|---|---|{'---|' * len(names)}"]
@@ -76,7 +77,7 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
         if "median" not in mine:
             lines.append(f"| {row['label']} | {_cell(mine)} |{' |' * (1 + len(names))}")
             continue
-        cells = [_time(mine["median"], *mine["quartiles"]), f"{mine['median'] / row['task']['elements'] * 1e9:.3f}"]
+        cells = [duration(mine["median"], *mine["quartiles"]), f"{mine['median'] / row['task']['elements'] * 1e9:.3f}"]
         lines.append(
             f"| {row['label']} | {' | '.join([*cells, *(_cell(row['contenders'].get(n, {})) for n in names)])} |"
         )
@@ -84,6 +85,7 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def markdown(results: dict[str, Any]) -> str:
+    """All tables of a run, as Markdown."""
     env = results["environment"]
     groups: dict[str, list[dict[str, Any]]] = {}
     for row in results["rows"]:
@@ -107,7 +109,7 @@ def markdown(results: dict[str, Any]) -> str:
         lines += ["", f"## {TITLES[group]}", "", *table(rows)]
     if found := list(predictions(results)):
         lines += ["", "## The model", "", "| row | measured | predicted | |", "|---|---|---|---|"]
-        lines += [f"| {label} | {_time(measured)} | {_time(predicted)} | {predicted / measured - 1:+.0%} |"
+        lines += [f"| {label} | {duration(measured)} | {duration(predicted)} | {predicted / measured - 1:+.0%} |"
                   for label, measured, predicted in found]  # fmt: skip
     return "\n".join(lines) + "\n"
 
@@ -137,6 +139,7 @@ def pictures(results: dict[str, Any], folder: Path) -> list[Path]:
 
 
 def _rows(results: dict[str, Any], group: str) -> list[dict[str, Any]]:
+    """The rows of a group that were measured."""
     return [row for row in results["rows"] if row["group"] == group and "median" in row["contenders"].get(OURS, {})]
 
 

@@ -104,6 +104,7 @@ def expected(contender: Contender, task: Task) -> tuple[Array, Array, Array]:
 
 
 def write(values: Array) -> None:
+    """Write the gradients again, which brings them into the cache."""
     np.multiply(values, 1, out=values)
 
 
@@ -111,6 +112,7 @@ def write(values: Array) -> None:
 
 
 def ours(task: Task) -> Subject:
+    """This library, with gradients of rows."""
     import adaptive_c as ac
 
     p, values = arrays(task)
@@ -170,6 +172,7 @@ def dense(task: Task) -> Subject:
 
 
 def _torch_sparse(task: Task, make: Callable[[Any, list[Any]], Any]) -> Subject:
+    """A subject for an optimizer of torch that takes sparse gradients."""
     import torch
 
     if task.threads:

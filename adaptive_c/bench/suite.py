@@ -108,6 +108,8 @@ FAST = (OURS, "torch fused", "DeepSpeed CPUAdam", "numba by hand", "NumPy in pla
 
 @dataclass
 class Row:
+    """One row of a table: a task, who does it, and what was measured."""
+
     group: str
     label: str
     task: Task
@@ -188,10 +190,12 @@ class Process:
         )  # fmt: skip
 
     def build(self, task: Task) -> dict[str, Any]:
+        """Have the process make its contender for a task, and check it."""
         self.facts = self.ask(build=self.name, task=asdict(task))
         return self.facts
 
     def ask(self, **order: Any) -> Any:
+        """Send an order to the process, and return its answer."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         try:
@@ -331,6 +335,7 @@ def summary(row: Row) -> dict[str, Any]:
 
 
 def _short(task: Task) -> dict[str, Any]:
+    """A task as the JSON file has it, without thousands of sizes."""
     return {**asdict(task), "sizes": list(task.sizes) if len(task.sizes) < 10 else f"{len(task.sizes)} arrays",
             "elements": task.rows * by_rows.COLUMNS or task.elements}  # fmt: skip
 

@@ -78,6 +78,7 @@ def told_bytes(file: str, word: str) -> int:
 
 
 def build(name: str, task: Task) -> tuple[Subject, dict[str, Any]]:
+    """Make a contender for a task and check its results; return it with what is known about it."""
     contender = CONTENDERS[name]
     if name != "adaptive_c":  # the state of a peer is its own choice; the task's state_dtype is ours
         task = replace(task, dtype=contender.dtype or task.dtype, state_dtype=None,
@@ -139,6 +140,7 @@ def timed(subject: Subject, what: str, repeat: int) -> float:
 
 
 def main() -> None:
+    """Answer orders, one line of JSON each, until standard input ends."""
     answer = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print goes to standard error, not between the answers
     subject: Subject | None = None

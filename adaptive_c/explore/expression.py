@@ -131,6 +131,7 @@ def _dual(value: Any, slope: Any, *parts: Dual, pole: Any = False) -> Dual:
 
 
 def _any(conditions: Iterable[Any]) -> Any:
+    """Whether any of the conditions holds, element by element."""
     return reduce(operator.or_, conditions)
 
 
@@ -186,6 +187,7 @@ ALLOWED = f"numbers, {', '.join(NAMES)}, + - * / ** ( ), and {', '.join(FUNCTION
 
 
 def _apply(name: str, x: Any) -> Any:
+    """A function of FUNCTIONS of a number or a dual number."""
     function, derivative = FUNCTIONS[name]
     if not isinstance(x, Dual):
         return function(x)
@@ -298,6 +300,7 @@ class Expression:
 
 
 def _weights(w: Any) -> Array:
+    """The weights as an array, checked."""
     weights: Array = np.asarray(w, float)
     if weights.shape[:1] != (2,):
         got = f"got the shape {weights.shape}"
@@ -312,10 +315,12 @@ class _Reader:
         self.text, self.parts = text, 0
 
     def refuse(self, node: ast.expr, reason: str) -> ExpressionError:
+        """The error that names a part of the text and where it is."""
         part = self.text[node.col_offset : node.end_col_offset]
         return ExpressionError(node.col_offset + 1, f"{part if len(part) <= 40 else part[:37] + '...'!r} {reason}")
 
     def read(self, node: ast.expr) -> Tree:
+        """A node of Python's syntax tree as a tree of ours; anything that is not allowed is refused."""
         self.parts += 1
         if self.parts > PARTS:
             raise self.refuse(node, f"is too much: the function has more than {PARTS} parts")
@@ -343,6 +348,7 @@ class _Reader:
         raise self.refuse(node, f"is not allowed; there are {ALLOWED}")
 
     def _number(self, node: ast.expr, number: float) -> Tree:
+        """A number of the text, as a constant."""
         try:
             constant = np.float64(number)
         except OverflowError:
@@ -352,6 +358,7 @@ class _Reader:
         return lambda w: constant
 
     def _call(self, node: ast.Call, function: ast.Name, name: str) -> Tree:
+        """A call of one of FUNCTIONS."""
         if name not in FUNCTIONS:
             hint = PRODUCTS if name in NAMES else HINTS.get(name) or f"there are {', '.join(FUNCTIONS)}"
             raise self.refuse(function, f"is no function here; {hint}")
@@ -412,6 +419,7 @@ def parse(text: str) -> Expression:
 
 
 def _unreadable(text: str, error: Exception) -> ExpressionError:
+    """The error for a text that Python's parser refuses, in words of this page."""
     end = len(text) + 1
     place = min(getattr(error, "offset", None) or end, end)  # 0 is the end, too
     message, rest = str(getattr(error, "msg", error)), text[place - 1 :]

@@ -77,6 +77,7 @@ class LaneWidgets:
         self.schedule.value = "constant" if lane is None else lane.schedule
 
     def read(self) -> Lane | None:
+        """The optimizer that the widgets describe, checked; None if none is chosen."""
         rule = self.rule.value
         if rule == NONE:
             return None
@@ -123,6 +124,7 @@ class Page:
             self._complain(complaint)
 
     def _controls(self) -> Any:
+        """The left column: everything that can be set."""
         link, code = Button(label="copy the link", name="copy link"), Button(label="copy the code", name="copy code")
         copied = "; cb_obj.label = 'copied'; setTimeout(() => { cb_obj.label = label }, 1500)"
         link.js_on_click(CustomJS(args={"texts": self.texts}, code=
@@ -135,12 +137,15 @@ class Page:
             "history.replaceState(null, '', '?' + cb_obj.data.query[0]), 200)"))  # fmt: skip
         self.panels = [TabPanel(child=lane.layout, title=name) for name, lane in zip(LANES, self.lanes, strict=True)]
         lanes = Tabs(tabs=self.panels, name="lanes")
-        hint = Div(text="A click on the surface moves the start. A click in a legend hides or shows. "
-                        "Hover over a point for its numbers.", width=320)  # fmt: skip
+        hint = Div(width=320, text=
+            "Click on the surface to move the start. Hover over a point to see its numbers. Click on an entry of a "
+            "legend to hide or show it. Drag the surface to move it; to zoom, switch on the mouse wheel in the tools "
+            "beside it.")  # fmt: skip
         return column(self.ready, self.formula, self.trouble, row(*self.start), self.steps, lanes, self.notes,
                       row(link, code), hint, width=340)  # fmt: skip
 
     def _views(self) -> Any:
+        """The tabs on the right."""
         panels = {
             "courses": column(self.surface.figure, self.errors.figure, self.state.figure),
             "first updates": self.first.layout,
@@ -152,6 +157,7 @@ class Page:
                     styles={"flex": "1 1 740px"})  # fmt: skip
 
     def _wire(self) -> None:
+        """Connect the widgets and the surface with what they change."""
         for lane in self.lanes:
             lane.rule.on_change("value", lambda attr, old, new, lane=lane: self._choose(lane))
             for widget in lane.all[1:]:
@@ -166,11 +172,13 @@ class Page:
     # --- from the widgets to the settings, and back -------------------------------------------------------------
 
     def _read(self) -> Settings:
+        """The settings that the widgets show, checked."""
         start = self.start[0].value, self.start[1].value
         lanes = tuple(lane.read() for lane in self.lanes)
         return Settings(self.formula.value, start, self.window, self.steps.value, lanes)
 
     def _put(self, settings: Settings) -> None:
+        """Have the widgets show these settings."""
         self.window = settings.window
         with self._quietly():
             self.formula.value, self.steps.value = settings.formula, settings.steps
@@ -181,7 +189,7 @@ class Page:
 
     @contextmanager
     def _quietly(self) -> Iterator[None]:
-        """Widgets that are changed inside call nothing."""
+        """A block in which changes of widgets call nothing."""
         self.quiet = True
         try:
             yield
@@ -191,12 +199,13 @@ class Page:
     # --- what happens -------------------------------------------------------------------------------------------
 
     def _changed(self) -> None:
-        """A value has changed.  All changes that come before the page is drawn are drawn together."""
+        """Called when a value has changed.  All changes that come before the page is drawn are drawn together."""
         if not (self.quiet or self.waiting):
             self.waiting = True
             self.later(self._refresh)
 
     def _refresh(self) -> None:
+        """Draw what the widgets say, or say what is wrong with it."""
         self.waiting = False
         try:
             settings = self._read()
@@ -206,7 +215,7 @@ class Page:
         self._draw(settings)
 
     def _choose(self, lane: LaneWidgets) -> None:
-        """Another rule: its own defaults, but the learning rate as it was, if there was one."""
+        """Called for another rule: show its own defaults, but keep the learning rate if there was one."""
         rule = lane.rule.value
         if rule in optimizers.__all__ and not self.quiet:
             before = self.settings.lanes[self.lanes.index(lane)]
@@ -215,7 +224,7 @@ class Page:
         self._changed()
 
     def _take(self, name: Any) -> None:
-        """A ready function, with its start and its window."""
+        """Called for a ready function: show it with its start and its window."""
         if name in PLANE and not self.quiet:
             problem = PLANE[name]
             (a, b), (x, y) = problem.start, problem.window
@@ -223,14 +232,14 @@ class Page:
             self._changed()
 
     def _begin(self, event: Tap) -> None:
-        """A click on the surface."""
+        """Called for a click on the surface: the start moves there."""
         with self._quietly():
             for widget, x in zip(self.start, (event.x, event.y), strict=True):
                 widget.value = float(f"{x:.4g}")
         self._changed()
 
     def _look(self, event: RangesUpdate) -> None:
-        """The surface was moved or zoomed."""
+        """Called when the surface was moved or zoomed: the function is drawn over the new window."""
         self.window = (event.x0, event.x1), (event.y0, event.y1)
         self._changed()
 
@@ -241,7 +250,7 @@ class Page:
         self.trouble.text, self.notes.text = (text, "") if self.trouble.visible else ("", text)
 
     def _draw(self, settings: Settings, everything: bool = False) -> None:
-        """Make anew what differs from the settings that are shown, and show all of it."""
+        """Show other settings: run and draw again only what differs from those that are shown."""
         old, self.settings = self.settings, settings
         problem = (settings.formula, settings.start, settings.steps)
         same = not everything and problem == (old.formula, old.start, old.steps)
@@ -281,10 +290,11 @@ class Page:
                 self.code.text = self.settings.code()
 
     def _notes(self) -> list[str]:
+        """What the page says about runs that don't go to the end."""
         problem, start = self.settings.problem, np.array(self.settings.start)
         if not (np.isfinite(problem.value(start)) and np.isfinite(problem.gradient(start)).all()):
             place = ", ".join(f"{x:g}" for x in start)
-            return [f"At the start ({place}) the function or its gradient is no finite number, so that there is no "
+            return [f"At the start ({place}) the function or its gradient is no finite number, so there is no "
                     "course. Click on another place of the surface, or type another start."]  # fmt: skip
         notes = []
         for course, x in zip(self.courses, self.traces, strict=True):

@@ -41,6 +41,7 @@ class WholeConnection(ServerConnection):
         self.unsent: list[DocumentPatchedEvent] = []
 
     def send_patch_document(self, event: DocumentPatchedEvent) -> Awaitable[None]:
+        """Keep the message until all of one change can be sent at once."""
         self.unsent.append(event)
         return self._send()
 
@@ -64,11 +65,13 @@ class LocalTornado(BokehTornado):
         super().__init__(applications, extra_websocket_origins=self.hosts)
 
     def find_handler(self, request: HTTPServerRequest, **more: Any) -> Any:
+        """Answer 403 to requests of other sites, and the usual handler to all others."""
         if self._is_foreign(request) or (request.path.endswith("/ws") and not self._is_page(request)):
             return self.get_handler_delegate(request, ErrorHandler, {"status_code": 403})
         return super().find_handler(request, **more)
 
     def new_connection(self, protocol: Any, socket: WebSocketHandler, *more: Any) -> ServerConnection:
+        """A connection that sends at once all that one change has caused."""
         if socket.ws_connection is not None:  # or the browser has already gone
             socket.set_nodelay(True)  # a message is many small packets, of which TCP would hold some back for others
         connection = WholeConnection(protocol, socket, *more)
@@ -76,6 +79,7 @@ class LocalTornado(BokehTornado):
         return connection
 
     def _is_foreign(self, request: HTTPServerRequest) -> bool:
+        """Whether a request comes from another site, by its headers."""
         headers = request.headers
         if headers.get("Host") not in self.hosts:
             return True
@@ -96,6 +100,8 @@ class LocalTornado(BokehTornado):
 
 
 def _application() -> Application:
+    """What Bokeh serves: a page for each visitor, in the state that the link describes."""
+
     def page(document: Document) -> None:
         arguments = document.session_context.request.arguments
         show(document, {key: values[-1].decode("utf-8", "replace") for key, values in arguments.items()},

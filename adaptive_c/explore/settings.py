@@ -175,16 +175,19 @@ for name, make in runs.items():
 
 
 def _finite(what: str, value: Any) -> float:
+    """A finite number, checked."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         raise ValueError(f"{what} must be a finite number, got {value!r}")
     return value
 
 
 def _joined(*numbers: float) -> str:
+    """Numbers as a link has them."""
     return ",".join(repr(float(x)) for x in numbers)
 
 
 def _numbers(what: str, text: str, n: int) -> tuple[Any, ...]:
+    """So many numbers of a link, checked."""
     parts = text.split(",")
     if len(parts) != n:
         raise ValueError(f"the link's {what} must have {n} numbers with commas between them, got {text!r}")
@@ -192,6 +195,7 @@ def _numbers(what: str, text: str, n: int) -> tuple[Any, ...]:
 
 
 def _number(what: str, text: str) -> float:
+    """A number of a link, checked."""
     try:
         return float(text)
     except ValueError:
@@ -199,6 +203,7 @@ def _number(what: str, text: str) -> float:
 
 
 def _whole(what: str, text: str) -> int:
+    """A whole number of a link, checked."""
     number = _number(what, text)
     if not number.is_integer():
         raise ValueError(f"the link's {what} must be a whole number, got {text!r}")
@@ -206,6 +211,7 @@ def _whole(what: str, text: str) -> int:
 
 
 def _lane(name: str, text: str) -> Lane:
+    """An optimizer of a link, checked."""
     rule, *parts = text.split(",")
     pairs = [part.partition("=") for part in parts]
     values = {key: value for key, _, value in pairs}

@@ -61,6 +61,7 @@ class FirstUpdates:
         self.layout = column(row(f, turned), self.numbers)
 
     def show(self, traces: list[Trace | None]) -> None:
+        """Draw the first two updates of each run, and write their numbers into the table."""
         some = [x for x in traces if x is not None]
         for i, x in enumerate(traces):
             self.sources[i].data = {name: column[:3] for name, column in self.courses[i].source.data.items()}
@@ -100,10 +101,12 @@ def _table(courses: list[Course], traces: list[Trace | None]) -> str:
             cells = [course.label if t == 0 else "", str(t), _pair(x.w[t]), _pair(x.gradient[t]),
                      _pair(x.update[t - 1]) if t else "", "; ".join(state)]  # fmt: skip
             rows.append("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>")
-    return f"<table cellpadding=4>{''.join(rows)}</table><p>Grey: against the gradient at the start. Black: w(0).</p>"
+    arrows = "The black arrow points to w(0), and the grey one against the gradient there."
+    return f"<table cellpadding=4>{''.join(rows)}</table><p>{arrows}</p>"
 
 
 def _pair(x: Any) -> str:
+    """Two numbers as the table shows them."""
     return f"({x[0]:.6g}, {x[1]:.6g})"
 
 
@@ -128,6 +131,7 @@ class Amplification:
         self.layout = column(text, f)
 
     def show(self, beta: Any) -> None:
+        """Draw the map for another beta."""
         if beta == self.beta or not isinstance(beta, (int, float)) or not 0 <= beta <= 1:
             return
         self.beta = beta

@@ -45,6 +45,7 @@ COLUMNS = ("t", "part", "w1", "w2", "error", "g1", "g2", "v1", "v2",
 
 
 def hexes(colours: Sequence[Colour]) -> list[str]:
+    """Colours as browsers read them."""
     return ["#" + "".join(f"{round(255 * x):02x}" for x in colour) for colour in colours]
 
 
@@ -94,6 +95,7 @@ class Course:
         send(self.source, {**dict.fromkeys(COLUMNS, nothing), "t": t, "part": t / steps, **self.columns})
 
     def line(self, f: Any, x: str, y: str, **more: Any) -> Any:
+        """Draw a line into figure `f`, through two columns of the course."""
         return f.line(x, y, source=self.source, **{"color": self.colour, **more})
 
     def marks(self, f: Any, source: ColumnDataSource, size: float) -> Any:
@@ -103,12 +105,14 @@ class Course:
 
     @property
     def tooltips(self) -> list[tuple[str, str]]:
+        """What is shown beside a point under the mouse."""
         state = [(symbol, f"(@state{slot}_1, @state{slot}_2)") for slot, symbol in enumerate(self.symbols)]
         return [(self.name, "after @t steps"), ("w", "(@w1, @w2)"), ("error", "@error"), ("gradient", "(@g1, @g2)"),
                 *state, ("v", "(@v1, @v2)")]  # fmt: skip
 
 
 def _kept(x: Array, which: Array) -> Array:
+    """The numbers where a condition holds, and NaN elsewhere."""
     return np.where(which, x, np.nan)
 
 
@@ -124,6 +128,7 @@ def _spread(low: float, high: float) -> tuple[float, float]:
 
 
 def _legend(items: list[LegendItem], **more: Any) -> Legend:
+    """A legend above a figure, whose entries hide and show what they name."""
     return Legend(items=items, click_policy="hide", orientation="horizontal", label_text_font_size="9pt", padding=2,
                   spacing=14, border_line_color=None, glyph_width=26, **more)  # fmt: skip
 
@@ -287,6 +292,7 @@ class State:
         self.figure.add_layout(_legend(self.flat, name="states", ncols=5), "above")
 
     def show(self) -> None:
+        """Bring the legend and the axis up to date with the courses."""
         before = [item.label for item in self.flat]
         for course, items in zip(self.courses, self.items, strict=True):
             for slot, item in enumerate(items):

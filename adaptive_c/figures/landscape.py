@@ -14,12 +14,14 @@ COLUMNS = ("panel", "run", "step", "x", "error", "gradient")
 
 
 def _landscape(axes: Any, problem: Problem, height: tuple[float, float]) -> None:
+    """Draw a function of one weight."""
     x = np.linspace(*problem.window[0], 400)
     axes.plot(x, problem.value(x[None]), color=GREY, linewidth=1)
     axes.set(xlim=problem.window[0], ylim=height)
 
 
 def _rows(panel: str, run: str, x: Trace) -> Iterable[list[Any]]:
+    """The numbers of a run, for the CSV file."""
     for t, numbers in enumerate(zip(x.w[:, 0], x.error, x.gradient[:, 0], strict=True)):
         yield [panel, run, t, *map(float, numbers)]
 
@@ -37,6 +39,7 @@ BALLS: dict[str, tuple[str, str, int, dict[str, Any]]] = {
 
 
 def _rolling(title: str, x: Trace) -> Movie:
+    """An animation of a ball that takes the steps of a run."""
     figure = Figure(figsize=(5, 3))
     axes = figure.add_axes((0.1, 0.14, 0.87, 0.77))
     _landscape(axes, QUARTIC, (-2.4, 2.4))
@@ -106,6 +109,7 @@ ANIMATED, LATER = 8, 100  # how many steps are on the landscape, and how many be
 
 
 def _stepping(title: str, problem: Problem, runs: Iterable[tuple[Run, Trace]]) -> Movie:
+    """An animation of several runs, step by step."""
     figure = Figure(figsize=(5, 3))
     axes = figure.add_axes((0.1, 0.14, 0.87, 0.77))
     _landscape(axes, problem, HEIGHTS[problem.formula])

@@ -51,6 +51,8 @@ class Movie:
 
 @dataclass
 class Picture:
+    """A figure, the numbers under it, and its animations by name."""
+
     figure: Figure
     columns: Sequence[str]
     rows: Iterable[Sequence[Any]]
@@ -89,10 +91,12 @@ def png(figure: Figure, dpi: float) -> Image.Image:
 
 
 def _image(canvas: FigureCanvasAgg) -> Image.Image:
+    """What was drawn, as an image of Pillow."""
     return Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy())
 
 
 def _gif(movie: Movie, path: Path, dpi: float) -> None:
+    """Write an animation. Each frame draws only what moves."""
     movie.figure.set_dpi(dpi * 0.8)  # each frame counts
     canvas = FigureCanvasAgg(movie.figure)
     for axes in movie.figure.axes:
@@ -148,6 +152,7 @@ def path(axes: Any, trace: Trace, colour: str, **more: Any) -> None:
 
 
 def minimum(axes: Any, problem: Problem) -> None:
+    """Mark the minima of a problem with crosses."""
     for point in problem.minima:
         axes.plot(*point, "+", color="black", markersize=7, zorder=5)
 

@@ -50,6 +50,7 @@ class Problem:
 
 
 def _quadratic(a: float, b: float, start: tuple[float, float], window: tuple[tuple[float, float], ...]) -> Problem:
+    """The problem a w1**2 + b w2**2."""
     return Problem(
         f"{a:g}*w1**2 + {b:g}*w2**2",
         lambda w: a * w[0] ** 2 + b * w[1] ** 2,
@@ -207,7 +208,7 @@ def amplified(beta: float, first: Array, second: Array) -> Array:
     Parameters
     ----------
     beta : float in [0, 1]
-        The decay of the running mean.
+        The decay constant of the running average.
     first : array
         The first gradients.
     second : array of the same shape

@@ -128,5 +128,6 @@ def sensitivity() -> Picture:
 
 
 def _default(rule: str) -> float:
+    """The default learning rate of a rule."""
     rate: float = getattr(optimizers, rule)(np.zeros(1)).param_groups[0]["lr"]
     return rate

@@ -42,6 +42,7 @@ def _frame(axes: Any, problem: Problem, x: Trace, state: str) -> list[Any]:
 
 
 def _growing(name: str) -> Movie:
+    """An animation of surface, error and state that grow step by step."""
     title, rule, steps, options, state = FRAMES[name]
     problem = PLANE[name]
     x = trace(rule, problem, steps, **options)

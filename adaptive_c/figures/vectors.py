@@ -12,11 +12,13 @@ from .problems import BOWL, Array, amplified, trace
 
 
 def _arrow(axes: Any, start: Array, end: Array, colour: str, width: float = 1.6) -> None:
+    """Draw an arrow."""
     style = {"arrowstyle": "-|>,head_width=.2,head_length=.45", "linewidth": width, "shrinkA": 0, "shrinkB": 0}
     axes.annotate("", end, start, arrowprops={**style, "color": colour})
 
 
 def _pair(x: Array, digits: int = 2) -> str:
+    """Two numbers as the labels show them."""
     return f"({x[0]:.{digits}f}, {x[1]:.{digits}f})"
 
 
@@ -26,7 +28,7 @@ def first_updates() -> Picture:
     rate, adaptive = 0.001, 0.05
     plain = trace("SGD", BOWL, 2, lr=rate)
     scaled = trace("RMSprop", BOWL, 2, lr=adaptive, alpha=0.9, eps=1e-8, eps_mode="inside")
-    figure = Figure(figsize=(WIDTH, 4.1), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 4.3), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(1.7, 1))
     rows: list[list[Any]] = []
     for name, x, colour in (("gradient descent", plain, BLUE), ("RMSprop", scaled, ORANGE)):
@@ -43,7 +45,12 @@ def first_updates() -> Picture:
             if x.state:
                 text += f"\ns({t}) = {_pair(x.state['square_avg'][t])}"
             text += f"\nv({t}) = {_pair(x.update[t - 1], 3)}"
-            place, ha = ((-10, -2), "right") if x is plain else ((6, 34), "left") if t == 1 else ((10, -8), "left")
+            place, ha = {
+                ("gradient descent", 1): ((-10, -2), "right"),
+                ("gradient descent", 2): ((-10, 12), "right"),
+                ("RMSprop", 1): ((6, 34), "left"),
+                ("RMSprop", 2): ((10, -8), "left"),
+            }[name, t]
             left.annotate(text, x.w[t], place, textcoords="offset points", color=ink, fontsize=7.5, ha=ha, va="center")
         left.plot([], [], "o-", color=colour, label=f"{name}, lr {rate if x is plain else adaptive}")
     left.plot(*plain.w[0], "o", color=BLACK, markersize=6, zorder=4)

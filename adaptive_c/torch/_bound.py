@@ -41,12 +41,12 @@ def plain(name: str, value: Any) -> Any:
 
 
 def moves(value: Any) -> bool:
-    """May an option change without being replaced?"""
+    """Whether an option may change without being assigned anew, as a tensor may."""
     return isinstance(value, (torch.Tensor, list)) or (isinstance(value, tuple) and any(map(moves, value)))
 
 
 def _held(state: Any) -> list[Any]:
-    """All that torch's dict of states holds."""
+    """All values that torch's dict of states holds, in one list."""
     return list(chain.from_iterable(map(dict.values, state.values())))
 
 
@@ -83,7 +83,7 @@ class Form:
         return options
 
     def fits(self, options: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
-        """Has a group of the run with the options `now` what other options need?"""
+        """Whether a group of the run that was made with the options `now` can take these options over."""
         same = all(options.get(name) == now.get(name) for name in FORMATS)
         there = (options["ema_decay"] is None) == (now["ema_decay"] is None)
         return (
@@ -191,34 +191,36 @@ class Part:
             self.seen = self.steps._version
 
     def show_steps(self) -> None:
+        """Write the counts of steps into the tensors that torch's users see."""
         np.copyto(self.shown, self.store.counts["step"], casting="unsafe")
 
     # --- parameters that others write --------------------------------------------------------------------------------
 
     def notice(self) -> None:
-        """Before parameters with a master copy are stepped: take over what others have written to them."""
+        """Called before parameters with a master copy are stepped: take over what others have written to them."""
         for j, (p, version) in enumerate(zip(self.params, self.versions, strict=False)):
             if p._version != version:
                 self.take_written(j)
 
     def take_written(self, j: int) -> None:
-        """Where parameter j is not its master copy, rounded, it has been written to, and the copy takes its value."""
+        """Give the master copy of parameter j the values that others have written to the parameter."""
         p = self.params[j].detach()
         master = view(self.store.arrays["master"][self.ends[j] - p.numel() : self.ends[j]], p)
         master.copy_(torch.where(master.to(p.dtype) == p, master, p))
         self.versions[j] = self.params[j]._version
 
     def note(self) -> None:
-        """After a step: from now on, all writes to the parameters come from others."""
+        """Called after a step: note the parameters' versions, so that later writes by others are seen."""
         self.versions = [p._version for p in self.params[: len(self.versions)]]
 
     # --- state as tensors --------------------------------------------------------------------------------------------
 
     def view(self, j: int) -> dict[str, Tensor]:
+        """The state of parameter j as torch's dict of tensors."""
         return shown(self.group.rule, self.store, j, self.params[j], self.ends[j], self.rows[j], self.steps[j])
 
     def show(self, state: Any) -> bool:
-        """Give torch's dict the state of the tensors that have been stepped since the last time; is there any?"""
+        """Give torch's dict the state of the tensors stepped since the last call; return whether there were any."""
         counts = self.store.counts
         begins = self.group.rule.name == "sgd" and self.store.state  # momentum may begin after the first step
         begun = (counts["started"] if begins else counts["step"]).astype(bool)
@@ -232,7 +234,7 @@ class Part:
         return bool(first)
 
     def shows(self, state: Any) -> bool:
-        """Has torch's dict the state that it was given, and none where it was given none?"""
+        """Whether torch's dict still has the state that it was given, and none where it was given none."""
         given = (state.get(self.params[j], {}) for j in self.views)
         mine = all(own.get(name) is x for own, views in zip(given, self.views.values(), strict=True)
                    for name, x in views.items())  # fmt: skip
@@ -301,13 +303,13 @@ class Bound:
         self.held = _held(self.state)
 
     def seen(self) -> dict[Tensor, Place]:
-        """What the next binding needs of parameters with a master copy."""
+        """What the next binding must know of parameters with a master copy."""
         return {p: (here, version) for part in self.parts
                 for p, here, version in zip(part.params, part.pointers, part.versions, strict=False)}  # fmt: skip
 
     @contextmanager
     def writing(self, params: list[Tensor]) -> Iterator[None]:
-        """Around what writes to parameters: what others have written before is taken over, and torch told."""
+        """A block that writes to parameters.  It takes over what others have written before, and tells torch."""
         for part in self.parts:
             part.notice()
         try:
@@ -318,6 +320,7 @@ class Bound:
                 part.note()
 
     def counted(self) -> dict[str, Any]:
+        """The counts of the plan, which a new binding goes on with."""
         return {name: getattr(self.plan, name) for name in FRESH}
 
     def fits(self, groups: list[dict[str, Any]], state: Any) -> bool:
@@ -343,6 +346,7 @@ class Bound:
         return True
 
     def take_over(self, i: int, group: dict[str, Any], values: tuple[Any, ...]) -> bool:
+        """Take over the options of torch's group i if its run can have them; else return False."""
         options = self.form.options(group)
         if not self.form.fits(options, self.made[i]):
             return False

@@ -76,6 +76,7 @@ _NEED_ALL = ("max_grad_norm", "on_nonfinite")
 
 
 def _check(name: str, value: Any) -> None:
+    """Raise for an option that needs all gradients before the first step."""
     if name in _NEED_ALL and value not in (None, "ignore"):
         raise ValueError(f"in_backward is refused with {name}={value!r}, which looks at all gradients before the first "
                          "parameter is stepped; drop one of them")  # fmt: skip
@@ -108,6 +109,7 @@ class InBackward:
         _check(name, value)
 
     def _begin(self) -> None:
+        """Open the block of the step, at the first gradient of a backward pass."""
         bound = self._optimizer._fitting()
         if any(part.moved() for part in bound.parts):
             self._optimizer._unbind()
@@ -118,7 +120,7 @@ class InBackward:
         self._now = self._block.enter_context(bound.plan.stepping())
 
     def _arrived(self, p: Tensor) -> None:
-        """The hook of a parameter."""
+        """The hook of a parameter, which is called when its gradient is complete."""
         if self._now is None:
             self._begin()
         part, i, j = self._places[p]
@@ -142,7 +144,7 @@ class InBackward:
             part.versions[j] = p._version
 
     def finish(self) -> None:
-        """The end of a step.  Parameters that have a gradient still, as new ones without a hook, are stepped, too."""
+        """End the step.  Parameters that still have a gradient, such as new ones without a hook, are stepped first."""
         optimizer = self._optimizer
         if "found_inf" in optimizer.__dict__:
             raise RuntimeError("in_backward can't be used with a GradScaler: the parameters were stepped with scaled "
@@ -154,6 +156,7 @@ class InBackward:
         self._close()
 
     def _close(self) -> None:
+        """Close the block of the step, and show its counts."""
         if self._now is not None:
             self._now = None
             self._block.close()

@@ -136,6 +136,7 @@ class Optimizer(torch.optim.Optimizer):
         self._live = Live(dict(FRESH))
 
     def _start(self) -> None:
+        """Work out from the class and its defaults how torch's groups become groups of a run."""
         rule = self._rule.rule._replace(label=self._rule.__name__)
         defaults = {name: self.defaults[name] for name in (*own_options(self._rule), *GROUP)}
         settled = tuple(name for name in (*rule.fixed, *REFUSED) if name in self.defaults)
@@ -208,6 +209,7 @@ class Optimizer(torch.optim.Optimizer):
         return loss
 
     def _update(self) -> None:
+        """Take a step; if it fails, forget what GradScaler has left for it."""
         try:
             self._take_step()
         except BaseException:
@@ -216,6 +218,7 @@ class Optimizer(torch.optim.Optimizer):
             raise
 
     def _take_step(self) -> None:
+        """Finish the step of a backward pass, or take a new one, with a GradScaler's scale if it makes the call."""
         if self._live.arriving is not None:
             self._live.arriving.finish()
             return
@@ -284,7 +287,7 @@ class Optimizer(torch.optim.Optimizer):
                 bound.plan.catch_up(i, j, indices.detach().reshape(-1).contiguous().numpy())
 
     def _fitting(self) -> Bound:
-        """What is bound, bound anew if something about it has changed."""
+        """The binding of the tensors, made anew if something about them has changed."""
         bound = self._live.bound
         if bound is None or not bound.fits(self.param_groups, self.state):
             self._unbind()
@@ -295,12 +298,14 @@ class Optimizer(torch.optim.Optimizer):
         return bound
 
     def _unbind(self) -> None:
+        """Let the run go; its counts are kept for the next one."""
         live = self._live
         if live.bound is not None:
             live.free()
             live.counted, live.seen, live.bound = live.bound.counted(), live.bound.seen(), None
 
     def _counts(self) -> dict[str, Any]:
+        """The counts of the run, or of the last one."""
         bound = self._live.bound
         return self._live.counted if bound is None else bound.counted()
 

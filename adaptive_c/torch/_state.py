@@ -26,7 +26,7 @@ def stored_as(name: str) -> str:
 
 
 def names_beside(rule: Rule) -> tuple[str, ...]:
-    """What torch keeps as one number for each tensor.  Its SGD does not count."""
+    """The names of what torch keeps as one number for each tensor.  Its SGD does not count steps."""
     return () if rule.name == "sgd" else ("step", *rule.per_array)
 
 
@@ -39,7 +39,7 @@ def check_counts(rule: Rule, states: Mapping[Any, Any]) -> None:
 
 
 def _row_shape(p: Tensor) -> tuple[int, ...]:
-    """Of one number for each row of a parameter."""
+    """The shape of an array with one number for each row of a parameter."""
     return (*p.shape[:1], *(1,) * (p.dim() - 1))
 
 
@@ -104,6 +104,7 @@ def to_restore(rule: Rule, store: Store, p: Tensor, given: Mapping[str, Any]) ->
 
 
 def _check_shape(x: Any, p: Tensor, name: str) -> None:
+    """Raise unless a state's tensor has the shape of its parameter."""
     if not isinstance(x, torch.Tensor) or x.shape != p.shape:
         got = f"shape {tuple(x.shape)}" if isinstance(x, torch.Tensor) else type(x).__name__
         raise ValueError(f"the state {name!r} must be a tensor of its parameter's shape, {tuple(p.shape)}; got {got}")

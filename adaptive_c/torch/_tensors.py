@@ -46,7 +46,7 @@ def check(p: Tensor, name: str, by_row: bool) -> None:
 
 
 def dense(t: Tensor) -> bool:
-    """Do the elements fill one piece of memory, in whatever order?"""
+    """Whether the elements fill one piece of memory, in whatever order."""
     if t.is_contiguous():
         return True
     expected = 1

@@ -38,8 +38,8 @@ plt.style.use("tableau-colorblind10")
 figure, panels = plt.subplots(1, 2, figsize=(8, 3.2), sharey=True, layout="constrained")
 for axes, course, title in zip(panels, (free, boxed), ("without a box", "bounds=(0, 2)"), strict=True):
     axes.axhspan(0, 2, color="0.93")
-    for weight, value in zip(course.T, true, strict=True):
-        axes.plot(weight, label=f"{value:g}")
+    for weight, value, dashes in zip(course.T, true, ("-", "--", "-.", ":", (0, (4, 1, 1, 1, 1, 1))), strict=True):
+        axes.plot(weight, label=f"{value:g}", linestyle=dashes)
     axes.set(title=title, xlabel="step")
 panels[0].set_ylabel("weight")
 panels[1].legend(title="true weight", loc="center left", bbox_to_anchor=(1, 0.5))

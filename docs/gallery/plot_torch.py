@@ -36,8 +36,8 @@ theirs, ours = train(torch.optim.AdamW), train(adaptive_c.torch.AdamW)
 
 plt.style.use("tableau-colorblind10")
 figure, axes = plt.subplots(figsize=(7, 3.2), layout="constrained")
-axes.plot(theirs, label="torch.optim.AdamW", linewidth=4, alpha=0.5)
-axes.plot(ours, "--", label="adaptive_c.torch.AdamW")
+axes.plot(theirs, label="torch.optim.AdamW", color="0.75", linewidth=6)
+axes.plot(ours, "--", label="adaptive_c.torch.AdamW", color="C0")
 axes.set(xlabel="step", ylabel="loss", yscale="log")
 axes.legend()
 
