@@ -265,8 +265,7 @@ def minimize(
 
     Source of the average: Shamir & Zhang 2013 (eta = 8).
 
-    Differs from: SciPy, where x has one dimension, the gradient may be left out, and which x is returned is not
-    defined.
+    Other libraries: in SciPy x has one dimension, the gradient may be left out, and which x is returned is not defined.
     """
     noisy = batches is not None or patience is not None
     if noisy and tol is not None:

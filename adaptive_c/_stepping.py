@@ -260,7 +260,7 @@ class Stepping:
             s <- s + g                                        s <- g at an array's first gradient
             k = (-1 if maximize) * clip coefficient / (loss_scale * calls),  g' = k s             at the step
 
-        Differs from: torch, which sums in the gradient's own type, and whose sum is not divided.
+        Other libraries: torch sums in the gradient's own type, and does not divide the sum.
 
         Examples
         --------

@@ -46,8 +46,8 @@ class SGD(Optimizer):
 
     Paper: Polyak 1964; Sutskever, Martens, Dahl & Hinton 2013.
 
-    Differs from: torch, nothing.  Keras has lr inside the velocity: that is `Momentum`; its lr is 0.01.  optax.sgd has
-    no dampening; its trace starts at 0, which is the same.
+    Other libraries: torch computes the same.  Keras has lr inside the velocity, as `Momentum` has here, and lr 0.01.
+    optax.sgd has no dampening; its trace starts at 0, which gives the same.
     """
 
     rule = Rule("sgd", {"momentum_buffer": Slot("signed", when="momentum")})
@@ -76,8 +76,8 @@ class Momentum(Optimizer):
 
     Paper: Polyak 1964; Sutskever, Martens, Dahl & Hinton 2013.
 
-    Differs from: torch.optim.SGD, whose lr is outside the buffer: the same until lr changes.  Keras's SGD is this rule
-    (lr 0.01, momentum 0).  optax has no such rule.
+    Other libraries: torch.optim.SGD has lr outside the buffer, which gives the same until lr changes.  Keras's SGD is
+    this rule with lr 0.01 and momentum 0.  optax has no such rule.
     """
 
     rule = Rule("momentum", {"momentum_buffer": _SIGNED})
@@ -105,8 +105,8 @@ class Adagrad(Optimizer):
 
     Paper: Duchi, Hazan & Singer 2011 (eps outside).
 
-    Differs from: torch, nothing, but it has no "row"; FBGEMM's EXACT_ROWWISE_ADAGRAD is that.  Keras: inside, eps 1e-7,
-    accumulator 0.1, lr 1e-3.  optax: inside, eps 1e-7, accumulator 0.1.
+    Other libraries: torch computes the same, but has no second_moment; FBGEMM has "row" as EXACT_ROWWISE_ADAGRAD.
+    Keras and optax have eps 1e-7 inside the root and an accumulator that starts at 0.1; Keras has lr 1e-3.
     """
 
     rule = Rule("adagrad", {"sum": Slot("unsigned", start="initial_accumulator_value", moment=True)}, squares=True)
@@ -138,8 +138,9 @@ class RMSprop(Optimizer):
 
     Paper: Tieleman & Hinton 2012, lecture 6.5; centered: Graves 2013, equations 38 to 45.
 
-    Differs from: torch in one point: v - a^2 is never taken below 0, where torch may take the root of a negative
-    number.  Keras: rho 0.9, eps 1e-7 inside, lr 1e-3 inside the momentum.  optax: decay 0.9, inside, lr inside.
+    Other libraries: torch may take the root of a negative v - a^2, which is never below 0 here; all else is the same.
+    Keras has rho 0.9, eps 1e-7 inside, and lr 1e-3 inside the momentum.  optax has a decay of 0.9, and eps and lr
+    inside.
     """
 
     rule = Rule("rmsprop", {"square_avg": _MOMENT, "momentum_buffer": Slot("signed", when="momentum"),
@@ -172,7 +173,7 @@ class Adadelta(Optimizer):
 
     Paper: Zeiler 2012, Algorithm 1 (rho 0.95, no lr).
 
-    Differs from: torch and optax, nothing.  Keras: lr 1e-3, rho 0.95, eps 1e-7.
+    Other libraries: torch and optax compute the same.  Keras has lr 1e-3, rho 0.95 and eps 1e-7.
     """
 
     rule = Rule("adadelta", {"square_avg": _UNSIGNED, "acc_delta": _UNSIGNED}, squares=True)
@@ -201,8 +202,8 @@ class Adam(Optimizer):
 
     Paper: Kingma & Ba 2015, Algorithm 1; Reddi, Kale & Kumar 2018 (whose AMSGrad has no bias correction).
 
-    Differs from: torch, nothing.  Keras: "hat", eps 1e-7, weight decay decoupled.  optax: a second eps_root inside;
-    its amsgrad takes the maximum of the corrected v.
+    Other libraries: torch computes the same.  Keras has eps_mode "hat", eps 1e-7 and decoupled weight decay.  optax has
+    a second eps_root inside the root; its amsgrad takes the maximum of the corrected v.
     """
 
     rule = Rule("adam", {"exp_avg": _SIGNED, "exp_avg_sq": _MOMENT,
@@ -235,7 +236,8 @@ class AdamW(Adam):
 
     Paper: Loshchilov & Hutter 2019, Algorithm 2, which multiplies the decay by the schedule alone, not by lr.
 
-    Differs from: torch, nothing.  Keras: weight_decay 4e-3, eps 1e-7, "hat".  optax: weight_decay 1e-4.
+    Other libraries: torch computes the same.  Keras has weight_decay 4e-3, eps 1e-7 and "hat".  optax has weight_decay
+    1e-4.
     """
 
     rule = Adam.rule._replace(fixed={"decoupled_weight_decay": True})
@@ -265,7 +267,7 @@ class Adamax(Optimizer):
 
     Paper: Kingma & Ba 2015, Algorithm 2 (no eps).
 
-    Differs from: torch and optax, nothing.  Keras: eps 1e-7, added to u instead; lr 1e-3.
+    Other libraries: torch and optax compute the same.  Keras has eps 1e-7, which it adds to u, and lr 1e-3.
     """
 
     rule = Rule("adamax", {"exp_avg": _SIGNED, "exp_inf": _UNSIGNED})
@@ -295,8 +297,8 @@ class NAdam(Optimizer):
 
     Paper: Dozat 2016.
 
-    Differs from: torch, nothing (0.96^x is formed without libm, the same bits on every machine).  Keras:
-    momentum_decay=1, eps 1e-7, "hat".  optax.nadam has no schedule of the momentum.
+    Other libraries: torch computes the same, though 0.96^x is formed without libm here, for the same bits on every
+    machine.  Keras has momentum_decay 1, eps 1e-7 and "hat".  optax.nadam has no schedule of the momentum.
     """
 
     rule = Rule("nadam", {"exp_avg": _SIGNED, "exp_avg_sq": _UNSIGNED}, per_array={"mu_product": 1.0}, squares=True)
@@ -328,8 +330,8 @@ class RAdam(Optimizer):
 
     Paper: Liu et al. 2020, Algorithm 2 (rectified from rho > 4 on, no eps).
 
-    Differs from: torch, nothing.  The authors' code makes no update until it rectifies.  optax: eps outside, rho >= 5.
-    Keras has no RAdam.
+    Other libraries: torch computes the same.  The authors' code makes no update until it rectifies.  optax has eps
+    outside and rectifies from rho >= 5 on.  Keras has no RAdam.
     """
 
     rule = Rule("radam", {"exp_avg": _SIGNED, "exp_avg_sq": _UNSIGNED}, squares=True)
@@ -358,7 +360,7 @@ class Yogi(Optimizer):
 
     Paper: Zaheer, Reddi, Sachan, Kale & Kumar 2018, Algorithm 2 (no bias correction).
 
-    Differs from: torch and Keras have no Yogi.  optax: nothing; its eps_root is eps_mode "inside".
+    Other libraries: torch and Keras have no Yogi.  optax computes the same; its eps_root is eps_mode "inside" here.
     """
 
     rule = Rule("yogi", {"exp_avg": Slot("signed", start="initial_accumulator_value"),
@@ -389,9 +391,9 @@ class AdaBelief(Optimizer):
 
     Paper: Zhuang et al. 2020, Algorithm 2.
 
-    Differs from: torch and Keras have no AdaBelief.  optax: its eps_root, added to v, may differ from eps.  The
-    authors' package rectifies the step as RAdam does and decouples the decay unless told not to: neither rectify nor
-    amsgrad is offered here.
+    Other libraries: torch and Keras have no AdaBelief.  optax adds an eps_root to v, which may differ from eps.
+    The authors' package rectifies the step as RAdam does and decouples the decay unless told not to.  Neither rectify
+    nor amsgrad is offered here.
     """
 
     rule = Rule("adabelief", {"exp_avg": _SIGNED, "exp_avg_sq": _UNSIGNED}, squares=True)
@@ -420,7 +422,7 @@ class Lion(Optimizer):
 
     Paper: Chen et al. 2023, Algorithm 2.
 
-    Differs from: torch has no Lion.  Keras: lr 1e-3.  optax: weight_decay 1e-3.  DeepSpeed: betas (0.9, 0.999).
+    Other libraries: torch has no Lion.  Keras has lr 1e-3, optax weight_decay 1e-3, and DeepSpeed betas (0.9, 0.999).
     """
 
     rule = Rule("lion", {"exp_avg": _SIGNED}, fixed={"decoupled_weight_decay": True})
@@ -451,8 +453,8 @@ class Rprop(Optimizer):
 
     Paper: Riedmiller & Braun 1993 (rprop+, first rate 0.1); Igel & Huesken 2003.
 
-    Differs from: torch ("irprop-") in two points: it multiplies gradients before it takes the sign, which underflows
-    for tiny ones, and it takes a NaN as 0, which makes the parameter NaN here.  optax's rprop lags by one step.  Keras
+    Other libraries: torch's rule is "irprop-".  It multiplies gradients before it takes the sign, which underflows for
+    tiny ones, and it takes a NaN as 0, where the parameter becomes NaN here.  optax's rprop lags by one step.  Keras
     has no Rprop.
     """
 
@@ -483,7 +485,7 @@ class SuperSAB(Optimizer):
 
     Paper: Tollenaere 1990, Neural Networks 3(5), 561-573, after Reed & Marks, Neural Smithing, 9.5.
 
-    Differs from: torch, optax and Keras have no SuperSAB.
+    Other libraries: torch, optax and Keras have no SuperSAB.
     """
 
     rule = Rule("supersab", {"step_size": _UNSIGNED, "prev": _SIGN, "momentum_buffer": _SIGNED}, read_once=("lr",),

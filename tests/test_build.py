@@ -205,7 +205,9 @@ def in_dispatch(name):
 
 def in_optimizers(name):
     cls = getattr(optimizers, name, None)
-    parts = {f"{part!r} in the docstring": part in (cls.__doc__ or "") for part in ("Paper:", "Differs from:", ">>> ")}
+    parts = {
+        f"{part!r} in the docstring": part in (cls.__doc__ or "") for part in ("Paper:", "Other libraries:", ">>> ")
+    }
     short = cls is not None and len(inspect.getsource(cls).splitlines()) <= 40
     return {f"the class {name}": cls, f"{name} in __all__": name in optimizers.__all__, **parts,
             "a class of at most 40 lines": short}  # fmt: skip

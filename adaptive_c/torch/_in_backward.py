@@ -42,8 +42,8 @@ def in_backward(optimizer: Optimizer) -> "InBackward":
 
     Notes
     -----
-    Differs from: one torch optimizer for each parameter, the recipe of PyTorch's tutorial, where each counts by itself
-    and schedulers and checkpoints have to know of all of them.
+    Other libraries: PyTorch's tutorial makes one optimizer for each parameter.  Each of these counts by itself, and
+    schedulers and checkpoints must know all of them.
 
     Examples
     --------
