@@ -293,7 +293,7 @@ cdef class BoundGroup:
     cdef char* own(self, array) except? NULL:
         if type(array) is not ndarray:
             self.group.away = True
-            return <char*> 1  # so that it is known to be there
+            return <char*> PY_SSIZE_T_MAX  # so that it is known to be there, whatever is taken from it
         self.keep.append(array)
         if array.size:
             self.spans.append((address(array), address(array) + array.nbytes, STATE))
