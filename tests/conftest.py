@@ -12,7 +12,6 @@ import pytest
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
-
 # The files that take longest, longest first.  They are begun first, so that no process waits for another one's at the end.
 LONGEST = ("mpi", "browser", "bench", "figures", "disk_faults", "explore", "clients", "torch_wrappers", "torch_door", "threads",
            "demo", "formats", "bits", "resume", "file", "scale", "typing", "build", "safety")  # fmt: skip
@@ -36,9 +35,8 @@ def pytest_collection_finish():
 
 # --- tests that are run later -------------------------------------------------------------------------------------------
 
-LATER = re.compile(
-    r"\b(torch|thinc|transformers|accelerate|lightning)\b"
-)  # .ci/run installs them after the other tests
+# .ci/run installs these after the other tests.
+LATER = re.compile(r"\b(torch|thinc|transformers|accelerate|lightning)\b")
 
 
 def pytest_runtest_setup(item):
@@ -52,11 +50,8 @@ def pytest_runtest_setup(item):
 def pytest_runtest_makereport(item, call):
     """What is skipped for the want of such a module, and is not marked, would never run in .ci/run: it fails."""
     report = yield
-    if (
-        report.skipped
-        and LATER.search(str(call.excinfo and call.excinfo.value))
-        and not item.get_closest_marker("later")
-    ):
+    why = str(call.excinfo.value) if call.excinfo else ""
+    if report.skipped and LATER.search(why) and not item.get_closest_marker("later"):
         report.outcome = "failed"
-        report.longrepr = f"{call.excinfo.value}: mark it @pytest.mark.later"
+        report.longrepr = f"{why}: mark it @pytest.mark.later"
     return report
