@@ -132,8 +132,6 @@ def whole(name: str, value: Any) -> int:
 
 
 def _count(low: int) -> Check:
-    """A check for integers from `low` on."""
-
     def check(name: str, value: Any) -> int:
         if isinstance(value, bool) or not hasattr(value, "__index__"):
             raise TypeError(f"{name} must be an integer, got {value!r}")
@@ -160,8 +158,6 @@ def _sum_to_one(name: str, value: Any) -> bool | str:
 
 
 class Option(NamedTuple):
-    """What the table says about an option."""
-
     check: Check
     movable: bool = False  # may follow a schedule
     fixed: bool = False  # can't change once the optimizer is constructed
@@ -361,7 +357,6 @@ def check_followed_setting(name: str, schedule: Any, value: Any, t: int, where: 
 
 
 def _given(name: str, value: Any, t: int, where: str) -> Any:
-    """What a schedule gives for step t; its own errors get a note that names the option."""
     try:
         return tuple(x(t) if moves(x) else x for x in value) if isinstance(value, tuple) else value(t)
     except Exception as error:
@@ -495,7 +490,6 @@ def picklable(bounds: Any) -> Any:
 
 
 def _copied(side: Any) -> Any:
-    """Bounds as the optimizer keeps them: later changes by the caller have no effect."""
     if isinstance(side, Mapping):
         return MappingProxyType({name: _copied(x) for name, x in side.items()})
     if isinstance(side, (list, tuple)):
