@@ -5,7 +5,6 @@ It is run as mpi_ranks.py is, and uses what that and mpi_disk.py have.
 
 import copy
 import errno
-import itertools
 import os
 
 import numpy as np
@@ -46,7 +45,7 @@ def test_rollback():
         pair = Pair(cls, start, copies=i % 2 == 0, keep_undo=True, lr=0.1, **options)
         grads = numbers(i, 3, SIZE, N, dtype="float64" if dtype == "float64" else "float32")
         grads[2, SIZE - 1, N - 1] = np.inf  # for those that look at it
-        for each in grads[: 3 if "on_nonfinite" in options or "loss_scale" in options else 2]:
+        for each in grads[1:] if "on_nonfinite" in options or "loss_scale" in options else grads[:1]:
             undone(pair, [cut(g) for g in each], f"case {i}")
         ours, theirs = FOLDER / f"undone{i}-{SIZE}", FOLDER / f"not-shared{i}-{SIZE}"
         pair.rollback()
@@ -142,11 +141,12 @@ def test_rollbacks_that_are_refused():
 def test_rollback_on_disk():
     """With the parameters in the folders, from which they come back, or without; also once they are opened again."""
     cases = [
-        ("float32", ac.AdamW, {"max_grad_norm": 1.0, "ema_decay": 0.9, "copies": True}),
-        ("float32", ac.Adam, {"state_dtype": "uint8", "on_nonfinite": "skip"}),
-        ("bfloat16", ac.AdamW, {"master": "float32", "copies": True, "state_memory": 2 * MEMORY}),
+        ("float32", ac.AdamW, True, {"max_grad_norm": 1.0, "ema_decay": 0.9, "copies": True}),
+        ("float32", ac.Adam, True, {"state_dtype": "uint8", "on_nonfinite": "skip"}),
+        ("float32", ac.Adam, False, {"state_dtype": "uint8", "on_nonfinite": "skip"}),
+        ("bfloat16", ac.AdamW, False, {"master": "float32", "copies": True, "state_memory": 2 * MEMORY}),
     ]
-    for (dtype, cls, options), parameters in itertools.product(cases, (True, False)):
+    for dtype, cls, parameters, options in cases:
         start = bfloat16(numbers(0, N)) if dtype == "bfloat16" else numbers(0, N)
         pair = disk_pair(cls, start, keep_undo=True, parameters=parameters, **options)
         refused(pair.ours.rollback, ValueError, "no step was made yet")
