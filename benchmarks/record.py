@@ -14,7 +14,6 @@ else than the record.
 import argparse
 import json
 import re
-import shutil
 from pathlib import Path
 
 from adaptive_c import optimizers
@@ -219,12 +218,15 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", nargs="?", type=Path, help="where `adaptive-c bench --out` has written a run")
     folder = parser.parse_args().folder
+    files = {}
     if folder:
         for ending, place in COPIED.items():
             dash = "." if "." not in ending else "-"
-            shutil.copyfile(folder / f"adaptive-c-bench{dash}{ending}", ROOT / place)
-    results = json.loads((ROOT / COPIED["json"]).read_text())
-    texts = {page: quoted((ROOT / page).read_text(), results) for page in PAGES}  # all of them or none
+            files[place] = (folder / f"adaptive-c-bench{dash}{ending}").read_bytes()
+    results = json.loads(files.get(COPIED["json"]) or (ROOT / COPIED["json"]).read_bytes())
+    texts = {page: quoted((ROOT / page).read_text(), results) for page in PAGES}
+    for place, contents in files.items():  # all of them or none
+        (ROOT / place).write_bytes(contents)
     for page, text in texts.items():
         (ROOT / page).write_text(text)
 

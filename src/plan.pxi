@@ -237,15 +237,8 @@ cdef class Plan:
         self.guard.release()
 
     def rollback(self, agree=None):
-        """Undo the last step.  agree(): raises if another process that shares the run can't."""
-        self.guard.take(STEPPING)
-        try:
-            refuse_rollback(self)
-            if agree is not None:
-                agree()
-            restore(self)
-        finally:
-            self.guard.release()
+        """Undo the last step.  agree(error): raises what one of the processes that share the run refuses."""
+        roll_back(self, agree)
         raise_late_alone(self)
 
     def accumulate(self, grads):

@@ -157,6 +157,28 @@ cdef int keep(Plan plan, Counts before, bint usable, Py_ssize_t work) except -1:
     return 0
 
 
+cdef int roll_back(Plan plan, agree) except -1:
+    """Undo the last step, once agree(error), if there is one, says that no other process refuses it."""
+    cdef bint taken = False
+    error = None
+    try:
+        try:
+            plan.guard.take(STEPPING)
+            taken = True
+            refuse_rollback(plan)
+        except BaseException as refusal:
+            if agree is None:
+                raise
+            error = refusal
+        if agree is not None:
+            agree(error)
+        restore(plan)
+    finally:
+        if taken:
+            plan.guard.release()
+    return 0
+
+
 cdef int refuse_rollback(Plan plan) except -1:
     """Refuse to undo the last step where that can't be done."""
     if not plan.keeps_undo:

@@ -51,7 +51,19 @@ def pytest_runtest_makereport(item, call):
     """What is skipped for the want of such a module, and is not marked, would never run in .ci/run: it fails."""
     report = yield
     why = str(call.excinfo.value) if call.excinfo else ""
-    if report.skipped and LATER.search(why) and not item.get_closest_marker("later"):
-        report.outcome = "failed"
-        report.longrepr = f"{why}: mark it @pytest.mark.later"
+    if report.skipped and not hasattr(report, "wasxfail") and LATER.search(why):
+        if not item.get_closest_marker("later"):
+            report.outcome, report.longrepr = "failed", f"{why}: mark it @pytest.mark.later"
+        elif item.config.option.markexpr == "later":
+            report.outcome, report.longrepr = "failed", f"{why}, and this is when it runs: install it"
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector):
+    """Nor may whole files be skipped when they are to be run."""
+    report = yield
+    why = str(report.longrepr[-1] if isinstance(report.longrepr, tuple) else report.longrepr)
+    if report.skipped and LATER.search(why) and collector.config.option.markexpr == "later":
+        report.outcome, report.longrepr = "failed", f"{why}, and this is when it runs: install it"
     return report

@@ -32,7 +32,7 @@ from mpi_ranks import (
 from support import assert_same_bits
 
 import adaptive_c as ac
-from adaptive_c.mpi import Sharded
+from adaptive_c.mpi import Sharded, _sharded
 
 MEMORY = 200_000  # three buckets of a chunk
 COUNT = itertools.count()
@@ -522,6 +522,19 @@ def test_ctrl_c_while_the_record_is_read():
         pair.ours = pair.construct()
     COMM.Barrier()
     reopen(pair)
+    pair.check()
+
+
+def test_ctrl_c_when_the_optimizers_are_made():
+    """All ranks let go of their folders, so that all can try again."""
+    pair = disk_pair()
+    pair.step(grads_of(0))
+    pair.ours.close()
+    COMM.Barrier()
+    with ctrl_c_in(_sharded, "Exchange"):
+        pair.ours = pair.construct()
+    COMM.Barrier()
+    pair.ours = pair.construct()
     pair.check()
 
 

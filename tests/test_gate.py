@@ -140,6 +140,8 @@ def test_skipped(): pass
 def test_unmarked(): pytest.importorskip("torch")
 @pytest.mark.skipif(True, reason="no thinc here")
 def test_unmarked_too(): pass
+@pytest.mark.later("sys")
+def test_lacking(): pytest.importorskip("torch")
 def test_other(): pytest.importorskip("blue")
 """
 
@@ -156,8 +158,8 @@ def test_tests_that_run_later_are_marked(tmp_path):
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
         return dict(re.findall(r"::test_(\w+) (\w+)", done.stdout))
 
-    later = {"marked": "PASSED", "skipped": "SKIPPED"}
-    assert outcomes("-m", "later") == later
+    later = {"marked": "PASSED", "skipped": "SKIPPED", "lacking": "SKIPPED"}
+    assert outcomes("-m", "later") == {**later, "lacking": "FAILED"}
     others = {"plain": "PASSED", "unmarked": "FAILED", "unmarked_too": "ERROR", "other": "SKIPPED"}
     assert outcomes() == {**later, **others}
 

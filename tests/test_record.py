@@ -64,6 +64,8 @@ def test_rules_rows_and_the_classes_for_tensors_are_shown_when_they_are_measured
         row = next(copy.deepcopy(row) for row in results["rows"] if row["group"] == group)
         return {**row, "label": label, "contenders": {**row["contenders"], name: row["contenders"]["torch fused"]}}
 
+    new = ("Yogi", "AdaBelief"), ("rows", "drop-in")
+    results["rows"] = [row for row in results["rows"] if row["label"] not in new[0] and row["group"] not in new[1]]
     assert "Newer than the recorded run: Yogi and AdaBelief." in record.Record(results).rules()
     for rule in ("Yogi", "AdaBelief"):
         results["rows"] += [

@@ -132,12 +132,12 @@ class Ranks(Alone):
 
     def choose(self, found: list[Found]) -> tuple[Found | None, Origin]:
         """The record that all ranks go on from; no rank has it if they begin anew."""
-        mine = [_folders.NONE, _folders.NONE, 0]
-        for i, x in enumerate(sorted(found, key=lambda x: -x.number)):
-            mine[i], mine[2] = x.number, x.origin.run if x.origin else 0
-        every = np.empty((self.comm.size, 3), "int64")
-        new = np.array([int.from_bytes(os.urandom(8), "little") >> 2], "int64")
         with self.messages():
+            mine = [_folders.NONE, _folders.NONE, 0]
+            for i, x in enumerate(sorted(found, key=lambda x: -x.number)):
+                mine[i], mine[2] = x.number, x.origin.run if x.origin else 0
+            every = np.empty((self.comm.size, 3), "int64")
+            new = np.array([int.from_bytes(os.urandom(8), "little") >> 2], "int64")
             self.comm.Allgather(np.array(mine, "int64"), every)
             self.comm.Bcast(new)
         try:

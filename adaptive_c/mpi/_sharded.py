@@ -153,10 +153,10 @@ class Sharded:
     ) -> None:
         self.comm = comm = (MPI.COMM_WORLD if comm is None else comm).Dup()
         about = [f"the version of adaptive_c {__version__}", f"{reduction=}", f"{bucket_bytes=}"]
-        about += [f"keep_undo={bool(options.get('keep_undo'))}"]
         self._ranks = ranks = Ranks(comm, about)
         try:
             with ranks.together("called the constructor"):
+                about.append(f"keep_undo={bool(options.get('keep_undo'))}")
                 mean = Choice("mean", "sum")("reduction", reduction) == "mean"
                 if bucket_bytes is None:
                     bucket_bytes = max(_BUCKET, _MESSAGE * (comm.size - 1))
@@ -164,12 +164,14 @@ class Sharded:
                     raise ValueError(f"bucket_bytes must be an integer from 1 on, got {bucket_bytes!r}")
                 self._opt = _stepped_by(optimizer, ranks)(params, **options)
                 self._run = self._opt._run
+                self._exchange = Exchange(self._run, comm, bucket_bytes)
+                self._steps = Steps(self._opt, ranks, self._exchange, mean)
         except BaseException as error:
+            if hasattr(self, "_opt"):  # another rank raises it: the folder is let go of, so that all can try again
+                self._opt.close()
             if agreed(error):
                 comm.Free()
             raise
-        self._exchange = Exchange(self._run, comm, bucket_bytes)
-        self._steps = Steps(self._opt, ranks, self._exchange, mean)
         plan = self._run.plan
         if self._opt.n_threads is None and "OMP_NUM_THREADS" not in os.environ:
             self._opt.n_threads = _threads(comm)
@@ -286,8 +288,7 @@ class Sharded:
         (array([1., 1.]), 0)
         """
         with self._ranks.collective():
-            with self._ranks.together("called rollback"):
-                self._run.plan.rollback(lambda: self._ranks.agree("called rollback"))
+            self._run.plan.rollback(lambda error: self._ranks.agree("called rollback", error))
             self._exchange.step(None)
         self._run.plan.raise_late()
 
