@@ -83,11 +83,6 @@ class Record:
         found = [x["ratio"] for label in labels if (x := self.compared(group, label, name))]
         return f"{min(found):.2f} to {max(found):.2f}" if found else MISSING
 
-    def share(self, group, label):
-        """The share of the ceiling that we reach."""
-        x = self.compared(group, label, "ceiling")
-        return MISSING if x is None else f"{x['ratio']:.2f}"
-
     def ns(self, group, label):
         return f"{self.per_element(group, label):.2f} ns" if (group, label) in self.rows else MISSING
 
@@ -197,7 +192,7 @@ def _table(heads, rows):
     return "\n\n" + "\n".join([next(lines), "|---" * len(heads) + "|", *lines]) + "\n\n"
 
 
-QUOTES = ("ratio", "longer", "faster", "between", "share", "ns",
+QUOTES = ("ratio", "longer", "faster", "between", "ns",
           "machine", "table", "honest", "rules", "narrow", "model")  # fmt: skip
 
 
