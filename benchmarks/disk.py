@@ -18,6 +18,7 @@ import subprocess
 import sys
 import time
 
+BUFFERS = 8  # of the copy, as a step has them
 BYTES = {"float32": 8, "bfloat16": 4, "uint8": 2}  # of AdamW's state, for an element
 
 
@@ -71,7 +72,7 @@ def copy(folder, steps):
 
     paths = sorted(os.path.join(folder, name) for name in os.listdir(folder) if name.endswith(".bucket"))
     sizes = [os.path.getsize(path) // 2 for path in paths]
-    buffers = [mmap.mmap(-1, max(sizes), flags=mmap.MAP_PRIVATE | mmap.MAP_ANON) for _ in range(4)]
+    buffers = [mmap.mmap(-1, max(sizes), flags=mmap.MAP_PRIVATE | mmap.MAP_ANON) for _ in range(BUFFERS)]
     for buffer in buffers if hasattr(mmap, "MADV_HUGEPAGE") else ():
         buffer.madvise(mmap.MADV_HUGEPAGE)
     seconds = []
@@ -81,14 +82,14 @@ def copy(folder, steps):
             slot, writes = turn % 2, [None] * len(paths)
 
             def read(i, slot=slot, writes=writes):
-                if i >= 4 and writes[i - 4] is not None:
-                    writes[i - 4].result()
-                transfer(os.preadv, paths[i], memoryview(buffers[i % 4])[: sizes[i]], slot * sizes[i])
+                if i >= BUFFERS and writes[i - BUFFERS] is not None:
+                    writes[i - BUFFERS].result()
+                transfer(os.preadv, paths[i], memoryview(buffers[i % BUFFERS])[: sizes[i]], slot * sizes[i])
 
             reads = [reader.submit(read, 0)]
             for i in range(len(paths)):
                 reads[i].result()
-                writes[i] = writer.submit(transfer, os.pwritev, paths[i], memoryview(buffers[i % 4])[: sizes[i]],
+                writes[i] = writer.submit(transfer, os.pwritev, paths[i], memoryview(buffers[i % BUFFERS])[: sizes[i]],
                                           (1 - slot) * sizes[i])  # fmt: skip
                 if i + 1 < len(paths):
                     reads.append(reader.submit(read, i + 1))

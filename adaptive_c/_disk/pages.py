@@ -24,7 +24,7 @@ from .folder import RECORDS, Folder, told
 from .maps import Maps, Slices
 from .passes import STREAM, Array, Buffer, Kept, Passes
 
-_LARGEST = 64 << 20  # bytes of a bucket
+_LARGEST = 32 << 20  # bytes of a bucket
 
 
 class Pages:

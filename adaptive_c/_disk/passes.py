@@ -20,8 +20,11 @@ from .folder import Folder, StoppedError, damaged
 from .transfer import Transfer
 
 Array = np.ndarray[Any, Any]
-STREAM = 4  # buffers through which buckets pass that do not stay: two are read, one is stepped, one is written
-_AHEAD = 2  # buckets that are read at a time
+# Buffers through which buckets pass that do not stay: three are read, one is stepped, four are written.  With fewer of
+# them, which are larger, the disk waits for checksums: a bucket is read and verified, or summed and written, one after
+# the other.
+STREAM = 8
+_AHEAD = 3  # buckets that are read at a time
 _WIPE_ON_FORK = 18  # MADV_WIPEONFORK of Linux, for which mmap has no name
 
 
