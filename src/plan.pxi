@@ -49,7 +49,7 @@ cdef class Plan:
     def __init__(self, Guard guard, check_followed):
         self.guard, self.check_followed, self.groups, self.memory = guard, check_followed, [], Spans()
         self.counts.loss_scale, self.counts.grad_norm = 1, NAN
-        self.gone = "no step was made yet"
+        self.gone = "none was made since this optimizer was constructed"
         self.low, self.high = 0, PY_SSIZE_T_MAX
 
     def __dealloc__(self):

@@ -106,7 +106,7 @@ def test_rollbacks_that_are_refused():
     """On all ranks, whatever the rank that refuses it; and then the step can be undone still."""
     pair, last = Pair(keep_undo=True, ema_decay=0.5, on_nonfinite="raise"), SIZE - 1
     grads = [cut(g) for g in numbers(1, SIZE, N)]
-    refused(pair.ours.rollback, ValueError, "no step was made yet")
+    refused(pair.ours.rollback, ValueError, "none was made since this optimizer was constructed")
     refused(Pair().ours.rollback, ValueError, "construct the optimizer with keep_undo=True")
     start = pair.flats[0].copy()
     pair.step(grads)
@@ -149,7 +149,7 @@ def test_rollback_on_disk():
     for dtype, cls, parameters, options in cases:
         start = bfloat16(numbers(0, N)) if dtype == "bfloat16" else numbers(0, N)
         pair = disk_pair(cls, start, keep_undo=True, parameters=parameters, **options)
-        refused(pair.ours.rollback, ValueError, "no step was made yet")
+        refused(pair.ours.rollback, ValueError, "none was made since this optimizer was constructed")
         for seed in range(2):
             grads = grads_of(seed)
             if seed and "on_nonfinite" in options:
@@ -158,7 +158,7 @@ def test_rollback_on_disk():
         pair.rollback()
         reopen(pair, parameters)
         pair.check("undone, and gone on")
-        refused(pair.ours.rollback, ValueError, "no step was made yet")
+        refused(pair.ours.rollback, ValueError, "none was made since this optimizer was constructed")
         pair.theirs.step([None] * 4)
         pair.step([[g[0], None, None, None] for g in grads_of(2)])
         pair.rollback()

@@ -358,7 +358,7 @@ def test_nothing_is_undone_after_a_load_that_broke_off():
 
 
 REASONS = {
-    "nothing": (lambda opt: None, "no step was made yet"),
+    "nothing": (lambda opt: None, "none was made since this optimizer was constructed"),
     "twice": (lambda opt: (opt.step(np.ones((4, 2))), opt.rollback()), "the last one is undone already"),
     "a load": (lambda opt: (opt.step(np.ones((4, 2))), opt.load_state_dict(opt.state_dict())), "a load came after"),
     "rebind": (lambda opt: (opt.step(np.ones((4, 2))), opt.rebind(np.ones((4, 2)))), "other arrays took the place"),
@@ -370,7 +370,7 @@ REASONS = {
         lambda opt: (opt.step(ac.Rows(np.array([1]), np.ones((1, 2)))), opt.catch_up()),
         "rows that had missed steps were brought up to date",
     ),
-    "rebind before": (lambda opt: opt.rebind(np.ones((4, 2))), "no step was made yet"),
+    "rebind before": (lambda opt: opt.rebind(np.ones((4, 2))), "none was made since this optimizer was constructed"),
     "and more": (
         lambda opt: (opt.step(np.ones((4, 2))), opt.rollback(), opt.rebind(np.ones((4, 2)))),
         "the last one is undone already",

@@ -168,7 +168,7 @@ class Folder:
         names = [name for name in os.listdir(self.path) if name.endswith(".bucket")]
         if names and not found and not os.path.exists(self.name(_BEGUN)):
             raise ValueError(f"{self.path} has buckets of state, but no file {RECORDS[0]!r}, without which they are "
-                             "worthless; empty the folder to begin anew")  # fmt: skip
+                             "worthless; empty the folder to begin anew (of Sharded, those of all ranks)")  # fmt: skip
         return found
 
     def forget(self, record: str) -> None:

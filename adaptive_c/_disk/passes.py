@@ -73,7 +73,8 @@ class Passes:
         if self._most < min(3, n):
             raise ValueError(f"state_memory={memory} is too small for the buckets of this state, of {self._largest} "
                              f"bytes: give at least {min(3, n) * self._largest}.  Buckets are cut at multiples of "
-                             f"{CHUNK} elements, but not within rows that sum to one")  # fmt: skip
+                             f"{CHUNK} elements, but not within rows that sum to one, and stay as they were when "
+                             "the folder was made")  # fmt: skip
         self._staying = n if self._most == n else max(self._most - STREAM, 0)
 
     def over(

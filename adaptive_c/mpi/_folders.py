@@ -22,7 +22,7 @@ def folder(path: Any, rank: int, size: int) -> str:
         of = _NAME.fullmatch(name)
         if of and int(of[2]) != size and any(os.path.exists(os.path.join(found, name, x)) for x in RECORDS):
             raise ValueError(f"state_path: {found} has the state of {of[2]} ranks, and these are {size}: start "
-                             f"{of[2]}, or let so many save(path) a checkpoint, and load(path) it with a new "
+                             f"{of[2]}; to go on with {size}, save(path) on {of[2]}, and load(path) with a new "
                              "state_path")  # fmt: skip
     return os.path.join(found, f"{rank}-of-{size}")
 
@@ -43,8 +43,8 @@ def common(every: list[list[int]], new: int) -> tuple[int, int]:
     elif stranger is not None:
         what = f"the folder of rank {stranger} is of another run than that of rank 0"
     elif not all(number in (last, before) for last, before, _ in every):
-        what = (f"the folder of rank {slow} is {newest - number} records behind that of rank {fast}, of which one at "
-                "most can be taken back")  # fmt: skip
+        what = (f"the folder of rank {slow} is {newest - number} records behind that of rank {fast}, and ranks can go "
+                "back by one only")  # fmt: skip
     else:
         return number, every[0][2]
     raise ValueError(f"{what}; give each rank its own folder again, or load a checkpoint with a new state_path")
