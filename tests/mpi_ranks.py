@@ -74,6 +74,16 @@ class Pair:
         self.theirs.rollback()
         self.ours.rollback()
 
+    def save(self, name):
+        """Save both, which gives the same bytes; the two files, for all ranks."""
+        ours, theirs = FOLDER / f"{name}-{SIZE}", FOLDER / f"{name}-not-shared-{SIZE}"
+        self.ours.save(ours)
+        if RANK == 0:
+            self.theirs.save(theirs)
+            assert ours.read_bytes() == theirs.read_bytes()
+        COMM.Barrier()
+        return ours, theirs
+
     def check(self, what=""):
         """Everything is the same: of the state, this rank's share."""
         assert_same_bits(*self.flats, what)
@@ -298,12 +308,7 @@ def test_rows_with_one_second_moment():
         if i % 2 == 0:
             pair.rollback()
             pair.check(f"case {i}, undone")
-        ours, theirs = FOLDER / f"rows{i}-{SIZE}", FOLDER / f"rows-not-shared{i}-{SIZE}"
-        pair.ours.save(ours)
-        if RANK == 0:
-            pair.theirs.save(theirs)
-            assert ours.read_bytes() == theirs.read_bytes()
-        COMM.Barrier()
+        ours, theirs = pair.save(f"rows{i}")
         for ranks in range(1, SIZE + 1):
             some = COMM.Split(ranks > RANK)
             if ranks > RANK:
@@ -351,12 +356,7 @@ def test_rows_without_elements():
 
     pair = Pair(ac.Adagrad, numbers(0, 8192), make, second_moment="row", initial_accumulator_value=0.5)
     for name in ("saved", "loaded"):
-        ours, theirs = FOLDER / f"{name}-ours-{SIZE}", FOLDER / f"{name}-theirs-{SIZE}"
-        pair.ours.save(ours)
-        if RANK == 0:
-            pair.theirs.save(theirs)
-            assert ours.read_bytes() == theirs.read_bytes()
-        COMM.Barrier()
+        ours, theirs = pair.save(f"{name}-ours")
         pair.step([[group["params"] for group in make(g)] for g in numbers(1, SIZE, 8192)])
         pair.ours.load(ours)
         pair.theirs.load(theirs)
@@ -601,12 +601,7 @@ def test_one_file_for_any_number_of_ranks():
             pair.step([cut(g) for g in each])
         if i == 1:  # between two micro-batches, of which one array had no gradient
             pair.accumulate([[None, *cut(g)[1:]] for g in numbers(2, SIZE, N)])
-        ours, theirs = FOLDER / f"ours{i}-{SIZE}.safetensors", FOLDER / f"theirs{i}-{SIZE}.safetensors"
-        pair.ours.save(ours)
-        if RANK == 0:
-            pair.theirs.save(theirs)
-            assert ours.read_bytes() == theirs.read_bytes()
-        COMM.Barrier()
+        ours, theirs = pair.save(f"ours{i}")
         for ranks in range(1, SIZE + 1):
             some = COMM.Split(ranks > RANK)
             if ranks > RANK:
