@@ -61,7 +61,7 @@ class BuildExt(build_ext):
             extension.depends = [*core.sources, str(self.config_file)]
             extension.extra_compile_args = flags + LEVELS.get(level, []) + openmp
             extension.extra_link_args = [] if msvc else openmp + ["-s"] * ("-g0" in flags)
-        self.parallel = self.parallel or os.cpu_count()
+        self.parallel = self.parallel or len(self.extensions)
         super().build_extensions()
 
     def named(self, level):
