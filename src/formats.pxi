@@ -263,8 +263,7 @@ cdef int try_signed(Py_ssize_t n, uint8_t* code, const float* x, const uint32_t*
         lowest = below if below < lowest else lowest
         above = <int16_t> (size - bottom)
         above = above if above > 0 else 0
-        h = <uint16_t> ((<uint16_t> (<uint16_t> above << 4) & 0x7fff) | (h & 0x8000))
-        code[i] = <uint8_t> (h >> 8)
+        code[i] = <uint8_t> ((<uint16_t> above >> 4) | ((h >> 8) & 0x80))
     if lowest > limit:
         return limit + 0x10000 - lowest
     return SMALL if lowest < SURELY_ZERO + 32 else TINY

@@ -374,8 +374,8 @@ cdef APART begin_block(const Space* space, const Group* group, Piece piece, Py_s
         more = next_stepped(&piece, end)
 
 
-cdef WIDE run_block(const Space* space, const Group* group, Piece* piece, Py_ssize_t start,
-                    Py_ssize_t end) noexcept nogil:
+cdef inline void run_block(const Space* space, const Group* group, Piece* piece, Py_ssize_t start,
+                           Py_ssize_t end) noexcept nogil:
     """The pieces of (a part of) a block whose state or parameters are narrow; piece: the first one."""
     cdef float buffer[SLOTS][BLOCK]
     cdef float widened[BLOCK]
@@ -412,17 +412,22 @@ cdef WIDE run_block(const Space* space, const Group* group, Piece* piece, Py_ssi
                 encode_block(group, j, start, end - start, buffer[j], group.nearest[j], group.keys)
 
 
+cdef WIDE run_blocks(const Space* space, const Group* group, Piece* piece, Py_ssize_t end) noexcept nogil:
+    """The pieces up to `end` of a group whose state or parameters are narrow, block by block."""
+    cdef Py_ssize_t start, stop
+    while next_stepped(piece, end):  # only blocks that have a gradient
+        start = piece.start // BLOCK * BLOCK
+        stop = min(start + BLOCK, end)
+        piece.stop = min(piece.stop, stop)
+        run_block(space, group, piece, start, stop)
+
+
 cdef void run_group(const Space* space, const Group* group, Py_ssize_t start, Py_ssize_t end) noexcept nogil:
     """Step elements start .. end-1 of one group's parameter space, from the start of a block."""
     cdef Piece piece = pieces_from(group, start)
-    cdef Py_ssize_t stop
     piece.rows_to = BEGUN if space.begun else end
     if group.format != NATIVE or group.state_format != NATIVE:
-        while next_stepped(&piece, end):  # only blocks that have a gradient
-            start = piece.start // BLOCK * BLOCK
-            stop = min(start + BLOCK, end)
-            piece.stop = min(piece.stop, stop)
-            run_block(space, group, &piece, start, stop)
+        run_blocks(space, group, &piece, end)
     else:
         if group.by_rows or staged(space, group):
             piece.most = TILE
