@@ -63,9 +63,9 @@ cdef inline const floating* usable_gradient(const Space* space, const Group* gro
 
     p: its parameters.  spare: two tiles: a stage reads one and writes the other.
     """
-    cdef Py_ssize_t n = piece.stop - piece.start, turn = TILE
+    cdef Py_ssize_t n = piece.stop - piece.start, turn = 0
     cdef double factor = factor_of(space, group, piece.array)
-    cdef const floating* g = read_piece(piece, spare)
+    cdef const floating* g = read_piece(piece, spare + TILE)
     if group.targets:
         difference(n, spare + turn, p, g)
         g = spare + turn
