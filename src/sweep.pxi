@@ -61,7 +61,8 @@ cdef inline const floating* usable_gradient(const Space* space, const Group* gro
                                             const floating* p, floating* spare) noexcept nogil:
     """A piece's gradient: read, or formed from a target, unscaled and clamped.
 
-    p: its parameters.  spare: two tiles: a stage reads one and writes the other.
+    p: its parameters.  spare: two tiles: a stage reads one and writes the other, the first of them (docs/performance.md
+    says why) the lower one.
     """
     cdef Py_ssize_t n = piece.stop - piece.start, turn = 0
     cdef double factor = factor_of(space, group, piece.array)
