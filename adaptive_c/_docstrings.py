@@ -183,7 +183,7 @@ def document(cls: Any, about: str = "OPTIONS", example: Callable[[str, str], str
 
 
 class DocOfSetting:
-    """The docstring of an attribute that is an option of the optimizer as a whole, which knows its `_name`."""
+    """The docstring of an attribute that is an option of the optimizer as a whole, which knows its `name`."""
 
     def __init__(self, about: str = "OPTIONS") -> None:
         """about: the name of the table of `_texts` that has the option."""
@@ -192,8 +192,8 @@ class DocOfSetting:
     def __get__(self, setting: Any, kind_of_setting: object) -> str | None:
         if setting is None:
             return None
-        own, text = _texts_of(self._about).get(setting._name, ("", ""))
-        return f"The option {setting._name}: {own or _of_option(setting._name, about=self._about)}.\n\n{text}\n"
+        own, text = _texts_of(self._about).get(setting.name, ("", ""))
+        return f"The option {setting.name}: {own or _of_option(setting.name, about=self._about)}.\n\n{text}\n"
 
 
 class FullSignature:

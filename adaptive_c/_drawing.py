@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from . import schedules
+from ._run.described import NAMED
 from ._run.options import ARGUMENTS
 
 
@@ -23,19 +23,19 @@ def draw(schedule: Any, steps: int | None, ax: Any, line: dict[str, Any]) -> Any
 
 def length(schedule: Any) -> int:
     """The number of steps that are drawn unless another is given."""
-    match schedule:
-        case schedules.step(step_size=n):
-            return 4 * n
-        case schedules.multistep(milestones=ends):
-            return sum(ends[-1:]) + sum(ends[:1]) or 1000
-        case schedules.cosine_restarts(steps=n, mult=mult):
-            return n * (1 + mult + mult**2) + 1
-        case schedules.inverse_sqrt(warmup_steps=n):
-            return 10 * n
-        case schedules.one_cycle(steps=n):
-            return n
-        case schedules.warmup(of=then, steps=n):
-            return n + length(then)
-        case schedules.chain(schedules=parts, milestones=ends):
-            return sum(ends[-1:]) + length(parts[-1])
+    match next((name for name, kind in NAMED.items() if isinstance(schedule, kind)), ""):
+        case "step":
+            return 4 * int(schedule.step_size)
+        case "multistep":
+            return int(sum(schedule.milestones[-1:]) + sum(schedule.milestones[:1])) or 1000
+        case "cosine_restarts":
+            return int(schedule.steps * (1 + schedule.mult + schedule.mult**2)) + 1
+        case "inverse_sqrt":
+            return 10 * int(schedule.warmup_steps)
+        case "one_cycle":
+            return int(schedule.steps)
+        case "warmup":
+            return int(schedule.steps) + length(schedule.of)
+        case "chain":
+            return int(sum(schedule.milestones[-1:])) + length(schedule.schedules[-1])
     return int(getattr(schedule, "steps", 999)) + 1

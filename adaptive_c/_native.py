@@ -141,7 +141,7 @@ copyreg.pickle(Rows, lambda rows: (_rows, (rows.indices, rows.values, rows.offse
 # --- threads ---------------------------------------------------------------------------------------------------------
 
 
-def _cgroup_quota(root: Path = Path("/sys/fs/cgroup"), self_cgroup: Path = Path("/proc/self/cgroup")) -> float:
+def cgroup_quota(root: Path = Path("/sys/fs/cgroup"), self_cgroup: Path = Path("/proc/self/cgroup")) -> float:
     """The processors that the control groups of this process allow, infinite where they set no quota."""
     quota = float("inf")
     try:
@@ -182,7 +182,7 @@ def _machine_threads() -> tuple[int, str]:
     number = r"[ \t]*\+?0*([1-9]\d{0,8})[ \t]*"
     if match := re.fullmatch(f"{number}(?:,{number})*", wish):  # else libgomp says that it ignores the variable
         return int(match[1]), f"OMP_NUM_THREADS={wish}"
-    n, quota = len(processors()), _cgroup_quota()
+    n, quota = len(processors()), cgroup_quota()
     if quota < n:
         return max(1, int(quota)), f"cgroup quota of {quota:g} processor{'s' * (quota != 1)}"
     if _bound_to(core.__file__):

@@ -17,7 +17,7 @@ class Setting(Generic[Got, Given]):
     __doc__ = DocOfSetting()
 
     def __set_name__(self, owner: type, name: str) -> None:
-        self._name = name
+        self.name = name
 
     @overload
     def __get__(self, optimizer: None, owner: type) -> Self: ...
@@ -30,11 +30,11 @@ class Setting(Generic[Got, Given]):
 
     def _read(self, optimizer: Any) -> Any:
         plan = optimizer._run.plan
-        value = plan.settings[self._name]
-        return setting_at(self._name, value, plan.t) if moves(value) else value
+        value = plan.settings[self.name]
+        return setting_at(self.name, value, plan.t) if moves(value) else value
 
     def __set__(self, optimizer: Any, value: Given) -> None:
-        optimizer._run.configure(self._name, value)
+        optimizer._run.configure(self.name, value)
 
 
 class ZeroGrad(Setting[Switch, bool]):

@@ -105,7 +105,9 @@ class Stepping:
         if loss_scale is None and metric is None and "lr" not in self.rule.read_once:  # there is nothing to check
             self._step(given, 0.0, None, 0.0, lr, params, targets, progress)
         else:
-            self._step(given, *self._for_one_step(metric, loss_scale, lr), params, targets, progress)
+            self._step(
+                given, *one_step(self._run, type(self).__name__, metric, loss_scale, lr), params, targets, progress
+            )
 
     def rebind(self, params: Any) -> None:
         """Replace the parameters by other arrays, which are updated from now on.
@@ -144,29 +146,6 @@ class Stepping:
         (array([1., 1.]), array([-0.5, -0.5]))
         """
         self._run.plan.rebind(params)
-
-    def _for_one_step(
-        self, metric: Any, loss_scale: Any, lr: Any
-    ) -> tuple[float, Callable[..., Any] | None, float, Any]:
-        """Check a step's arguments and return loss scale (0: the optimizer's own), metric's observer, metric and lr.
-
-        All are checked but lr, whose range depends on the group.
-        """
-        if loss_scale is not None and self._run.plan.dynamic:
-            raise ValueError(
-                f"loss_scale={loss_scale!r} is refused in step: this optimizer's is 'dynamic'; multiply the loss "
-                "by opt.loss_scale, and drop it here"
-            )
-        if isinstance(metric, (np.ndarray, list, tuple, dict)):
-            raise TypeError(
-                f"step takes the gradients alone, not the parameters; metric must be a number, got {metric!r}"
-            )
-        if lr is not None and "lr" in self.rule.read_once:
-            raise ValueError(
-                f"lr={lr!r} is refused in a step: {type(self).__name__} reads lr at an array's first step only; drop it"
-            )
-        scale = 0.0 if loss_scale is None else checked_scale("loss_scale", loss_scale)
-        return (scale, None, 0.0, lr) if metric is None else (scale, observed, real("metric", metric), lr)
 
     def stepping(
         self,
@@ -232,7 +211,7 @@ class Stepping:
         ({'w': array([0.5, 0.5]), 'b': array([-0.5, -0.5, -0.5])}, 1)
         """
         block: AbstractContextManager[Callable[..., None]]
-        block = self._run.plan.stepping(*self._for_one_step(metric, loss_scale, lr))
+        block = self._run.plan.stepping(*one_step(self._run, type(self).__name__, metric, loss_scale, lr))
         return block
 
     def accumulate(self, grads: Any) -> None:
@@ -352,3 +331,23 @@ class Stepping:
         (array([1., 1.]), 0)
         """
         self._run.plan.rollback()
+
+
+def one_step(
+    run: Run, name: str, metric: Any, loss_scale: Any, lr: Any
+) -> tuple[float, Callable[..., Any] | None, float, Any]:
+    """Check a step's arguments and return loss scale (0: the optimizer's own), metric's observer, metric and lr.
+
+    All are checked but lr, whose range depends on the group.  name: of the optimizer's class.
+    """
+    if loss_scale is not None and run.plan.dynamic:
+        raise ValueError(
+            f"loss_scale={loss_scale!r} is refused in step: this optimizer's is 'dynamic'; multiply the loss "
+            "by opt.loss_scale, and drop it here"
+        )
+    if isinstance(metric, (np.ndarray, list, tuple, dict)):
+        raise TypeError(f"step takes the gradients alone, not the parameters; metric must be a number, got {metric!r}")
+    if lr is not None and "lr" in run.rule.read_once:
+        raise ValueError(f"lr={lr!r} is refused in a step: {name} reads lr at an array's first step only; drop it")
+    scale = 0.0 if loss_scale is None else checked_scale("loss_scale", loss_scale)
+    return (scale, None, 0.0, lr) if metric is None else (scale, observed, real("metric", metric), lr)

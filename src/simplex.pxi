@@ -189,11 +189,9 @@ cdef void finish_row(const Group* group, const Array* a, Py_ssize_t at, floating
     cdef Py_ssize_t unit = piece_unit(group), begin = a.start + at, end = begin + row_length(a)
     cdef Piece piece
     to_simplex(1, end - begin, p, o.sum_to_one == PROJECT)
-    piece.array, piece.start = a, begin
-    while piece.start < end:
-        piece.at, piece.stop = piece.start - a.start, min((piece.start // unit + 1) * unit, end)
+    piece.array, piece.at, piece.start, piece.stop = a, at, begin, begin
+    while next_in_array(&piece, unit, end):
         settle(group, &piece, p + (piece.start - begin), o, keys)
-        piece.start = piece.stop
 
 
 cdef void finish_row_at(const Group* group, const Array* a, Py_ssize_t at, const Options* o,

@@ -183,6 +183,16 @@ cdef inline bint next_piece(Piece* piece, Py_ssize_t end) noexcept nogil:
     return True
 
 
+cdef inline bint next_in_array(Piece* piece, Py_ssize_t unit, Py_ssize_t end) noexcept nogil:
+    """Go on to the next elements before `end` of the same array that lie in one unit; False if there are none."""
+    if piece.stop >= end:
+        return False
+    piece.at += piece.stop - piece.start
+    piece.start = piece.stop
+    piece.stop = min((piece.start // unit + 1) * unit, end)
+    return True
+
+
 cdef bint next_row(Piece* piece, Py_ssize_t end) noexcept nogil:
     """Go on from the end of a touched row to the whole next one; False where it is not as simple as that."""
     cdef const Touched* touched = piece.array.touched

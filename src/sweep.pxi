@@ -152,26 +152,14 @@ cdef void catch_up_row(const Group* group, const Array* a, Py_ssize_t at) noexce
     cdef Piece piece
     piece.array = a
     for i in range(first_missed(a.behind, at), a.behind.n):
-        piece.start = begin
-        while piece.start < end:
-            piece.at, piece.stop = piece.start - a.start, min((piece.start // unit + 1) * unit, end)
+        piece.at, piece.start, piece.stop = at, begin, begin
+        while next_in_array(&piece, unit, end):
             replay_piece(group, &piece, a.behind.log + i)
-            piece.start = piece.stop
         if begin // unit != (end - 1) // unit:
             finish_row_at(group, a, at, &a.behind.log[i].options, a.behind.log[i].keys)
 
 
 # --- rows whose second moment has to be taken before their first piece is stepped -------------------------------------
-
-cdef bint next_part(const Group* group, const Piece* row, Piece* part) noexcept nogil:
-    """Go on to the next part of a row, which lies in one tile and, of narrow numbers, in one block."""
-    part.start = part.stop
-    part.at = row.at + part.start - row.start
-    part.stop = min(part.start + TILE, row.start + row.array.row_length)
-    if group.format != NATIVE or group.state_format != NATIVE:
-        part.stop = min(part.stop, (part.start // BLOCK + 1) * BLOCK)
-    return part.start < part.stop
-
 
 cdef floating mean_of_row(const Space* space, const Group* group, const Piece* row, const Past* past,
                           floating* spare) noexcept nogil:
@@ -225,13 +213,13 @@ cdef void take_row(const Space* space, const Group* group, const Piece* row, con
 cdef void catch_up_moments(const Space* space, const Group* group, const Piece* row) noexcept nogil:
     """All steps that a row has missed in which a piece begins: one after the other, since each needs the whole row."""
     cdef const Behind* behind = row.array.behind
-    cdef Py_ssize_t i
+    cdef Py_ssize_t i, unit = piece_unit(group), end = row.start + row.array.row_length
     cdef Piece part = row[0]
     part.rows_to = BEGUN
     for i in range(first_missed(behind, row.at) if behind.n else 0, behind.n):
         take_row(space, group, row, behind.log + i)
-        part.stop = row.start
-        while next_part(group, row, &part):
+        part.at, part.start, part.stop = row.at, row.start, row.start
+        while next_in_array(&part, unit, end):
             replay_piece(group, &part, behind.log + i)
 
 
@@ -274,7 +262,7 @@ cdef void begin_cut_rows(const Space* space, Work work, Py_ssize_t first, Py_ssi
         group = space.groups[i]
         here = first
         for part in range(1, n if group.by_moments else 1):
-            before, here = here, cut(space, work, first, last, part, n)
+            before, here = here, cut(space, first, last, part, n)
             start = here - group.position
             if not 0 < start < group.size:
                 continue
@@ -483,11 +471,11 @@ cdef void sweep(const Space* space, Work work, Py_ssize_t first, Py_ssize_t last
         if not space.begun and (work == STEP or work == CATCH_UP):
             begin_cut_rows(space, work, first, last, n_threads)
         for part in prange(n_threads, schedule="static", num_threads=n_threads):
-            run_part(space, work, cut(space, work, first, last, part, n_threads),
-                     cut(space, work, first, last, part + 1, n_threads))
+            run_part(space, work, cut(space, first, last, part, n_threads),
+                     cut(space, first, last, part + 1, n_threads))
 
 
-cdef Py_ssize_t cut(const Space* space, Work work, Py_ssize_t first, Py_ssize_t last, Py_ssize_t part,
+cdef Py_ssize_t cut(const Space* space, Py_ssize_t first, Py_ssize_t last, Py_ssize_t part,
                     Py_ssize_t n) noexcept nogil:
     """The position where a part of n begins, at a multiple of CHUNK."""
     cdef Py_ssize_t chunk = first // CHUNK

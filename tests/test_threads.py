@@ -10,7 +10,7 @@ from adaptive_c import _native
 pytestmark = pytest.mark.skipif(not _native.core.openmp(), reason="built without OpenMP: every step is serial")
 TORCH = pytest.mark.later("torch")
 linux = pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="needs Linux's affinity")
-QUOTA = "from adaptive_c import _native; _native._cgroup_quota = lambda: 1.5; ac.set_num_threads(None)"
+QUOTA = "from adaptive_c import _native; _native.cgroup_quota = lambda: 1.5; ac.set_num_threads(None)"
 
 
 @pytest.fixture(autouse=True)
@@ -26,7 +26,7 @@ def told(script="", **env):
 
 def allowed():
     """The processors that a step may use, where no variable says otherwise."""
-    return min(len(os.sched_getaffinity(0)), max(1, int(min(_native._cgroup_quota(), 1 << 30))))
+    return min(len(os.sched_getaffinity(0)), max(1, int(min(_native.cgroup_quota(), 1 << 30))))
 
 
 def counted(n, noun):
@@ -179,7 +179,7 @@ def quota(tmp_path, files, membership):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
     (tmp_path / "cgroup").write_text(membership)
-    return _native._cgroup_quota(tmp_path / "fs", tmp_path / "cgroup")
+    return _native.cgroup_quota(tmp_path / "fs", tmp_path / "cgroup")
 
 
 def test_less_than_a_processor_is_a_thread():
@@ -203,12 +203,12 @@ def test_less_than_a_processor_is_a_thread():
         ({}, "0::/nowhere\n", float("inf")),
     ],
 )
-def test_cgroup_quotas(tmp_path, files, membership, want):
+def testcgroup_quotas(tmp_path, files, membership, want):
     assert quota(tmp_path, files, membership) == want
 
 
 def test_no_cgroup_file_at_all(tmp_path):
-    assert _native._cgroup_quota(tmp_path, tmp_path / "none") == float("inf")
+    assert _native.cgroup_quota(tmp_path, tmp_path / "none") == float("inf")
 
 
 # --- forks, and other thread pools -----------------------------------------------------------------------------------

@@ -94,7 +94,7 @@ class Contender:
 
 
 CONTENDERS: dict[str, Contender] = {}
-_ADAM_HAT = MappingProxyType({"eps_mode": "hat"})  # Adam without weight decay, eps added to the uncorrected root
+ADAM_HAT = MappingProxyType({"eps_mode": "hat"})  # Adam without weight decay, eps added to the uncorrected root
 
 
 def contender(name: str, install: str = "", **more: Any) -> Callable[[Callable[[Task], Subject]], Any]:
@@ -116,10 +116,6 @@ def ours(task: Task) -> Subject:
     import adaptive_c as ac
     from adaptive_c._native import core
 
-    if task.rows:
-        from . import rows
-
-        return rows.ours(task)
     params, grads = task.arrays()
     p: Any
     g: Any
@@ -158,7 +154,7 @@ def ours(task: Task) -> Subject:
 
 # --- torch and what is built on it -------------------------------------------------------------------------------
 
-_TORCH = "pip install torch --index-url https://download.pytorch.org/whl/cpu"
+TORCH = "pip install torch --index-url https://download.pytorch.org/whl/cpu"
 
 
 def _tensors(task: Task) -> tuple[Any, list[Any]]:
@@ -193,7 +189,7 @@ def _subject(torch: Any, params: list[Any], step: Callable[[], Any], **more: Any
 def _torch(name: str, dtype: str | None = None, **kind: bool) -> None:
     """Enter one of the implementations that PyTorch has of its optimizers."""
 
-    @contender(name, _TORCH, dtype=dtype)
+    @contender(name, TORCH, dtype=dtype)
     def build(task: Task) -> Subject:
         torch, params = _tensors(task)
         return _subject(torch, params, getattr(torch.optim, task.rule)(params, lr=LR, **task.options, **kind).step)
@@ -205,7 +201,7 @@ _torch("torch foreach", foreach=True)
 _torch("torch for-loop", foreach=False)
 
 
-@contender("torch, call by call", _TORCH)
+@contender("torch, call by call", TORCH)
 def torch_whole_step(task: Task) -> Subject:
     """The whole step as PyTorch's users write it."""
     torch, (p,) = _tensors(task)
@@ -226,7 +222,7 @@ def torch_whole_step(task: Task) -> Subject:
     return _subject(torch, [p], step, prepare=lambda: g.copy_(kept), double=lambda: kept.mul_(2))
 
 
-@contender("adaptive_c.torch", _TORCH)
+@contender("adaptive_c.torch", TORCH)
 def drop_in(task: Task) -> Subject:
     """The class for tensors.  In the whole step it is told of the scale as by a GradScaler; it has no copy."""
     torch, params = _tensors(task)
@@ -246,7 +242,7 @@ def drop_in(task: Task) -> Subject:
     return _subject(torch, params, optimizer.step, prepare=prepare, double=lambda: [g.mul_(2) for g in kept])
 
 
-@contender("DeepSpeed CPUAdam", f"{_TORCH}; pip install deepspeed (builds its kernel at first use: g++, ninja)")
+@contender("DeepSpeed CPUAdam", f"{TORCH}; pip install deepspeed (builds its kernel at first use: g++, ninja)")
 def deepspeed(task: Task) -> Subject:
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
     from deepspeed.ops.adam import DeepSpeedCPUAdam
@@ -255,7 +251,7 @@ def deepspeed(task: Task) -> Subject:
     return _subject(torch, params, DeepSpeedCPUAdam(params, lr=LR, weight_decay=DECAY).step)
 
 
-@contender("bitsandbytes AdamW8bit", f"{_TORCH}; pip install bitsandbytes", bits=8)
+@contender("bitsandbytes AdamW8bit", f"{TORCH}; pip install bitsandbytes", bits=8)
 def bitsandbytes(task: Task) -> Subject:
     from bitsandbytes.optim import AdamW8bit
 
@@ -263,7 +259,7 @@ def bitsandbytes(task: Task) -> Subject:
     return _subject(torch, params, AdamW8bit(params, lr=LR, weight_decay=DECAY).step)
 
 
-@contender("torchao AdamW8bit", f"{_TORCH}; pip install torchao (compiles at first use: g++)", bits=8)
+@contender("torchao AdamW8bit", f"{TORCH}; pip install torchao (compiles at first use: g++)", bits=8)
 def torchao(task: Task) -> Subject:
     from torchao.optim import AdamW8bit
 
@@ -381,7 +377,7 @@ def optax_jitted(task: Task) -> Subject:
     return Subject(step, lambda: [np.asarray(p)], twice)
 
 
-@contender("thinc Adam", "pip install thinc", rule="adam", options=_ADAM_HAT)
+@contender("thinc Adam", "pip install thinc", rule="adam", options=ADAM_HAT)
 def thinc(task: Task) -> Subject:
     from thinc.api import Optimizer
 
@@ -391,7 +387,7 @@ def thinc(task: Task) -> Subject:
     return Subject(lambda: opt("p", p, g), lambda: [p], lambda: double(kept), prepare=lambda: np.copyto(g, kept))
 
 
-@contender("scikit-learn Adam", "pip install scikit-learn", rule="adam", options=_ADAM_HAT)
+@contender("scikit-learn Adam", "pip install scikit-learn", rule="adam", options=ADAM_HAT)
 def scikit_learn(task: Task) -> Subject:
     from sklearn.neural_network._stochastic_optimizers import AdamOptimizer
 

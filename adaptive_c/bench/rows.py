@@ -20,7 +20,7 @@ import numpy as np
 
 from .. import reference
 from .._native import get_num_threads
-from .contenders import _ADAM_HAT, _TORCH, DECAY, LR, Array, Contender, Subject, Task, contender, double
+from .contenders import ADAM_HAT, DECAY, LR, TORCH, Array, Contender, Subject, Task, contender, double
 
 COLUMNS = 64
 EXPONENT = 1.05  # of the Zipf distribution
@@ -189,17 +189,17 @@ def _torch_sparse(task: Task, make: Callable[[Any, list[Any]], Any]) -> Subject:
     return Subject(opt.step, lambda: [table], lambda: double(values), prepare=backward)
 
 
-@contender("torch SparseAdam", _TORCH, rule="adam", options=_ADAM_HAT, rows=True)
+@contender("torch SparseAdam", TORCH, rule="adam", options=ADAM_HAT, rows=True)
 def sparse_adam(task: Task) -> Subject:
     return _torch_sparse(task, lambda torch, params: torch.optim.SparseAdam(params, lr=LR))
 
 
-@contender("torch sparse", _TORCH, rows=True)
+@contender("torch sparse", TORCH, rows=True)
 def torch_sparse(task: Task) -> Subject:
     return _torch_sparse(task, lambda torch, params: getattr(torch.optim, task.rule)(params, lr=LR, **task.options))
 
 
-@contender("FBGEMM", f"{_TORCH}; pip install --no-deps fbgemm-gpu-cpu (1.8.0 goes with torch 2.13)", rows=True)
+@contender("FBGEMM", f"{TORCH}; pip install --no-deps fbgemm-gpu-cpu (1.8.0 goes with torch 2.13)", rows=True)
 def fbgemm(task: Task) -> Subject:
     """The backward pass, which updates the table; its gradients are those of bags of one row."""
     import torch

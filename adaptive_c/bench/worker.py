@@ -83,7 +83,8 @@ def build(name: str, task: Task) -> tuple[Subject, dict[str, Any]]:
     if name != "adaptive_c":  # the state of a peer is its own choice; the task's state_dtype is ours
         task = replace(task, dtype=contender.dtype or task.dtype, state_dtype=None,
                        spread=contender.spread or task.spread)  # fmt: skip
-    small = contender.build(replace(task, sizes=(8192,), rows=min(task.rows, 32)))
+    make = rows.ours if task.rows and name == "adaptive_c" else contender.build
+    small = make(replace(task, sizes=(8192,), rows=min(task.rows, 32)))
     timed(small, "step", 1)  # imports, compiles and starts threads
     del small
     if task.rows:
@@ -97,7 +98,7 @@ def build(name: str, task: Task) -> tuple[Subject, dict[str, Any]]:
     with suppress(OSError), open("/proc/self/clear_refs", "w") as file:
         file.write("5")  # resets the high-water mark
     start = told_bytes("self/status", "VmRSS")
-    subject = contender.build(task)
+    subject = make(task)
     for i in range(_STEPS):
         if i:
             subject.double()

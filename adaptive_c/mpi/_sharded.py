@@ -12,6 +12,7 @@ from .. import __version__
 from .._native import processors
 from .._optimizer import Optimizer
 from .._run.options import Choice
+from .._stepping import one_step
 from ..typing import Params
 from . import _checkpoint
 from ._agreement import texts
@@ -165,7 +166,7 @@ class Sharded:
                 self._opt = _stepped_by(optimizer, ranks)(params, **options)
                 self._run = self._opt._run
                 self._exchange = Exchange(self._run, comm, bucket_bytes)
-                self._steps = Steps(self._opt, ranks, self._exchange, mean)
+                self._steps = Steps(self._opt, self._run, ranks, self._exchange, mean)
         except BaseException as error:
             if hasattr(self, "_opt"):  # another rank raises it: the folder is let go of, so that all can try again
                 self._opt.close()
@@ -229,7 +230,8 @@ class Sharded:
         >>> w
         array([0.5, 0.5, 0.5])
         """
-        self._steps.call(grads, lambda: self._opt._for_one_step(metric, loss_scale, lr), progress)
+        name = type(self._opt).__name__
+        self._steps.call(grads, lambda: one_step(self._run, name, metric, loss_scale, lr), progress)
 
     def accumulate(self, grads: Any) -> None:
         """Add the gradients of all ranks to the sums, of which each rank has its share.  Collective.

@@ -7,6 +7,7 @@ import numpy as np
 
 from .._optimizer import Optimizer
 from .._run.options import moves
+from .._run.run import Run
 from ._agreement import difference, hashed
 from ._exchange import Exchange
 from ._ranks import Ranks, agreed
@@ -17,8 +18,8 @@ Progress = Callable[[int, int], object]
 class Steps:
     """The calls that use gradients.  mean: of the ranks' gradients, and not their sum."""
 
-    def __init__(self, opt: Optimizer, ranks: Ranks, exchange: Exchange, mean: bool) -> None:
-        self._opt, self._run, self._ranks, self._exchange, self._mean = opt, opt._run, ranks, exchange, mean
+    def __init__(self, opt: Optimizer, run: Run, ranks: Ranks, exchange: Exchange, mean: bool) -> None:
+        self._opt, self._run, self._ranks, self._exchange, self._mean = opt, run, ranks, exchange, mean
         self._known: Any = None  # places and formats of the last gradients, and how they are exchanged
 
     def call(self, grads: Any, for_one_step: Callable[[], Any] | None, progress: Progress | None = None) -> None:

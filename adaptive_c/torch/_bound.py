@@ -420,6 +420,12 @@ class Live:
         if self.arriving is not None:
             self.arriving.check(name, value)
 
+    def unbind(self) -> None:
+        """Let the run go; its counts are kept for the next one."""
+        if self.bound is not None:
+            self.free()
+            self.counted, self.seen, self.bound = self.bound.counted(), self.bound.seen(), None
+
     def free(self) -> None:
         """Refuse what replaces or copies what is bound, while backward steps or averages are the parameters."""
         self.outside()

@@ -1,13 +1,14 @@
 """Steps within the backward pass: each parameter as soon as its gradient is there."""
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
 import torch
 
 from .._native import core
-from ._bound import Part
-from ._optimizer import Optimizer
+from ._bound import Bound, Live, Part
+from ._optimizer import Optimizer, parts_of
 from ._tensors import Tensor, array, gradient
 
 
@@ -60,7 +61,8 @@ def in_backward(optimizer: Optimizer) -> "InBackward":
     """
     if not isinstance(optimizer, Optimizer):
         raise TypeError(f"in_backward takes an optimizer of adaptive_c.torch, got {core.an(type(optimizer).__name__)}")
-    if optimizer._live.arriving is not None:
+    live, fitting = parts_of(optimizer)
+    if live.arriving is not None:
         raise RuntimeError("this optimizer steps in backward already")
     params = [p for group in optimizer.param_groups for p in group["params"]]
     if any(isinstance(getattr(hook, "__self__", None), InBackward) for p in params
@@ -69,7 +71,7 @@ def in_backward(optimizer: Optimizer) -> "InBackward":
                            "handle, or make the model anew")  # fmt: skip
     for name in _NEED_ALL:
         _check(name, getattr(optimizer, name))
-    return InBackward(optimizer, params)
+    return InBackward(optimizer, live, fitting, params)
 
 
 _NEED_ALL = ("max_grad_norm", "on_nonfinite")
@@ -85,19 +87,19 @@ def _check(name: str, value: Any) -> None:
 class InBackward:
     """An optimizer whose parameters are stepped as their gradients arrive; `in_backward` makes it."""
 
-    def __init__(self, optimizer: Optimizer, params: list[Tensor]) -> None:
-        self._optimizer = optimizer
+    def __init__(self, optimizer: Optimizer, live: Live, fitting: Callable[[], Bound], params: list[Tensor]) -> None:
+        self._optimizer, self._live, self._fitting = optimizer, live, fitting
         self._block = ExitStack()
         self._now: Any = None  # steps one array; None between two steps
         self._places: dict[Tensor, tuple[Part, int, int]] = {}
         self._hooks = [p.register_post_accumulate_grad_hook(self._arrived) for p in params if p.requires_grad]
-        optimizer._live.arriving = self
+        live.arriving = self
 
     def remove(self) -> None:
         """Go back to steps that `optimizer.step()` takes, after the one that is going on is finished."""
-        if self._optimizer._live.arriving is self:
+        if self._live.arriving is self:
             self._close()
-            self._optimizer._live.arriving = None
+            self._live.arriving = None
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()
@@ -110,10 +112,10 @@ class InBackward:
 
     def _begin(self) -> None:
         """Open the block of the step, at the first gradient of a backward pass."""
-        bound = self._optimizer._fitting()
+        bound = self._fitting()
         if any(part.moved() for part in bound.parts):
-            self._optimizer._unbind()
-            bound = self._optimizer._fitting()
+            self._live.unbind()
+            bound = self._fitting()
         for part in bound.parts:
             part.read_steps()
         self._places = bound.places()
@@ -160,4 +162,4 @@ class InBackward:
         if self._now is not None:
             self._now = None
             self._block.close()
-            self._optimizer._fitting().show()
+            self._fitting().show()

@@ -29,10 +29,10 @@ class _Setting(Setting[Value, Value]):
     __doc__ = DocOfSetting("TENSORS")
 
     def _read(self, optimizer: Any) -> Any:
-        return optimizer._settings[self._name]
+        return optimizer._settings[self.name]
 
     def __set__(self, optimizer: Any, value: Value) -> None:
-        optimizer._set(self._name, value)
+        optimizer._set(self.name, value)
 
 
 class _Whole:
@@ -230,7 +230,7 @@ class Optimizer(torch.optim.Optimizer):
                 return
             scale = 0.0 if self.grad_scale is None else float(self.grad_scale)
         if not self._fitting().step(scale):
-            self._unbind()
+            self._live.unbind()
             self._fitting().step(scale)
 
     _update_uncompiled = torch._disable_dynamo(
@@ -290,19 +290,12 @@ class Optimizer(torch.optim.Optimizer):
         """The binding of the tensors, made anew if something about them has changed."""
         bound = self._live.bound
         if bound is None or not bound.fits(self.param_groups, self.state):
-            self._unbind()
             live = self._live
+            live.unbind()
             with torch.inference_mode(False):  # the tensors of its state outlive the mode
                 bound = Bound(self._form, self.param_groups, self.state, live.counted, live.seen)
             live.bound = bound
         return bound
-
-    def _unbind(self) -> None:
-        """Let the run go; its counts are kept for the next one."""
-        live = self._live
-        if live.bound is not None:
-            live.free()
-            live.counted, live.seen, live.bound = live.bound.counted(), live.bound.seen(), None
 
     def _counts(self) -> dict[str, Any]:
         """The counts of the run, or of the last one."""
@@ -490,3 +483,8 @@ class Optimizer(torch.optim.Optimizer):
 
 
 document(Optimizer, "TENSORS", example)
+
+
+def parts_of(optimizer: Optimizer) -> tuple[Live, Callable[[], Bound]]:
+    """For steps in backward: what changes as an optimizer steps, and what makes the binding that fits its tensors."""
+    return optimizer._live, optimizer._fitting
