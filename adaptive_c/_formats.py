@@ -172,7 +172,7 @@ def to_uint8(x, words, signed):
     u = np.abs(x).view("uint32").astype("int64")
     rounded = np.where(u < 0x7F800000, np.minimum((u + words) >> 20, 0x7F7), u >> 20)  # exponent and 3 bits of fraction
     rounded.ravel()[shape[0] :] = 0
-    low, binades = (21, 15) if signed else (1, 31)
+    low, binades = (21, 15) if signed else (8, 31)
     bottom = np.maximum((rounded.max(1, keepdims=True) >> 3) - binades, low) << 3
     if signed:  # numbers below the smallest code go to it or to 0, by chance
         smallest = ((bottom + 1) << 20).astype("uint32").view("float32")

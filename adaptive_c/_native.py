@@ -216,8 +216,9 @@ def set_num_threads(n: int | None) -> None:
     n : int in [1, 4096] or None
         The number, used as given.  None goes back to the default: OMP_NUM_THREADS if set, else the smaller of CPU
         affinity and cgroup quota as they are now, and never more than OpenMP itself allows at each step, so that
-        threadpoolctl's limits hold.  Where OMP_PLACES, OMP_PROC_BIND or GOMP_CPU_AFFINITY binds the threads, the
-        processors they are bound to count as the affinity.
+        threadpoolctl's limits hold.  OpenMP allows as many as the process had processors when it was loaded: if it has
+        more since, give the number.  Where OMP_PLACES, OMP_PROC_BIND or GOMP_CPU_AFFINITY binds the threads, the
+        processors they are bound to count as the affinity.  OMP_THREAD_LIMIT holds for numbers that are given, too.
 
     Raises
     ------
@@ -292,7 +293,7 @@ def _thread_reason() -> str:
         return "built without OpenMP"
     n, default, child = core.threads()
     if default:
-        return "set_num_threads"
+        return "set_num_threads" if get_num_threads() == default else f"OpenMP's own limit (set_num_threads({default}))"
     if child:
         return "a forked child steps serially (libgomp may hang in it); set_num_threads(n) overrides this"
     return _why if n == _machine else f"OpenMP's own limit ({_why})"

@@ -203,7 +203,7 @@ cdef enum:
     SIGNED_RANGE = 15       # binades above the scale
     UNSIGNED_RANGE = 31
     SIGNED_LOWEST = 21      # the exponent field of the smallest scale, 2^-106: 2^20/scale is finite
-    UNSIGNED_LOWEST = 1     # 2^-126
+    UNSIGNED_LOWEST = 8     # 2^-119: times a beta it is still a normal number, and fast
     INFINITE = 0x7f80       # infinity's head
     TINY_HEAD = 0x10        # a smaller head may be what adding noise made of a NaN
     SURELY_ZERO = 20 << 7   # a number that far below the scale becomes 0, whatever the noise

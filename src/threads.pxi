@@ -8,10 +8,14 @@ cdef extern from *:
     #else
     #define ADAPTIVE_C_OPENMP 0
     static int omp_get_max_threads(void) { return 1; }
+    static int omp_get_thread_limit(void) { return 1; }
+    static int omp_get_max_active_levels(void) { return 0; }
     #endif
     """
     const int ADAPTIVE_C_OPENMP
     int omp_get_max_threads() nogil
+    int omp_get_thread_limit() nogil
+    int omp_get_max_active_levels() nogil
 
 cdef int default_threads = 0   # set_num_threads: 0 means that `machine_threads` and OpenMP decide
 cdef int machine_threads = 1   # what affinity and cgroup quota allow
@@ -30,18 +34,21 @@ def set_threads(int default=-1, int machine=-1, bint child=False):
         machine_threads = machine
 
 
+cdef int granted(int n) noexcept nogil:
+    """How many of n threads OpenMP gives at most: OMP_THREAD_LIMIT and OMP_MAX_ACTIVE_LEVELS can't be overridden."""
+    return min(n, omp_get_thread_limit()) if omp_get_max_active_levels() > 0 else 1
+
+
 cpdef int get_threads(int n_threads=0) noexcept nogil:
     """The number of threads that a large step takes now; n_threads: an optimizer's own choice, 0 for none."""
     if not ADAPTIVE_C_OPENMP or (forked and not default_threads):
         return 1
-    if n_threads or default_threads:
-        return n_threads or default_threads
-    return min(machine_threads, omp_get_max_threads())
+    return granted(n_threads or default_threads or min(machine_threads, omp_get_max_threads()))
 
 
 def threads():
     """What OpenMP and the machine allow, what set_threads said, and whether this is a forked child."""
-    return min(machine_threads, omp_get_max_threads()), default_threads, forked
+    return granted(min(machine_threads, omp_get_max_threads())), default_threads, forked
 
 
 def openmp():

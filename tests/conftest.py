@@ -6,11 +6,21 @@ import os
 import re
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 # Two processes run tests on the same processors.  Threads that wait for work in a loop, as both libraries have them do,
 # would take the processors from the threads that have work: most tests of several threads would take three times as long.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+# What else the shell says of OpenMP would change how many threads the tests see, and where.
+for name in ("NUM_THREADS", "THREAD_LIMIT", "DYNAMIC", "MAX_ACTIVE_LEVELS", "PROC_BIND", "PLACES", "STACKSIZE"):
+    os.environ.pop(f"OMP_{name}", None)
+os.environ.pop("GOMP_CPU_AFFINITY", None)
+
+# No example is judged by the time that it takes.
+settings.register_profile("without a clock", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("without a clock")
 
 # The files that take longest, longest first.  They are begun first, so that no process waits for another one's at the end.
 LONGEST = ("mpi", "browser", "bench", "figures", "disk_faults", "explore", "clients", "torch_wrappers", "torch_door", "threads",

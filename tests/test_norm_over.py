@@ -486,3 +486,11 @@ def test_a_schedule_of_whole_numbers_and_refusals():
         opt.max_grad_value = falling
     with pytest.raises(ValueError, match="at t=0 max_grad_norm must be"):
         ac.SGD(np.zeros(3), max_grad_norm=lambda t: -1.0)
+
+
+@pytest.mark.parametrize("over", ["all", "group", "array"])
+@pytest.mark.parametrize(("dtype", "limit", "size"), [("float32", 1e25, 1e22), ("float64", 1e200, 1e160)])
+def test_a_gradient_whose_square_overflows_is_skipped_below_the_limit_too(over, dtype, limit, size):
+    opt = ac.Adam(np.ones(3, dtype), max_grad_norm=limit, norm_over=over, on_nonfinite="skip")
+    opt.step(np.array([size, 0, 0], dtype))
+    assert (opt.skipped_steps, opt.t) == (1, 0)

@@ -13,12 +13,6 @@ linux = pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="needs L
 QUOTA = "from adaptive_c import _native; _native.cgroup_quota = lambda: 1.5; ac.set_num_threads(None)"
 
 
-@pytest.fixture(autouse=True)
-def _no_variables(monkeypatch):
-    for name in ("OMP_NUM_THREADS", "OMP_PROC_BIND", "OMP_PLACES", "GOMP_CPU_AFFINITY"):
-        monkeypatch.delenv(name, raising=False)
-
-
 def told(script="", **env):
     """What show_config says of a large step after a script, in a process of its own."""
     return child(f"import os\nimport adaptive_c as ac\n{script}\nac.show_config()", **env).splitlines()[-1]
@@ -160,6 +154,14 @@ def test_openmps_own_limit_is_told():
     pytest.importorskip("threadpoolctl")
     script = "import threadpoolctl; ac.AdamW; limit = threadpoolctl.threadpool_limits(2, user_api='openmp')"
     assert " 2 threads: OpenMP's own limit (OMP_NUM_THREADS=3)" in told(script, OMP_NUM_THREADS="3")
+
+
+@pytest.mark.parametrize("variable", ["OMP_THREAD_LIMIT=1", "OMP_MAX_ACTIVE_LEVELS=0"])
+def test_limits_that_hold_for_every_team_are_told(variable):
+    limit = dict([variable.split("=")])
+    assert " 1 thread: " in told(OMP_NUM_THREADS="3", **limit)
+    assert " 1 thread: OpenMP's own limit (set_num_threads(3))" in told("ac.set_num_threads(3)", **limit)
+    assert " 3 threads: set_num_threads" in told("ac.set_num_threads(3)", OMP_THREAD_LIMIT="3")
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="needs /proc")
