@@ -76,7 +76,7 @@ class Saving:
         TypeError, ValueError
             If something doesn't fit: class, formats, sizes, names of a dict, a cut that joins arrays with different
             counts; if a schedule's number is out of its range; if options followed a function of your own and this
-            optimizer has none in its place.  Nothing has changed then.
+            optimizer has none instead.  Nothing has changed then.
 
         Examples
         --------

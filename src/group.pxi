@@ -462,7 +462,7 @@ cdef class BoundGroup:
         self.group.followed = len(self.followers) > 0
 
     cdef int follow(self, long long t) except -1:
-        """Have the schedules give the numbers of the step after t applied ones.  They may be anyone's Python."""
+        """Have the schedules give the numbers of the step after t applied ones.  They may be any Python code."""
         cdef Follower f
         cdef double* numbers
         cdef double x

@@ -1,4 +1,4 @@
-# The guard: who may touch a run now?  It is taken first, before a schedule or anything else of the caller's is called.
+# The guard: who may touch a run now?  It is taken first, before a schedule or any other code of the caller is called.
 #
 # All of it runs under the GIL, and each change of the holder is made in one call of C, between whose lines Python runs
 # neither signal handlers nor other threads.  While it is held, its thread computes in the default

@@ -1,4 +1,4 @@
-# Memory of the caller's: arrays as buffers, what messages call them, and which of them overlap.
+# The caller's memory: arrays as buffers, what messages call them, and which of them overlap.
 
 from cpython.buffer cimport PyBUF_FULL_RO, PyBuffer_IsContiguous, PyBuffer_Release, PyObject_GetBuffer
 from cpython.ref cimport PyObject

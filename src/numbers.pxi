@@ -30,7 +30,7 @@ cdef extern from *:
     #define APART void
     #endif
     """
-    # Return type of functions beside the usual way, which are not to take registers from the loops on it.
+    # Return type of functions off the hot path, which are not to take registers from the loops on it.
     ctypedef void APART
 
 

@@ -148,7 +148,7 @@ cdef class Plan:
         """Write the arrays of copy_to anew, from the parameters or their master copy."""
         self.sweep_all(COPY)
 
-    # --- calls of the user's -------------------------------------------------------------------------------------
+    # --- calls that users make -----------------------------------------------------------------------------------
 
     def conduct(self, call):
         """Make a call in a thread of its own, which no signal interrupts: what a handler raises comes at its end."""

@@ -1,5 +1,5 @@
-# sum_to_one: rows of the last axis that are distributions.  Behind rule and bounds each is divided by its sum, or
-# projected onto the simplex, in place.
+# sum_to_one: rows of the last axis that are distributions.  After the rule and the bounds, each is divided by its sum,
+# or projected onto the simplex, in place.
 #
 # A row that lies in one piece of the sweep is done there, while it is in cache.  Pieces are cut at fixed places, so it
 # is known which rows others are; they are finished in a sweep of their own, in which each row has one thread.

@@ -113,7 +113,7 @@ cdef struct Group:
     bint by_rows             # some gradient of this call is one of rows
     bint only_bfloat16       # so is all that comes in: the lower half of a NaN is 0, and noise can't overflow it
     double squared           # the sum of its gradients' squares, where a norm is taken
-    double own_lr            # while a call has another one in its place
+    double own_lr            # while a call has another one instead
     double factor            # of the gradient: -1 to ascend, the clip coefficient, 1 / loss_scale
     float* unrounded         # narrow parameters of rows whose parts wait for each other, before rounding, or NULL
     char* ema                # the average of the parameters, or NULL

@@ -11,7 +11,7 @@ OF_SCHEDULES = {"of", "schedules"}  # their arguments that are schedules themsel
 
 
 class MissingError(ValueError):
-    """A function of the user's is needed, but none was given."""
+    """A function that the user wrote is needed, but none was given."""
 
 
 def is_ours(cls: Any) -> bool:
