@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from fuzz_twins import S, pick
+from support import misaligned, read_only
 
 import adaptive_c as ac
 
@@ -38,16 +39,6 @@ def right(twin):
 def passed(twin, items):
     found = [part.arrange(x) for part, x in zip(twin.parts, items, strict=True)]
     return found if twin.structured else found[0]
-
-
-def misaligned(x):
-    raw = np.zeros(x.nbytes + 1, np.uint8)
-    return raw[1:].view(x.dtype).reshape(x.shape)
-
-
-def read_only(x):
-    x.flags.writeable = False
-    return x
 
 
 GRADIENTS = {
@@ -172,11 +163,9 @@ def construct(run, rng):
 def group(run, rng):
     """A group that can't be added."""
     x = np.ones(300, "float32")
-    frozen = x.copy()
-    frozen.flags.writeable = False
     kind, spec = pick(rng, [("no params", {"lr": 0.1}), ("empty", {"params": []}), ("no dict", x), ("None", None),
                             ("integers", {"params": np.ones(3, int)}), ("strided", {"params": np.ones(6)[::2]}),
-                            ("read-only", {"params": frozen}), ("two dtypes", {"params": [x, np.ones(2)]}),
+                            ("read-only", {"params": read_only(x.copy())}), ("two dtypes", {"params": [x, np.ones(2)]}),
                             ("twice", {"params": [x, x[10:20]]}), ("misaligned", {"params": misaligned(x)}),
                             ("unknown", {"params": x, "unknown": 1}), ("lr", {"params": x, "lr": -1}),
                             ("copies", {"params": x, "copy_to": np.ones(299, "float32")}),

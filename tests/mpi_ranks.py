@@ -32,6 +32,10 @@ def cut(flat):
     return [flat[:7000], flat[7000:7000], flat[7000:9001].reshape(3, 667), flat[9001:]]
 
 
+def table(flat):
+    return flat.reshape(-1, 2048)
+
+
 def numbers(seed, *shape, dtype="float32"):
     return np.random.default_rng(seed).normal(size=shape).astype(dtype)
 
@@ -259,14 +263,10 @@ def test_averages_and_copies():
 
 def test_rows_that_sum_to_one():
     """Rows that lie in one share, though in several pieces of the sweep; others are refused."""
-
-    def make(flat):
-        return flat.reshape(-1, 2048)
-
     for options in ({}, {"state_dtype": "uint8", "ema_decay": 0.5}):
-        pair = Pair(ac.SGD, numbers(0, 9 * 4096), make, momentum=0.9, sum_to_one="project", bucket_bytes=1, **options)
+        pair = Pair(ac.SGD, numbers(0, 9 * 4096), table, momentum=0.9, sum_to_one="project", bucket_bytes=1, **options)
         for each in numbers(1, 2, SIZE, 9 * 4096):
-            pair.step([make(g) for g in each])
+            pair.step([table(g) for g in each])
             pair.check()
     pair = Pair(ac.SGD, numbers(0, SIZE * 24576), lambda x: x.reshape(-1, 24576), sum_to_one="divide", bucket_bytes=1)
     pair.step(list(numbers(1, SIZE, SIZE, 24576)))  # buckets cut these

@@ -9,7 +9,7 @@ import os
 
 import numpy as np
 from mpi_disk import LAST, MEMORY, ctrl_c, disk_pair, failing, fails, grads_of, reopen
-from mpi_ranks import RANK, SIZE, N, Pair, bfloat16, cut, main, numbers, refused
+from mpi_ranks import RANK, SIZE, N, Pair, bfloat16, cut, main, numbers, refused, table
 from support import assert_same_bits
 
 import adaptive_c as ac
@@ -89,12 +89,9 @@ def test_rollback_of_micro_batches_metrics_and_arrays_left_out():
 
 
 def test_rollback_of_rows_that_sum_to_one():
-    def make(flat):
-        return flat.reshape(-1, 2048)
-
-    pair = Pair(ac.SGD, numbers(0, 9 * 4096), make, sum_to_one="project", keep_undo=True, bucket_bytes=1)
+    pair = Pair(ac.SGD, numbers(0, 9 * 4096), table, sum_to_one="project", keep_undo=True, bucket_bytes=1)
     for each in numbers(1, 2, SIZE, 9 * 4096):
-        undone(pair, [make(g) for g in each])
+        undone(pair, [table(g) for g in each])
 
 
 def test_rollbacks_that_are_refused():

@@ -70,6 +70,14 @@ def step_range(opt, grads, group=-1, lo=0, hi=-1, count=True, **more):
     opt._run.plan.step(grads, part=(group, lo, hi, count), **more)
 
 
+def break_off(opt, grads, indices, *metric):
+    """A block of stepping that raises after some of its arrays."""
+    with opt.stepping(*metric) as now:
+        for i in indices:
+            now(i, grads[i])
+        raise LookupError("where is the next one?")
+
+
 def set_scaler(opt, **numbers):
     """Give a dynamic loss scale another scale or growth_tracker, as a load does."""
     saved = opt.state_dict()
@@ -111,6 +119,19 @@ def gradients(rng, size, dtype, n=8):
 def split(x, cuts):
     """Copies of the parts of a flat array."""
     return [part.copy() for part in np.split(x, sorted(cuts))]
+
+
+def misaligned(x):
+    """A copy of an array at an address that does not suit its type."""
+    raw = np.zeros(x.nbytes + 1, "u1")
+    out = raw[1:].view(x.dtype).reshape(x.shape)
+    out[...] = x
+    return out
+
+
+def read_only(x):
+    x.flags.writeable = False
+    return x
 
 
 def arrays_in(x):
@@ -173,7 +194,37 @@ def assert_same(a, b, what=""):
         assert a == b or a != a, what
 
 
-# --- interrupts, threads and processes ---------------------------------------------------------------------------------
+# --- calls, interrupts, threads and processes --------------------------------------------------------------------------
+
+
+def watched(look, call, *arguments):
+    """Call something under a profiler.  Garbage is not collected meanwhile: hypothesis has a callback of the collector."""
+    collects = gc.isenabled()
+    gc.disable()
+    sys.setprofile(look)
+    try:
+        call(*arguments)
+    finally:
+        sys.setprofile(None)
+        if collects:
+            gc.enable()
+
+
+def calls(call, *arguments, built_in=False):
+    """The names of the functions of Python that run in a call, without its own, and of those in C that Python calls.
+
+    A generator is named each time that it goes on.
+    """
+    names = []
+
+    def look(frame, event, argument):
+        if event == "call":
+            names.append(frame.f_code.co_name)
+        elif event == "c_call" and built_in:
+            names.append(argument.__name__)
+
+    watched(look, call, *arguments)
+    return names[1:]
 
 
 def press():
@@ -181,11 +232,8 @@ def press():
 
 
 def at(n, call, then=press):
-    """Call something, and something else at its n-th place: does it have so many?
-
-    Garbage is not collected meanwhile: what is raised in a callback of the collector, as hypothesis has one, is dropped.
-    """
-    places, collects = 0, gc.isenabled()
+    """Call something, and something else at its n-th place: does it have so many?"""
+    places = 0
 
     def profile(frame, event, argument):
         nonlocal places
@@ -194,14 +242,7 @@ def at(n, call, then=press):
             if places == n:
                 then()
 
-    gc.disable()
-    sys.setprofile(profile)
-    try:
-        call()
-    finally:
-        sys.setprofile(None)
-        if collects:
-            gc.enable()
+    watched(profile, call)
     return places >= n
 
 

@@ -2,9 +2,27 @@
 
 import copy
 
+import pytest
 import torch
 
 import adaptive_c.torch as door
+
+
+@pytest.fixture(autouse=True)
+def double():
+    """Adagrad's and NAdam's tensors of scalars take torch's default dtype: for the tests of a file that imports this."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def parameters(shapes, dtype=torch.float64):
+    """Those of two dimensions are transposed, those of four have their channels last."""
+    generator = torch.Generator().manual_seed(0)
+    found = [torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for shape in shapes]
+    found = [x.t().contiguous().t() if x.dim() == 2 else x for x in found]
+    found = [x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x for x in found]
+    return [torch.nn.Parameter(x) for x in found]
 
 
 def model(seed=0, dtype=torch.float32):

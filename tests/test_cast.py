@@ -8,7 +8,7 @@ import pytest
 from cases import IDS, PAIRS
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import assert_same, assert_same_bits, build, child, everything
+from support import assert_same, assert_same_bits, build, child, everything, misaligned
 
 import adaptive_c as ac
 
@@ -24,13 +24,6 @@ def computed(opt):
 def converted(g, dtype):
     with np.errstate(over="ignore"):
         return np.ascontiguousarray(g.astype(dtype))
-
-
-def misaligned(x):
-    raw = np.zeros(x.nbytes + 1, "u1")
-    out = raw[1:].view(x.dtype).reshape(x.shape)
-    out[...] = x
-    return out
 
 
 def strided(x, way):

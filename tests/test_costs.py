@@ -1,29 +1,12 @@
 """What an assignment, a look at the state and a schedule cost, in calls of Python functions: times are no test."""
 
-import sys
-
 import numpy as np
 import pytest
+from support import calls
 
 import adaptive_c as ac
 
 ONE = np.ones((3, 4))
-
-
-def calls(call):
-    """How many Python functions run in it, itself not counted.  (A generator counts each time that it goes on.)"""
-    names = []
-
-    def look(frame, event, argument):
-        if event == "call":
-            names.append(frame.f_code.co_name)
-
-    sys.setprofile(look)
-    try:
-        call()
-    finally:
-        sys.setprofile(None)
-    return names[1:]
 
 
 class Assign:

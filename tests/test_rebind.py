@@ -7,7 +7,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from cases import IDS, PAIRS
-from support import assert_same, assert_same_bits, build, everything, flat, gradients, held
+from support import assert_same, assert_same_bits, build, everything, flat, gradients, held, misaligned, read_only
 
 import adaptive_c as ac
 
@@ -155,16 +155,6 @@ def test_a_group_that_comes_later():
     assert (b == 2).all()
 
 
-def readonly(x):
-    x.flags.writeable = False
-    return x
-
-
-def misaligned(size, dtype):
-    raw = np.zeros(size * np.dtype(dtype).itemsize + 1, "u1")
-    return raw[1:].view(dtype)
-
-
 class Bound:
     """An optimizer with everything that new arrays may collide with."""
 
@@ -189,9 +179,9 @@ WRONG = {
     "integers": (lambda o: [np.ones(3, "i4"), b], TypeError, r"params\[0\] has dtype int32"),
     "no array": (lambda o: [[1.0, 1.0, 1.0], b], TypeError, r"params\[0\] is a list, not a numpy.ndarray"),
     "none": (lambda o: [None, b], TypeError, r"params\[0\] is a NoneType, not a numpy.ndarray"),
-    "read-only": (lambda o: [readonly(np.ones(3, "f4")), b], ValueError, r"params\[0\] is read-only"),
+    "read-only": (lambda o: [read_only(np.ones(3, "f4")), b], ValueError, r"params\[0\] is read-only"),
     "strides": (lambda o: [np.ones(6, "f4")[::2], b], ValueError, r"params\[0\] is not C-contiguous"),
-    "alignment": (lambda o: [misaligned(3, "f4"), b], ValueError, r"params\[0\] is misaligned"),
+    "alignment": (lambda o: [misaligned(np.ones(3, "f4")), b], ValueError, r"params\[0\] is misaligned"),
     "each other": (lambda o: [b.reshape(-1)[1:], b], ValueError, r"params\[1\] and params\[0\] share memory"),
     "state": (lambda o: [o.opt.state["exp_avg"][0], b], ValueError, STATE),
     "the average": (lambda o: [o.opt.ema[0], b], ValueError, STATE),

@@ -7,22 +7,13 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support import misaligned, read_only
 
 import adaptive_c as ac
 
 
 def ones(*shape, dtype="float32"):
     return np.ones(shape, dtype)
-
-
-def misaligned(n=4):
-    return np.frombuffer(bytearray(4 * n + 1), np.uint8)[1:].view("float32")
-
-
-def read_only():
-    x = ones(4)
-    x.flags.writeable = False
-    return x
 
 
 class Tensor:  # what torch's look like from here
@@ -42,9 +33,9 @@ BAD_PARAMS = [
     ("byteswapped", lambda: ones(4, dtype=">f4"), TypeError, r"params has dtype >f4 .byte-swapped.; .*native byte order"),
     ("strided", lambda: ones(8)[::2], ValueError, "params is not C-contiguous; keep and use np.ascontiguousarray"),
     ("fortran", lambda: np.asfortranarray(ones(2, 3)), ValueError, "params is not C-contiguous"),
-    ("read-only", read_only, ValueError, "params is read-only"),
+    ("read-only", lambda: read_only(ones(4)), ValueError, "params is read-only"),
     ("broadcast", lambda: np.broadcast_arrays(ones(1, 4), ones(4))[1], ValueError, "params is read-only"),
-    ("misaligned", misaligned, ValueError, "params is misaligned"),
+    ("misaligned", lambda: misaligned(ones(4)), ValueError, "params is misaligned"),
     ("masked", lambda: np.ma.ones(4, "float32"), TypeError, "Masked.*the mask would be ignored"),
     ("float", lambda: 1.0, TypeError, r"params is a float, not a numpy.ndarray; make it an array"),
     ("numpy scalar", lambda: np.float32(1), TypeError, r"params is a numpy.float32"),
@@ -57,7 +48,7 @@ BAD_PARAMS = [
     ("numbers in a group", lambda: [{"params": [1]}], TypeError, r"params\[0\]\['params'\] is a list of numbers.*\(\[1.0\]\)"),
     ("in a list", lambda: [ones(2), 3.0], TypeError, r"params\[1\] is a float"),
     ("in a dict", lambda: {"w": ones(2), "b": ones(4)[::2]}, ValueError, r"params\['b'\] is not C-contiguous"),
-    ("in a group", lambda: [{"params": {"w": read_only()}}], ValueError, r"params\[0\]\['params'\]\['w'\] is read-only"),
+    ("in a group", lambda: [{"params": {"w": read_only(ones(4))}}], ValueError, r"params\[0\]\['params'\]\['w'\] is read-only"),
     ("a lone group", lambda: {"params": [ones(2)], "lr": 0.1}, ValueError, r"params looks like one group dict; groups come in a list"),
     ("two dtypes", lambda: [ones(2), ones(2, dtype="float64")], TypeError, r"params\[1\] has dtype float64.*groups of their own"),
     ("empty list", list, ValueError, "params is empty"),
@@ -100,7 +91,7 @@ BAD_GRADS = [
     ("shape", lambda p: ones(2, 2), ValueError, r"grads has shape \(2, 2\), its parameter \(4,\)"),
     ("size", lambda p: ones(5), ValueError, r"grads has shape \(5,\), its parameter \(4,\)"),
     ("strided", lambda p: ones(8)[::2], ValueError, r"grads is not C-contiguous; np.ascontiguousarray\(x\)"),
-    ("misaligned", lambda p: misaligned(), ValueError, r"grads is misaligned; x.copy\(\)"),
+    ("misaligned", lambda p: misaligned(ones(4)), ValueError, r"grads is misaligned; x.copy\(\)"),
     ("masked", lambda p: np.ma.ones(4, "float32"), TypeError, "the mask would be ignored"),
     (
         "list",

@@ -10,7 +10,18 @@ import test_rollback
 import test_stepping
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import CHUNK, OTHER_BUILDS, assert_same, assert_same_bits, build, everything, gradients, spec, step_range
+from support import (
+    CHUNK,
+    OTHER_BUILDS,
+    assert_same,
+    assert_same_bits,
+    break_off,
+    build,
+    everything,
+    gradients,
+    spec,
+    step_range,
+)
 from test_formats import Composition, allocate, every_format, shared
 
 import adaptive_c as ac
@@ -222,7 +233,7 @@ def test_undone_and_stepped_array_by_array(name, options, formats):
     test_stepping.check(opt, whole, grads, rng)
     before = everything(opt)
     with pytest.raises(LookupError):
-        test_stepping.break_off(opt, grads[0], [1, 3, 0])
+        break_off(opt, grads[0], [1, 3, 0])
     assert_same(everything(opt), before)
 
 

@@ -5,7 +5,7 @@ import copy
 import numpy as np
 import pytest
 from cases import IDS, PAIRS
-from support import assert_same, assert_same_bits, build, gradients
+from support import assert_same, assert_same_bits, break_off, build, gradients
 from support import everything as all_of_it
 from test_formats import allocate, every_format, every_rule, shared
 from test_rows import dense, draw
@@ -260,13 +260,6 @@ def test_counts_may_be_written():
         opt.step(rows)
         whole.step(dense(rows, (5, 4), "float64")[0])
     assert_same(settled(opt), everything(whole))
-
-
-def break_off(opt, grads, places):
-    with opt.stepping() as now:
-        for i in places:
-            now(i, grads[i])
-        raise LookupError("nothing more")
 
 
 def test_accumulated_rows():

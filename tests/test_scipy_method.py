@@ -7,18 +7,14 @@ import warnings
 
 import numpy as np
 import pytest
+from problems import START, bowl
 from support import assert_same_bits, child
 
 import adaptive_c as ac
 
 optimize = pytest.importorskip("scipy.optimize")
 
-START = np.array([-1.5, 2.0])
 ADAM = ac.scipy_method(ac.Adam, lr=0.1)
-
-
-def bowl(x):
-    return ((x - 3) ** 2).sum(), 2 * (x - 3)
 
 
 def value(x):

@@ -8,7 +8,7 @@ import pytest
 from cases import IDS, PAIRS
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import CHUNK, assert_same, build, everything, gradients, set_scaler, split
+from support import CHUNK, assert_same, break_off, build, everything, gradients, set_scaler, split
 from test_formats import allocate, every_format, every_rule, shared
 from test_stages import DTYPES
 
@@ -24,14 +24,6 @@ def step_each(opt, grads, rng, **options):
     with opt.stepping(**options) as now:
         for i in rng.permutation(len(grads)):
             now(i, grads[i])
-
-
-def break_off(opt, grads, indices, *metric):
-    """A block that raises after some of its arrays."""
-    with opt.stepping(*metric) as now:
-        for i in indices:
-            now(i, grads[i])
-        raise LookupError("where is the next one?")
 
 
 def check(opt, whole, steps, rng, **options):

@@ -6,6 +6,7 @@ import pytest
 import adaptive_c as ac
 
 torch = pytest.importorskip("torch", minversion="2.13")
+from tensors import double  # noqa: E402, F401
 
 pytestmark = pytest.mark.later("torch")
 
@@ -35,14 +36,6 @@ CASES = [
 ]
 IDS = [f"{name}-{i}" for i, (name, _) in enumerate(CASES)]
 SHAPES = [(3, 4), (5,), (), (2, 1, 2)]
-
-
-@pytest.fixture(autouse=True)
-def double():
-    """Adagrad's and NAdam's tensors of scalars take torch's default dtype."""
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
 
 
 def close(ours, theirs):

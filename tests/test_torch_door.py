@@ -17,6 +17,8 @@ from test_torch import CASES, IDS
 import adaptive_c as ac
 
 torch = pytest.importorskip("torch", minversion="2.13")
+from tensors import double, parameters  # noqa: E402, F401
+
 import adaptive_c.torch as door  # noqa: E402
 
 pytestmark = pytest.mark.later("torch")
@@ -27,28 +29,11 @@ SHARED = [name for name in NAMES if hasattr(torch.optim, name)]
 SHAPES = [(3, 4), (5,), (), (2, 1, 2), (0, 3), (2, 3, 2, 2)]
 
 
-@pytest.fixture(autouse=True)
-def double():
-    """NAdam's tensors of scalars take torch's default dtype."""
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
-
-
 def close(ours, theirs, part=1e-12):
     """|a - b| <= part (|b| + 1e-3): roundings of a dozen operations, and bias corrections formed another way."""
     ours, theirs = ours.detach().double(), theirs.detach().double()
     assert ours.shape == theirs.shape
     assert bool(((ours - theirs).abs() <= part * (theirs.abs() + 1e-3)).all()), (ours, theirs)
-
-
-def parameters(seed=0, dtype=torch.float64, shapes=SHAPES):
-    """One is transposed, one has its channels last."""
-    generator = torch.Generator().manual_seed(seed)
-    found = [torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for shape in shapes]
-    found = [x.t().contiguous().t() if x.dim() == 2 else x for x in found]
-    found = [x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x for x in found]
-    return [torch.nn.Parameter(x) for x in found]
 
 
 def give(p, q, rng, leave=(), alike=False):
@@ -63,7 +48,7 @@ def give(p, q, rng, leave=(), alike=False):
 @pytest.mark.parametrize(("name", "options"), CASES, ids=IDS)
 def test_twelve_steps(name, options):
     """With gradients that are missing now and then; state by torch's names, laid out as the parameters are."""
-    p, q = parameters(), parameters()
+    p, q = parameters(SHAPES), parameters(SHAPES)
     ours, theirs = getattr(door, name)(p, **options), getattr(torch.optim, name)(q, **options)
     rng, part = np.random.default_rng(0), 1e-11 if name == "RAdam" else 1e-12  # its rectification cancels digits
     for t in range(12):
@@ -82,7 +67,7 @@ def test_twelve_steps(name, options):
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in SHARED])
 def test_rules_that_torch_does_not_have(name):
     """They have the bits of the class over arrays."""
-    p = parameters()
+    p = parameters(SHAPES)
     arrays = [x.detach().numpy().copy() for x in p]
     arrays = [np.ascontiguousarray(x) for x in arrays]
     ours, plain = getattr(door, name)(p, lr=0.05), getattr(ac, name)(arrays, lr=0.05)
@@ -99,7 +84,7 @@ def test_rules_that_torch_does_not_have(name):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_mixed_dtypes_within_a_group(name, dtype):
     mixed = [(torch.float32, torch.float64)[i % 2] for i in range(len(SHAPES))]
-    p, q = ([torch.nn.Parameter(x.detach().to(kind)) for x, kind in zip(parameters(), mixed, strict=True)]
+    p, q = ([torch.nn.Parameter(x.detach().to(kind)) for x, kind in zip(parameters(SHAPES), mixed, strict=True)]
             for _ in range(2))  # fmt: skip
     ours, theirs = getattr(door, name)(p), getattr(torch.optim, name)(q)
     rng = np.random.default_rng(0)
@@ -131,7 +116,7 @@ def test_the_inputs_of_torchs_tests(name, table):
     inputs = module._get_optim_inputs_including_global_cliquey_kwargs("cpu", torch.float64, infos[name])
     assert len(inputs) > 5
     for given in inputs:
-        p, q = parameters(), parameters()
+        p, q = parameters(SHAPES), parameters(SHAPES)
         if given.kwargs.get("differentiable"):
             with pytest.raises(ValueError, match="differentiable=True"):
                 getattr(door, name)(p, **given.kwargs)
@@ -153,7 +138,7 @@ def test_the_error_inputs_of_torchs_tests(name, table):
     infos, _ = table
     for error in infos[name].optim_error_inputs_func("cpu", torch.float64):
         given = error.optimizer_error_input
-        params = parameters() if given.params is None else given.params
+        params = parameters(SHAPES) if given.params is None else given.params
         with pytest.raises(error.error_type, match=error.error_regex):  # warnings are errors here
             getattr(door, name)(params, **given.kwargs)
 
@@ -174,7 +159,7 @@ def sparse():
 
 
 def twice():
-    p = parameters()[0]
+    p = parameters(SHAPES)[0]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         opt = door.AdamW([p, p])
@@ -184,8 +169,10 @@ def twice():
 
 # What can't hold of torch's own tests, by the words in docs/torch.md: a proof that it doesn't, for each.
 NOT_HERE = {
-    "differentiable=True": lambda: raises(ValueError, "drop it", lambda: door.AdamW(parameters(), differentiable=True)),
-    "capturable=True": lambda: raises(ValueError, "drop it", lambda: door.AdamW(parameters(), capturable=True)),
+    "differentiable=True": lambda: raises(
+        ValueError, "drop it", lambda: door.AdamW(parameters(SHAPES), differentiable=True)
+    ),
+    "capturable=True": lambda: raises(ValueError, "drop it", lambda: door.AdamW(parameters(SHAPES), capturable=True)),
     "complex parameters": lambda: raises(TypeError, "view_as_real", lambda: one(torch.ones(3, dtype=torch.complex64))),
     "sparse gradients of single elements": lambda: raises(TypeError, "2 sparse dimensions.*to_dense", sparse),
     "other devices": lambda: raises(TypeError, "model.cpu", lambda: one(torch.ones(3, device="meta"))),
@@ -248,7 +235,7 @@ def test_signatures_and_docstrings(name):
 
 
 def test_positional_arguments_are_torchs():
-    p, q = parameters(), parameters()
+    p, q = parameters(SHAPES), parameters(SHAPES)
     ours, theirs = (kind.RMSprop(x, 0.1, 0.9, 1e-3, 0.1, 0.5, True) for kind, x in ((door, p), (torch.optim, q)))
     kept = {key: value for key, value in ours.param_groups[0].items() if key in theirs.param_groups[0]}
     assert {**kept, "params": 0} == {**theirs.param_groups[0], "params": 0}
@@ -296,7 +283,7 @@ def test_torch_is_not_imported_by_the_rest():
 ])  # fmt: skip
 def test_refused_options(options, error, match):
     with pytest.raises(error, match=match):
-        door.AdamW(parameters(), **options)
+        door.AdamW(parameters(SHAPES), **options)
 
 
 def test_refused_parameters():

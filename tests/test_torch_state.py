@@ -11,6 +11,8 @@ from test_checkpoint_torch import CASES, IDS
 import adaptive_c as ac
 
 torch = pytest.importorskip("torch", minversion="2.13")
+from tensors import double, parameters  # noqa: E402, F401
+
 import adaptive_c.torch as door  # noqa: E402
 
 pytestmark = pytest.mark.later("torch")
@@ -27,19 +29,6 @@ FORMATS = {
     "master": (torch.bfloat16, {"master": "float32", "ema_decay": 0.9}),
     "float16": (torch.float16, {"master": "float32"}),
 }
-
-
-@pytest.fixture(autouse=True)
-def double():
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
-
-
-def parameters(dtype=torch.float64, seed=0, shapes=SHAPES):
-    generator = torch.Generator().manual_seed(seed)
-    found = [torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for shape in shapes]
-    return [torch.nn.Parameter(x.t().contiguous().t() if x.dim() == 2 else x) for x in found]
 
 
 def again(params):
@@ -78,7 +67,7 @@ def test_every_way_to_go_on_has_the_bits_of_the_run(name, form):
     name = name.split()[0]
     if options.get("state_dtype") and (name in ("Rprop", "SuperSAB") or options.get("centered")):
         options = {key: x for key, x in options.items() if key not in ("state_dtype", "centered")}
-    p = parameters(dtype)
+    p = parameters(SHAPES, dtype)
     opt = getattr(door, name)(p, seed=5, **options)
     run(opt, p, 5, 1, leave=[3])
     file = io.BytesIO()
@@ -106,7 +95,7 @@ def test_every_way_to_go_on_has_the_bits_of_the_run(name, form):
 
 
 def test_settings_go_with_a_copy():
-    p = parameters()
+    p = parameters(SHAPES)
     opt = door.AdamW(p, max_grad_norm=0.5, on_nonfinite="skip", seed=7, n_threads=1)
     opt.max_grad_norm = 0.25
     for other in (copy.deepcopy(opt), pickle.loads(pickle.dumps(opt))):
@@ -116,7 +105,7 @@ def test_settings_go_with_a_copy():
 
 def test_a_loaded_state_is_a_copy():
     """Neither the dict nor the optimizer that it came from is written."""
-    p, q = parameters(), parameters()
+    p, q = parameters(SHAPES), parameters(SHAPES)
     opt, other = door.AdamW(p), door.AdamW(q)
     run(opt, p, 2, 1)
     given = opt.state_dict()
@@ -131,7 +120,7 @@ def test_a_loaded_state_is_a_copy():
 
 def test_formats_are_the_constructors():
     """A run goes on in narrow state, and back; options become those of the dict."""
-    p = parameters(torch.float32)
+    p = parameters(SHAPES, torch.float32)
     opt = door.AdamW(p, lr=0.02)
     run(opt, p, 3, 1)
     narrow = door.AdamW(again(p), state_dtype="uint8")
@@ -149,7 +138,7 @@ def test_formats_are_the_constructors():
 
 def test_codes_that_lie_elsewhere_in_their_blocks():
     """Behind another tensor the same codes have other neighbours: they are decoded, and encoded anew."""
-    p = parameters(torch.float32, shapes=[(100,), (300,)])
+    p = parameters([(100,), (300,)], torch.float32)
     opt = door.AdamW(p, state_dtype="uint8")
     run(opt, p, 3, 1)
     before = opt.state_dict(format="torch")["state"][1]
@@ -165,7 +154,7 @@ def test_codes_that_lie_elsewhere_in_their_blocks():
 
 def test_codes_whose_shared_block_has_two_scales():
     """Tensors of two runs meet in one block, which has one scale: both are encoded anew."""
-    p = parameters(torch.float32, shapes=[(100,), (50,)])
+    p = parameters([(100,), (50,)], torch.float32)
     dicts = []
     for size in (1.0, 2.0**12):
         opt = door.AdamW(again(p), state_dtype="uint8")
@@ -183,7 +172,7 @@ def test_codes_whose_shared_block_has_two_scales():
 
 
 def test_keys_of_the_users_stay():
-    p = parameters()
+    p = parameters(SHAPES)
     opt = door.AdamW(p)
     run(opt, p, 2, 1)
     opt.state[p[0]]["mine"] = "note"
@@ -194,7 +183,7 @@ def test_keys_of_the_users_stay():
 
 
 def test_names_of_parameters():
-    p = parameters()
+    p = parameters(SHAPES)
     opt = door.AdamW([(f"w{i}", x) for i, x in enumerate(p)])
     run(opt, p, 2, 1)
     assert opt.state_dict()["param_groups"][0]["param_names"] == ["w0", "w1", "w2", "w3"]
@@ -215,7 +204,7 @@ def test_names_of_parameters():
     (lambda d: d["param_groups"][0]["params"].pop(), "doesn't match the size"),
 ])  # fmt: skip
 def test_a_dict_that_does_not_fit_changes_nothing(change, match):
-    p = parameters()
+    p = parameters(SHAPES)
     opt = door.AdamW(p)
     run(opt, p, 2, 1)
     bad = copy.deepcopy(opt.state_dict())
@@ -234,7 +223,7 @@ def test_a_dict_that_does_not_fit_changes_nothing(change, match):
 
 @pytest.mark.parametrize("name", ["AdamW", "Adagrad", "Lion", "Yogi"])
 def test_the_state_of_a_rule_that_does_not_count(name):
-    p = parameters()
+    p = parameters(SHAPES)
     theirs = torch.optim.SGD(p, lr=0.1, momentum=0.9)
     run(theirs, p, 1, 1)
     opt = getattr(door, name)(p)
@@ -257,7 +246,7 @@ def both(name, options, p, q):
 @pytest.mark.parametrize(("name", "options"), CASES, ids=IDS)
 @pytest.mark.parametrize("before", [0, 1, 5])
 def test_torch_steps_on(name, options, before):
-    p = parameters()
+    p = parameters(SHAPES)
     q = again(p)
     ours, theirs = both(name, options, p, q)
     run(ours, p, before, 1, leave=[3])
@@ -273,8 +262,8 @@ def test_torch_steps_on(name, options, before):
 @pytest.mark.parametrize("before", [0, 1, 5])
 def test_we_step_on(name, options, before):
     """Into one that was constructed with no option at all: all of them are the dict's, with the state that they need."""
-    q = parameters()
-    _, theirs = both(name, options, parameters(), q)
+    q = parameters(SHAPES)
+    _, theirs = both(name, options, parameters(SHAPES), q)
     run(theirs, q, before, 1, leave=[3])
     p = again(q)
     ours, _ = both(name, {"lr": 0.7}, p, q)
@@ -285,7 +274,7 @@ def test_we_step_on(name, options, before):
 
 
 def test_narrow_state_goes_to_torch_decoded():
-    p = parameters(torch.float32)
+    p = parameters(SHAPES, torch.float32)
     opt = door.AdamW(p, state_dtype="uint8", ema_decay=0.9, lr=0.03)
     run(opt, p, 3, 1)
     theirs = torch.optim.AdamW(again(p))
@@ -306,17 +295,17 @@ def test_narrow_state_goes_to_torch_decoded():
 
 def test_what_torch_has_no_place_for():
     with pytest.raises(ValueError, match="PyTorch has no Lion"):
-        door.Lion(parameters()).state_dict(format="torch")
+        door.Lion(parameters(SHAPES)).state_dict(format="torch")
     with pytest.raises(ValueError, match="no eps_mode='inside'"):
-        door.Adam(parameters(), eps_mode="inside").state_dict(format="torch")
+        door.Adam(parameters(SHAPES), eps_mode="inside").state_dict(format="torch")
     with pytest.raises(ValueError, match="format must be"):
-        door.Adam(parameters()).state_dict(format="keras")
+        door.Adam(parameters(SHAPES)).state_dict(format="keras")
 
 
 @pytest.mark.parametrize("name", ["SGD", "Adam", "RMSprop", "Rprop"])
 def test_older_dicts(name):
     """Options that torch added later are missing in them, and a step was a number."""
-    p = parameters()
+    p = parameters(SHAPES)
     opt = getattr(door, name)(p)
     run(opt, p, 2, 1)
     old = copy.deepcopy(opt.state_dict())
@@ -333,7 +322,7 @@ def test_older_dicts(name):
 
 def test_a_dict_of_another_machine():
     """capturable=True is how torch computed there; it is no reason to refuse the dict."""
-    p, q = parameters(), parameters()
+    p, q = parameters(SHAPES), parameters(SHAPES)
     theirs, ours = torch.optim.AdamW(q), door.AdamW(p)
     run(theirs, q, 2, 1)
     given = copy.deepcopy(theirs.state_dict())
@@ -345,7 +334,7 @@ def test_a_dict_of_another_machine():
 
 def test_state_that_is_given_before_the_first_step():
     """As some tests of torch's do: it is taken over."""
-    p, q = parameters(), parameters()
+    p, q = parameters(SHAPES), parameters(SHAPES)
     ours, theirs = door.Adam(p), torch.optim.Adam(q)
     for opt in (ours, theirs):
         for x in opt.param_groups[0]["params"]:
