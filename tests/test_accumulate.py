@@ -97,7 +97,7 @@ def test_a_nan_among_sums_of_bfloat16_and_float32_stays_one():
     zero_grad=st.booleans(),
     flush=st.booleans(),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_sums_have_the_same_bits_for_threads_and_cuts(cuts, kinds, n_threads, zero_grad, flush):
     size = 20 * CHUNK + 123
     rng = np.random.default_rng(2)

@@ -60,7 +60,7 @@ def test_the_first_steps_have_the_bits_of_the_reference(name, options, dtype):
 
 @pytest.mark.parametrize(("name", "options"), PAIRS, ids=IDS)
 @given(numbers=st.lists(st.floats(width=32), min_size=20, max_size=20))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_any_gradient_has_the_bits_of_the_reference(name, options, numbers):
     """Denormals, infinities, NaN, zeros of both signs, huge numbers."""
     p, *grads = np.array(numbers, "float32").reshape(4, 5)
@@ -141,7 +141,7 @@ def test_ranges_in_any_order_equal_the_whole_step(name, options):
 
 @pytest.mark.parametrize("case", CASE)
 @given(cuts=st.lists(st.integers(0, 20 * CHUNK + 123), max_size=12))
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 def test_any_cut_of_the_array_gives_the_same_bits(case, cuts):
     same(run(*CASE[case], cuts=sorted(cuts), n_threads=3), uncut(case))
 

@@ -120,7 +120,7 @@ def test_narrow_numbers_and_blocks_that_arrays_share(dtype, options, way):
     assert_same(everything(opt), everything(other))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_any_view(data):
     """Slices with any steps and order of axes, in one sweep and in ranges of it."""

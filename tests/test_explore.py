@@ -98,7 +98,7 @@ def slopes(text, w):
 @example("(w1-w1)**w2", 1.0, 1.0)
 @example("(w1-w1)**w1", 0.5, 1.0)
 @example("(w1-w2)*sqrt(w1-w2)", 1.0, 1.0)
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 def test_gradients_of_any_function_are_exact(text, w1, w2):
     """Where a part has an infinite slope, as sqrt(w1-w2) where w1 = w2, they may be NaN, but not beside that place."""
     w = [w1, w2]
@@ -230,7 +230,7 @@ def test_anything_else_gets_a_message_that_names_the_part_and_where_it_is(text, 
 
 
 @given(st.text("w12e+-*/()., sincoxp^#'\"_[]{}:=\\\n%@!<>0\x00é", max_size=40) | st.text(max_size=40))
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 def test_no_text_does_anything_but_become_a_function_or_a_message(text):
     try:
         function = parse(text)

@@ -277,7 +277,7 @@ def test_every_instruction_set_gives_the_same_bits(level, digests_here):
 # --- rounding --------------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(x=st.floats(width=32, allow_nan=False, allow_infinity=False), kind=st.sampled_from(["bfloat16", "float16"]))
 def test_stochastic_rounding_goes_to_a_neighbour_with_the_chance_of_its_distance(x, kind):
     x = np.float32(max(min(x, 65504.0), -65504.0) if kind == "float16" else max(min(x, 3.3e38), -3.3e38))
@@ -326,7 +326,7 @@ def test_noise_is_uniform_and_differs_for_steps_groups_quantities_and_seeds():
             assert abs(np.corrcoef(v, w)[0, 1]) < 0.1  # 1024 blocks with a hash each
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(data=st.data(), signed=st.booleans())
 def test_8_bits_keep_what_they_can_and_encode_it_again_unchanged(data, signed):
     size = data.draw(st.integers(1, 600))

@@ -444,7 +444,7 @@ box = hnp.arrays("f8", st.integers(1, 6), elements=st.floats(-3, 3, width=16)).f
 )
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(box)
 def test_in_any_box_the_least_of_a_separable_quadratic_is_its_clipped_least(drawn):
     lo, width, least, x0, curvature = drawn

@@ -69,7 +69,7 @@ def test_narrow_numbers_too_with_the_noise_they_had(name, options, formats):
     n_threads=st.integers(1, 7),
     state=st.sampled_from([None, "bfloat16", "uint8"]),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_any_cut_any_arrays_without_gradients_any_number_of_threads(cuts, missing, n_threads, state):
     rng = np.random.default_rng(3)
     size = 12 * CHUNK + 77

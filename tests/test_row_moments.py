@@ -288,7 +288,7 @@ def test_gradients_of_rows(name, options, shape, formats):
             assert_same(everything(opts[2], "rows"), everything(opts[3], "rows"))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(st.tuples(st.integers(0, 40), st.sampled_from([1, 2, 9, 64, 255, 700, 5000])), min_size=1, max_size=5),
     st.sampled_from([{}, {"state_dtype": "bfloat16"}, {"state_dtype": "uint8"}, {"rows": "exact"}]),

@@ -161,7 +161,7 @@ def test_narrow_numbers(name, options, formats):
     check_against_dense(make, shape, steps, make(1).param_groups[0]["state_dtype"])
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.data())
 def test_any_rows_of_any_table(data):
     """Bits depend neither on threads nor on the order of the rows, but for that of the entries of one row."""

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cases import CASES
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from support import (
     CHUNK,
@@ -221,7 +221,6 @@ trees = st.recursive(
 
 
 @given(schedule=trees, step=st.integers(0, 10**7), metrics=st.lists(st.floats(), max_size=5))
-@settings(deadline=None)
 def test_round_trips(schedule, step, metrics):
     """As a dict through JSON, as its own repr, pickled: an equal object with equal values, whatever it has seen."""
     for metric in metrics:

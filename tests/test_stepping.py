@@ -64,7 +64,7 @@ def test_narrow_numbers_have_the_same_bits_although_arrays_share_blocks(name, op
     check(make(n_threads=3, keep_undo=True), make(), steps, rng)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.integers(0, 700), min_size=1, max_size=12), st.randoms(use_true_random=False), st.booleans())
 def test_any_cut_of_eight_bit_state(sizes, random, narrow_grads):
     rng = np.random.default_rng(random.randrange(2**32))

@@ -309,7 +309,7 @@ def by_sorting(v):
     return np.maximum(v - (sums[rho] - 1) / (rho + 1), 0)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(st.floats(-1e6, 1e6, width=32), min_size=1, max_size=40), st.sampled_from(["float32", "float64"]))
 def test_the_projection_is_the_one_of_duchi(values, dtype):
     p = np.array(values, dtype)
