@@ -190,7 +190,9 @@ def test_constants_are_formed_in_double():
     assert opt.state["exp_avg_sq"][0] != np.float32(1) - np.float32(0.999)
 
 
-CONSTANT = [("Adam", {}, {"exp_avg": 1.1e-6, "exp_avg_sq": 9.7e-5}), ("NAdam", {}, {"exp_avg": 1.1e-6, "exp_avg_sq": 9.7e-5}),
+CONSTANT = [("Adamax", {}, {"exp_avg": 1.1e-6}), ("Yogi", {}, {"exp_avg": 1.1e-6}), ("AdaBelief", {}, {"exp_avg": 1.1e-6}),
+            ("SGD", {"momentum": 0.9, "dampening": 0.9}, {"momentum_buffer": 2.4e-7}),
+            ("Adam", {}, {"exp_avg": 1.1e-6, "exp_avg_sq": 9.7e-5}), ("NAdam", {}, {"exp_avg": 1.1e-6, "exp_avg_sq": 9.7e-5}),
             ("RAdam", {}, {"exp_avg": 1.1e-6, "exp_avg_sq": 9.7e-5}), ("Adadelta", {}, {"square_avg": 1.1e-6}),
             ("RMSprop", {"centered": True}, {"square_avg": 9.8e-6, "grad_avg": 9.8e-6}), ("Lion", {}, {"exp_avg": 9.8e-6}),
             ("Adam", {"betas": (0.9, 0.9999)}, {"exp_avg_sq": 1.3e-3})]  # fmt: skip
