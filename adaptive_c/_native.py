@@ -214,11 +214,11 @@ def set_num_threads(n: int | None) -> None:
     Parameters
     ----------
     n : int in [1, 4096] or None
-        The number, used as given.  None goes back to the default: OMP_NUM_THREADS if set, else the smaller of CPU
-        affinity and cgroup quota as they are now, and never more than OpenMP itself allows at each step, so that
-        threadpoolctl's limits hold.  OpenMP allows as many as the process had processors when it was loaded: if it has
-        more since, give the number.  Where OMP_PLACES, OMP_PROC_BIND or GOMP_CPU_AFFINITY binds the threads, the
-        processors they are bound to count as the affinity.  OMP_THREAD_LIMIT holds for numbers that are given, too.
+        The number, used as given unless OMP_THREAD_LIMIT or OMP_MAX_ACTIVE_LEVELS=0 allows fewer.  None goes back to
+        the default: OMP_NUM_THREADS if set, else the smaller of CPU affinity and cgroup quota as they are now, and
+        never more than OpenMP itself allows at each step, so that threadpoolctl's limits hold.  OpenMP allows as many
+        as the process had processors when it was loaded: if it has more since, give the number.  Where OMP_PLACES,
+        OMP_PROC_BIND or GOMP_CPU_AFFINITY binds the threads, the processors they are bound to count as the affinity.
 
     Raises
     ------

@@ -81,8 +81,8 @@ eta_minus
 max_rate
     The largest rate that an element can grow to.
 n_threads : int in [1, 4096]
-    The number of threads of a large step, used as given.  None means the number given to ``set_num_threads``, else
-    OMP_NUM_THREADS, else the smaller of CPU affinity and cgroup quota.
+    The number of threads of a large step, used as given unless OMP_THREAD_LIMIT allows fewer.  None means the number
+    given to ``set_num_threads``, else OMP_NUM_THREADS, else the smaller of CPU affinity and cgroup quota.
 max_grad_norm
     Clip: gradients are multiplied by min(1, max_grad_norm/(norm + 1e-6)).  norm is the 2-norm over the unscaled
     gradients of all groups, unless norm_over says otherwise.  This reads the gradients once more, and does not write

@@ -61,12 +61,13 @@ cdef inline const floating* usable_gradient(const Space* space, const Group* gro
                                             const floating* p, floating* spare) noexcept nogil:
     """A piece's gradient: read, or formed from a target, unscaled and clamped.
 
-    p: its parameters.  spare: two tiles: a stage reads one and writes the other, the first of them (docs/performance.md
-    says why) the lower one.
+    p: its parameters.  spare: two tiles: a stage reads one and writes the other.  The lower one is written first;
+    docs/performance.md says why.
     """
-    cdef Py_ssize_t n = piece.stop - piece.start, turn = 0
+    cdef Py_ssize_t n = piece.stop - piece.start, turn
     cdef double factor = factor_of(space, group, piece.array)
-    cdef const floating* g = read_piece(piece, spare + TILE)
+    cdef const floating* g = read_piece(piece, spare)
+    turn = TILE if g == spare else 0
     if group.targets:
         difference(n, spare + turn, p, g)
         g = spare + turn

@@ -5,6 +5,10 @@ cdef extern from *:
     #ifdef _OPENMP
     #include <omp.h>
     #define ADAPTIVE_C_OPENMP _OPENMP
+    #if _OPENMP < 200805  /* before OpenMP 3.0, as MSVC's, there were no such limits */
+    #define omp_get_thread_limit() 0x7fffffff
+    #define omp_get_max_active_levels() 1
+    #endif
     #else
     #define ADAPTIVE_C_OPENMP 0
     static int omp_get_max_threads(void) { return 1; }

@@ -363,6 +363,18 @@ def test_plot():
         pyplot.close(ax.figure)
 
 
+def test_a_class_of_a_users_is_drawn_too():
+    class Mine(s.step):  # without its base's arguments
+        def __init__(self, rate):
+            object.__setattr__(self, "rate", rate)
+
+        def __call__(self, step):
+            return self.rate / (1 + step)
+
+    figure = pytest.importorskip("matplotlib.figure").Figure()
+    assert len(Mine(0.1).plot(ax=figure.subplots()).lines[0].get_xdata()) == 1000
+
+
 def test_plot_without_matplotlib(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(ImportError, match="plot needs matplotlib: pip install matplotlib"):

@@ -205,7 +205,7 @@ def test_less_than_a_processor_is_a_thread():
         ({}, "0::/nowhere\n", float("inf")),
     ],
 )
-def testcgroup_quotas(tmp_path, files, membership, want):
+def test_cgroup_quotas(tmp_path, files, membership, want):
     assert quota(tmp_path, files, membership) == want
 
 

@@ -1,7 +1,7 @@
 """Passes over buckets, and the memory that they go through.
 
-Each pass reads ahead, gives one bucket after the other, and writes afterwards, to the slot that is not in force.
-Which buckets stay in memory follows from how many buffers there are.
+Each pass reads ahead, gives one bucket after the other, and writes each while the next ones are used, to the slot that
+is not in force.  Which buckets stay in memory follows from how many buffers there are.
 """
 
 import contextlib
