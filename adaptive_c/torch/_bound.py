@@ -395,10 +395,12 @@ class Bound:
 
     def show(self) -> None:
         """Give torch's dict what a step has made."""
+        shown = False
         for part in self.parts:
             part.show_steps()
-            if part.waiting and part.show(self.state):
-                self.held = _held(self.state)
+            shown |= bool(part.waiting) and part.show(self.state)
+        if shown:  # once for all parts: it looks at the state of every tensor
+            self.held = _held(self.state)
 
     def places(self) -> dict[Tensor, tuple[Part, int, int]]:
         """For each tensor: its part, the number of that part, and the number of the tensor in it."""
