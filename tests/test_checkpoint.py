@@ -4,6 +4,7 @@ import copy
 import functools
 import json
 import os
+import pickle
 import threading
 import tracemalloc
 
@@ -186,6 +187,34 @@ def test_the_first_count_that_is_too_large():
     saved["groups"][0]["arrays"]["step"] = np.array([2**62])
     with pytest.raises(ValueError, match=r"step must not be negative, NaN or 2\*\*62 and more"):
         opt.load_state_dict(saved)
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"), [("step", -2), ("step", 2**62), ("mu_product", np.nan), ("mu_product", -0.5)]
+)
+def test_a_count_that_no_load_accepts_is_not_saved(name, wrong, tmp_path):
+    opt = ac.NAdam([{"params": np.ones(2)}, {"params": [np.ones(1), np.ones(3)]}])
+    opt.step([np.ones(2), [np.ones(1), np.ones(3)]])
+    opt.save(tmp_path / "good")
+    old, right = (tmp_path / "good").read_bytes(), opt.state[name][1][1].copy()
+    ways = {
+        "save": lambda: opt.save(tmp_path / "good"),
+        "state_dict": opt.state_dict,
+        "pickle": lambda: pickle.dumps(opt),
+        "deepcopy": lambda: copy.deepcopy(opt),
+    }
+    opt.state[name][1][1][...] = wrong
+    for way in ways.values():
+        with pytest.raises(
+            ValueError, match=rf"param_groups\[1\]: {name} must not be negative, NaN or 2\*\*62 and more"
+        ):
+            way()
+    assert os.listdir(tmp_path) == ["good"]
+    assert (tmp_path / "good").read_bytes() == old
+    opt.state[name][1][1][...] = right  # and nothing is held
+    for way in ways.values():
+        way()
+    assert (tmp_path / "good").read_bytes() == old
 
 
 def test_the_count_of_an_empty_array_does_not_matter_under_another_cut():

@@ -278,6 +278,7 @@ REFUSED = [
     ("Adam", {}, ("state", 0, "exp_avg"), "x", TypeError, "must be a tensor or an array, got str"),
     ("Adam", {}, ("state", 0, "exp_avg"), None, ValueError, "has step, exp_avg_sq, this optimizer needs exp_avg, exp_avg_sq"),
     ("Adam", {}, ("state", 1, "step"), 1.5, ValueError, "'step'] must be a count of steps, got 1.5"),
+    ("NAdam", {}, ("state", 1, "mu_product"), np.nan, ValueError, "mu_product must not be negative, NaN or"),
     ("Adam", {"amsgrad": True}, ("param_groups", 0, "lr"), 0.1, ValueError, "would need new state|construct it with"),
     ("Adam", {}, ("state",), 3, TypeError, "a dict 'state'"),
     ("Adam", {}, ("param_groups",), [], ValueError, "has 0 parameter groups, this optimizer 1"),
@@ -311,6 +312,15 @@ def test_what_pytorch_does_not_have_is_refused():
         ac.Rprop(np.ones(3), variant="rprop+").state_dict(format="torch")
     with pytest.raises(ValueError, match="format must be 'torch' or None, got 'jax'"):
         ac.Adam(np.ones(3)).state_dict(format="jax")
+
+
+@pytest.mark.parametrize(("name", "wrong"), [("step", -2), ("mu_product", np.nan)])
+def test_a_count_that_no_load_accepts_is_not_described(name, wrong):
+    opt = ac.NAdam([np.ones(3), np.ones(2)])
+    opt.step([np.ones(3), np.ones(2)])
+    opt.state[name][1][...] = wrong
+    with pytest.raises(ValueError, match=rf"param_groups\[0\]: {name} must not be negative, NaN or 2\*\*62 and more"):
+        opt.state_dict(format="torch")
 
 
 def test_loading_does_not_import_torch():

@@ -240,10 +240,13 @@ def test_a_gradient_that_does_not_fit_changes_nothing_and_the_block_goes_on():
     assert opt.t == 1
     assert not p["a"].any()
     assert not p["b"].any()
-    opt.state_dict()["groups"][0]["arrays"]["step"][1] = -1  # the live count of b
     before = everything(opt)
+    step = opt.state_dict()["groups"][0]["arrays"]["step"]  # the live counts
+    step[1] = -1
     with opt.stepping() as now, pytest.raises(ValueError, match=r"count of steps of params\['b'\].* is -1"):
         now("b", g)
+    assert step.tolist() == [1, -1]
+    step[1] = 1
     assert_same(everything(opt), before)
 
 

@@ -63,6 +63,22 @@ def _counts(group: ParamGroup, pending: int) -> dict[str, Array]:
     return {name: array for name, array in group.store.counts.items() if name != "summed" or pending}
 
 
+def checked_counts(group: ParamGroup, pending: int) -> dict[str, Array]:
+    """The same, where no load would refuse what was written into them."""
+    counts = _counts(group, pending)
+    for name, array in counts.items():
+        check_count(name, array, f"param_groups[{group.index}]")
+    return counts
+
+
+def check_count(name: str, counts: Array, where: str) -> None:
+    """Raise if one of the counts of a group's arrays is out of range."""
+    if _COUNTS[name] != "uint8" and not ((counts >= 0) & (counts < 1 << 62)).all():
+        raise ValueError(
+            f"{where}: {name} must not be negative, NaN or 2**62 and more, got {counts.min()} .. {counts.max()}"
+        )
+
+
 def _bounds(bounds: Any) -> Any:
     """Bounds in a form that JSON can hold: it has no infinity, so None stands for it."""
     if bounds is None:
@@ -128,7 +144,7 @@ def held(run: Run) -> dict[str, Any]:
     found, pending = describe(run, run.groups), run.plan.pending
     for group, about in zip(run.groups, found["groups"], strict=True):
         arrays = {name: group.store.array(name) for name in _live(group, False, pending)}
-        about["arrays"] = {**arrays, **_counts(group, pending)}
+        about["arrays"] = {**arrays, **checked_counts(group, pending)}
     return found
 
 
@@ -153,7 +169,7 @@ def counted(run: Run, pending: int) -> tuple[dict[str, Any], dict[str, Entry]]:
     for i, group in enumerate(run.groups):
         if (names := about["groups"][i]["names"]) is not None:
             about["groups"][i]["names"] = [encoded(key, f"params of group {i}") for key in names]
-        for name, array in _counts(group, pending).items():
+        for name, array in checked_counts(group, pending).items():
             counts.setdefault(name, []).append(array)
     return about, {name: Entry(_COUNTS[name], pieces) for name, pieces in counts.items()}
 
@@ -421,8 +437,7 @@ def _read_count(arrays: Any, name: str, n: int, where: str) -> Array:
         raise ValueError(f"{where} must have {name!r}, {n} numbers of {_COUNTS[name]}, one for each array")
     out = np.empty(n, _COUNTS[name])
     _read(arrays[name], 0, out)
-    if _COUNTS[name] != "uint8" and not all(0 <= x < 1 << 62 for x in out.tolist()):
-        raise ValueError(f"{where}: {name} must not be negative, NaN or 2**62 and more, got {out.min()} .. {out.max()}")
+    check_count(name, out, where)
     return out
 
 

@@ -14,6 +14,7 @@ from .._run.layout import Array
 from .._run.options import SHARED
 from .._run.rule import Rule
 from .._run.run import Run
+from .description import check_count, checked_counts
 
 _CLASSES = ("SGD", "Adagrad", "RMSprop", "Adadelta", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "Rprop")
 # How PyTorch computes, keys that its schedulers add, names that nothing reads, and the numbers of the tensors.
@@ -62,8 +63,9 @@ def _state_dict(run: Run, torch: Any) -> dict[str, Any]:
         numbers = list(range(first, first + len(group.layout.arrays)))
         ours = {**run.rule.fixed, **group}
         groups.append({**{name: ours.get(name, value) for name, value in defaults.items()}, "params": numbers})
-        counts = {name: group.store.counts[name] for name in ("step", *run.rule.per_array)}
-        started, steps = group.store.counts["started"], counts["step"]
+        checked = checked_counts(group, 0)
+        counts = {name: checked[name] for name in ("step", *run.rule.per_array)}
+        started, steps = checked["started"], counts["step"]
         for j, number in enumerate(numbers):
             if (started[j] and steps[j]) or run.rule.name == "adagrad":  # PyTorch makes the others' at the first step
                 own = {name: torch.tensor(float(x[j])) for name, x in counts.items()}
@@ -150,6 +152,9 @@ def _check_group(
                 raise ValueError(f"{label}[{name!r}] has shape {array.shape}, its parameter {own.shape}")
             with np.errstate(all="ignore"):
                 own[...] = array
+
+    for name in per_array:
+        check_count(name, counts[name], where)
 
     def write() -> None:
         for slot, name in enumerate(store.slots):
