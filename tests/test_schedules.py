@@ -713,6 +713,61 @@ def test_a_schedule_that_would_need_state_in_the_middle_of_a_run_is_refused():
     assert ac.SGD(np.ones(3), momentum=s.constant(0.0)).nbytes == 24
 
 
+@pytest.mark.parametrize("where", ["setting", "group", "pair", "another setting"])
+def test_a_schedule_that_assigns_options_is_refused(where):
+    """Each of its calls makes what was checked old, so that the check would begin anew without an end."""
+    opt = ac.AdamW(np.ones(3), lr=0.5)
+    group, calls, assigns = opt.param_groups[0], [], True
+
+    def schedule(t):
+        calls.append(t)
+        assert len(calls) < 1000, "the check has no end"
+        if assigns and where == "setting":
+            opt.seed = len(calls)
+        elif assigns and where == "another setting":
+            opt.zero_grad = len(calls) % 2 == 0
+        elif assigns:
+            group["maximize"] = True
+        return 0.25
+
+    def assign():
+        if where == "group":
+            group["lr"] = schedule
+        elif where == "pair":
+            group["betas"] = [schedule, 0.5]
+        elif where == "setting":
+            opt.max_grad_norm = schedule
+        else:
+            opt.on_nonfinite = "skip"
+
+    if where == "another setting":
+        assigns = False
+        opt.max_grad_norm = schedule
+        assigns = True
+    before = [dict(group.options), opt.max_grad_norm, opt.on_nonfinite]
+    with pytest.raises(RuntimeError, match=r"was not assigned: the schedule .* assigns options whenever it is called"):
+        assign()
+    assigns = False
+    after = [dict(group.options), opt.max_grad_norm, opt.on_nonfinite]
+    before[0]["maximize"] = group["maximize"]  # which the schedule itself has assigned
+    assert after == before
+    assign()
+    opt.step(np.ones(3))
+    assert opt.t == 1
+
+
+def test_a_schedule_that_assigns_an_option_once_is_assigned():
+    opt = ac.SGD(np.ones(3), lr=0.5)
+
+    def schedule(t):
+        if opt.seed == 0:
+            opt.seed = 7
+        return 0.25
+
+    opt.max_grad_norm = schedule
+    assert (opt.seed, opt.max_grad_norm) == (7, 0.25)
+
+
 # --- plateaus and metrics --------------------------------------------------------------------------------------------
 
 

@@ -14,8 +14,10 @@ from .group import ParamGroup, check_axes, check_formats, check_options
 from .habits import meant
 from .layout import Layout
 from .options import (
+    SCHEDULABLE,
     SETTINGS,
     Number,
+    attempts,
     check_bounds,
     check_followed_setting,
     check_settings,
@@ -177,7 +179,7 @@ class Run:
         """Check and take over an option of the optimizer as a whole."""
         if self.plan.assign(name, value):  # one plain number for another
             return
-        while True:
+        for _ in attempts(name, {**self.plan.settings, name: value}[SCHEDULABLE]):
             version = self.plan.version
             if self.plan.configure_if(version, self.checked({**self.plan.settings, name: value})):
                 return
