@@ -8,7 +8,7 @@ import re
 import sys
 import warnings
 import weakref
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -809,6 +809,77 @@ def test_a_schedule_that_was_replaced_is_dropped():
     opt.param_groups[0]["weight_decay"] = 0.0
     del owner
     assert gone() is None
+
+
+@pytest.mark.parametrize(
+    ("wrap", "first"),
+    [(lambda p: p, 0), (lambda p: s.warmup(p, 2), 2), (lambda p: s.chain([0.5, p], [2]), 2)],
+    ids=["plateau", "warmup", "chain"],
+)
+def test_a_metric_has_nothing_checked_again(wrap, first, monkeypatch):
+    """What a plateau makes of itself is valid, and the checks would take many times as long as a step.
+
+    first: the step at which the plateau begins.
+    """
+    metrics = (3.0, 3.0, 2.0, 1.0, 4.0, 4.0)
+    schedule = wrap(s.plateau(1.0, factor=0.5, patience=0, cooldown=1))
+    monkeypatch.setattr("adaptive_c._schedule._CHECKS", {})  # a check would be a KeyError
+    opt = ac.SGD(np.ones(1), lr=schedule)
+    group = opt.param_groups[0]
+    for metric in metrics:
+        opt.step(np.ones(1), metric=metric)
+    after = group.options["lr"]
+    monkeypatch.undo()
+    for metric in metrics[first:]:
+        schedule = s.from_dict(schedule.observe(first, metric).to_dict())
+    assert after == schedule
+    assert after(first) < 1.0  # it has fallen
+    assert (hash(after), repr(after)) == (hash(schedule), repr(schedule))
+    assert pickle.loads(pickle.dumps(after)) == schedule
+
+
+def test_a_metric_asks_no_group_without_a_schedule():
+    counted = []
+    for n in (1, 50):
+        opt = ac.SGD([{"params": np.ones(1)} for _ in range(n)] + [{"params": np.ones(1), "lr": s.plateau(1.0)}])
+        grads, count = [np.ones(1)] * (n + 1), 0
+
+        def look(frame, event, argument):
+            nonlocal count
+            count += event == "call"
+
+        sys.setprofile(look)
+        try:
+            opt.step(grads, metric=1.0)
+        finally:
+            sys.setprofile(None)
+        counted.append(count)
+    assert counted[0] == counted[1] > 0
+
+
+def test_a_metric_that_changes_nothing_gives_the_same_schedule():
+    lowest = s.plateau(1.0, factor=0.5, patience=0, min=1.0, value=1.0, best=2.0)
+    for schedule in (lowest, s.warmup(lowest, 1), s.chain([1.0, lowest], [1])):
+        assert schedule.observe(1, 3.0) is schedule
+        assert schedule.observe(1, 1.0) is not schedule
+
+
+def test_a_metric_of_another_type_becomes_a_float():
+    after = s.plateau(1.0).observe(0, np.float32(0.5)).observe(1, np.int64(-2))
+    assert (after.best, type(after.best)) == (-2.0, float)
+    with pytest.raises(TypeError, match="plateau: metric must be a number, got '3'"):
+        s.plateau(1.0).observe(0, "3")
+
+
+def test_a_plateau_of_your_own_class_is_made_by_its_constructor():
+    @dataclass(frozen=True)
+    class own(s.plateau):
+        def __post_init__(self):
+            super().__post_init__()
+            object.__setattr__(self, "doubled", 2 * self(0))
+
+    after = own(1.0, factor=0.5, patience=0).observe(0, 1.0).observe(1, 2.0)
+    assert (after.value, after.doubled) == (0.5, 1.0)
 
 
 def test_every_group_and_element_has_a_plateau_of_its_own():
