@@ -372,6 +372,59 @@ def test_a_wrong_state_dict_is_refused_with_nothing_changed(what):
     assert_same(before, everything(other))
 
 
+class Longer(list):
+    """A list that gives more than it counts."""
+
+    def __iter__(self):
+        yield from list.__getitem__(self, slice(None))
+        yield list.__getitem__(self, -1)
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        (["groups"], "state_dict has 3 parameter groups, this optimizer 2"),
+        (["groups", 0, "sizes"], "state_dict: group 0 has 12 elements, this optimizer's 7|has 3 names|has 3 numbers"),
+        (["groups", 0, "names"], "state_dict: group 0 has 3 names for 2 arrays"),
+        (["groups", 0, "options", "bounds"], r"group 0: its bounds can't be \[0.5, 3.0, 3.0\]"),
+        (
+            ["groups", 1, "row_lengths"],
+            r"group 1 has second moments of other rows: .* are \[\[2, 3\], \[2, 3\]\], this",
+        ),
+        (["groups", 0, "schedules", "lr", "schedules"], "group 0: lr: chain: 3 schedules have 2 milestones"),
+        (["groups", 0, "schedules", "betas"], "group 0: at t=0 betas must be a pair of numbers"),
+    ],
+)
+def test_lists_that_give_more_than_they_count(path, message):
+    def make_one():
+        groups = [
+            {"params": {"a": np.ones(2), "b": np.ones(5)}, "bounds": (0.5, 3.0)},
+            {"params": np.ones((2, 3)), "second_moment": "row"},
+        ]
+        schedules = ac.schedules.chain([0.5, ac.schedules.linear(1.0, 2)], [2]), (0.9, ac.schedules.constant(0.5))
+        return ac.AdamW(groups, lr=schedules[0], betas=schedules[1])
+
+    opt = make_one()
+    saved = copy.deepcopy(opt.state_dict())
+    inner = saved
+    for key in path[:-1]:
+        inner = inner[key]
+    inner[path[-1]] = Longer(inner[path[-1]])
+    before = everything(opt)
+    with pytest.raises((TypeError, ValueError), match=message):
+        opt.load_state_dict(saved)
+    assert_same(everything(opt), before)
+
+
+@pytest.mark.parametrize("wrong", [3, [3], "rows", [[2, 3, 1]]])
+def test_row_lengths_that_are_none(wrong):
+    opt = ac.AdamW(np.ones((2, 3)), second_moment="row")
+    saved = opt.state_dict()
+    saved["groups"][0]["row_lengths"] = wrong
+    with pytest.raises(ValueError, match="group 0 has second moments of other rows"):
+        opt.load_state_dict(saved)
+
+
 def test_what_is_no_dict():
     for d in (3, None, []):
         with pytest.raises(TypeError, match=r"state_dict must be a dict, as state_dict\(\) gives it"):

@@ -269,9 +269,19 @@ def changed(d, path, value):
     return d
 
 
+class Longer(list):
+    """A list that gives more than it counts."""
+
+    def __iter__(self):
+        yield from list.__getitem__(self, slice(None))
+        yield list.__getitem__(self, -1)
+
+
 REFUSED = [
     ("AdamW", {}, ("param_groups", 0, "decoupled_weight_decay"), False, ValueError, "decoupled_weight_decay=False.*another class"),
     ("Adam", {}, ("param_groups", 0, "params"), [0], ValueError, "has 1 tensors, this optimizer's group 2.*same cut"),
+    ("Adam", {}, ("param_groups", 0, "params"), Longer([0, 1]), ValueError, "has 3 tensors, this optimizer's group 2.*same cut"),
+    ("Adam", {}, ("param_groups",), Longer([{"params": [0, 1]}]), ValueError, "has 2 parameter groups, this optimizer 1"),
     ("Adam", {}, ("param_groups", 0, "layer"), "head", ValueError, "'layer', which is no option of Adam: is it of another"),
     ("Adam", {}, ("param_groups", 0, "lr"), -1.0, ValueError, r"lr must be in \[0, inf\), got -1.0"),
     ("Adam", {}, ("state", 0, "exp_avg"), np.ones(4), ValueError, r"'exp_avg'\] has shape \(4,\), its parameter \(3,\)"),

@@ -194,7 +194,9 @@ def _read(array: Any, start: int, out: Array) -> None:
 def load_state_dict(run: Run, d: Any) -> None:
     """Restore a run from the dict that `state_dict` gave."""
     groups = d.get("groups") if isinstance(d, _DICT) else None
-    for i, group in enumerate(groups if isinstance(groups, (list, tuple)) else ()):
+    if isinstance(groups, (list, tuple)):
+        d = {**d, "groups": (groups := tuple(groups))}  # what is counted and checked is what is used
+    for i, group in enumerate(groups if isinstance(groups, tuple) else ()):
         for name, array in _get(group, "arrays", _DICT, f"state_dict['groups'][{i}]").items():
             if not isinstance(array, np.ndarray) or array.ndim != 1:
                 raise TypeError(f"state_dict['groups'][{i}]['arrays'][{name!r}] must be a flat NumPy array, as "
@@ -351,12 +353,13 @@ def _check_group(
         if _get(d, key, (str, type(None)), where) != ours[key]:
             raise ValueError(f"{where}: its {what} {d[key]!r}, this optimizer's {ours[key]!r}; they can't be converted:"
                              " construct the optimizer as the saved one was")  # fmt: skip
-    sizes = _get(d, "sizes", (list, tuple), where)
+    sizes = list(_get(d, "sizes", (list, tuple), where))
     for size in sizes:
         if type(size) is bool or not isinstance(size, (int, np.integer)) or size < 0:
             raise ValueError(f"{where}: its sizes can't be {size!r}; they are whole numbers")
     sizes = list(map(int, sizes))
-    _check_cut(sizes, _get(d, "names", (list, tuple, type(None)), where), ours, version, where)
+    names = _get(d, "names", (list, tuple, type(None)), where)
+    _check_cut(sizes, None if names is None else tuple(names), ours, version, where)
     _check_rows(d.get("row_lengths"), ours["row_lengths"], where)  # files of earlier versions don't have it
     arrays = _get(d, "arrays", _DICT, where)
     store = group.store
@@ -402,9 +405,10 @@ def _check_rows(given: Any, ours: Any, where: str) -> None:
         kinds = ["row" if x is not None else "element" for x in (given, ours)]
         raise ValueError(f"{where}: its second_moment is {kinds[0]!r}, this optimizer's {kinds[1]!r}; they can't be "
                          "converted: construct the optimizer as the saved one was")  # fmt: skip
-    if given is not None and list(map(list, given)) != ours:
+    lengths = [list(x) if isinstance(x, tuple) else x for x in given] if isinstance(given, (list, tuple)) else given
+    if lengths != ours:
         raise ValueError(
-            f"{where} has second moments of other rows: [rows, elements of each] are {given}, this optimizer's {ours}"
+            f"{where} has second moments of other rows: [rows, elements of each] are {lengths}, this optimizer's {ours}"
         )
 
 
@@ -451,7 +455,8 @@ def _read_options(group: ParamGroup, d: Any, where: str) -> dict[str, Any]:
         raise ValueError(f"{where} has the unknown option {min(unknown, key=str)!r}; this optimizer has {known}")
     now = _bounds(own["bounds"])
     bounds = given.pop("bounds", now)
-    if bounds not in (None, "arrays") and not (isinstance(bounds, (list, tuple)) and len(bounds) == 2):
+    bounds = list(bounds) if isinstance(bounds, (list, tuple)) else bounds
+    if bounds not in (None, "arrays") and not (isinstance(bounds, list) and len(bounds) == 2):
         raise ValueError(f"{where}: its bounds can't be {bounds!r}")
     if bounds == "arrays" and now != "arrays":
         raise ValueError(

@@ -96,6 +96,7 @@ def restore(run: Run, d: Mapping[str, Any]) -> None:
     groups, states = d["param_groups"], d.get("state")
     if not isinstance(groups, (list, tuple)) or not isinstance(states, Mapping):
         raise TypeError("state_dict must have a list 'param_groups' and a dict 'state', as PyTorch's optimizers do")
+    groups = tuple(groups)  # what is counted is what is used
     if len(groups) != len(run.groups):
         raise ValueError(f"state_dict has {len(groups)} parameter groups, this optimizer {len(run.groups)}")
     work = [
@@ -124,6 +125,7 @@ def _check_group(
     numbers = about.get("params") if isinstance(about, Mapping) else None
     if not isinstance(numbers, (list, tuple)):
         raise TypeError(f"{where} must be a dict with the list 'params', as PyTorch's optimizers have it")
+    numbers = tuple(numbers)
     if len(numbers) != len(group.layout.arrays):
         raise ValueError(f"{where} has {len(numbers)} tensors, this optimizer's group {len(group.layout.arrays)} "
                          "arrays; PyTorch's state needs the same cut")  # fmt: skip
