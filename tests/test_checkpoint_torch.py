@@ -288,6 +288,8 @@ REFUSED = [
     ("Adam", {}, ("state", 0, "exp_avg"), "x", TypeError, "must be a tensor or an array, got str"),
     ("Adam", {}, ("state", 0, "exp_avg"), None, ValueError, "has step, exp_avg_sq, this optimizer needs exp_avg, exp_avg_sq"),
     ("Adam", {}, ("state", 1, "step"), 1.5, ValueError, "'step'] must be a count of steps, got 1.5"),
+    ("Adam", {}, ("state", 1, "step"), "x", TypeError, r"\[1\]\['step'\] must be a number, or a tensor or array of one, got 'x'"),
+    ("Adam", {}, ("param_groups", 0, "lr"), "x", TypeError, r"\['lr'\] must be a number, or a tensor or array of one, got 'x'"),
     ("NAdam", {}, ("state", 1, "mu_product"), np.nan, ValueError, "mu_product must not be negative, NaN or"),
     ("Adam", {"amsgrad": True}, ("param_groups", 0, "lr"), 0.1, ValueError, "would need new state|construct it with"),
     ("Adam", {}, ("state",), 3, TypeError, "a dict 'state'"),

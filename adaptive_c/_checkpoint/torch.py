@@ -147,7 +147,7 @@ def _check_group(
             steps[j] = max(steps[j], 1)
         started[j] = bool(state)
         for name in per_array if state else ():
-            counts[name][j] = _number(state[name], f"{label}[{name!r}]")
+            counts[name][j] = one_number(state[name], f"{label}[{name!r}]")
         for name in names if state else ():
             array, own = _array(state[name], f"{label}[{name!r}]"), parts[name][j]
             if array.shape != own.shape:
@@ -202,9 +202,9 @@ def _read_options(group: ParamGroup, about: Mapping[Any, Any], where: str) -> di
             raise ValueError(f"{where} has {name!r}, which is no option of {rule.label}: is it of another class?  "
                              "If not, take it out of the dict")  # fmt: skip
         elif isinstance(value, (tuple, list)):
-            options[name] = tuple(_number(x, f"{where}[{name!r}]") for x in value)
+            options[name] = tuple(one_number(x, f"{where}[{name!r}]") for x in value)
         else:
-            options[name] = value if isinstance(value, bool) else _number(value, f"{where}[{name!r}]")
+            options[name] = value if isinstance(value, bool) else one_number(value, f"{where}[{name!r}]")
     return options
 
 
@@ -222,10 +222,12 @@ def _array(x: Any, where: str) -> Array:
     return found
 
 
-def _number(x: Any, where: str) -> float:
+def one_number(x: Any, where: str) -> float:
     """A number, or a tensor or array of one."""
     if isinstance(x, (int, float)):
         return x
+    if not isinstance(x, (np.generic, np.ndarray)) and type(x).__module__.partition(".")[0] != "torch":
+        raise TypeError(f"{where} must be a number, or a tensor or array of one, got {x!r}")
     array = _array(np.asarray(x) if isinstance(x, np.generic) else x, where)
     if array.size != 1:
         raise ValueError(f"{where} must be one number, got shape {array.shape}")
@@ -234,7 +236,7 @@ def _number(x: Any, where: str) -> float:
 
 def _step(x: Any, where: str) -> int:
     """A count of steps, which PyTorch keeps as a tensor or a float."""
-    t = _number(x, where)
+    t = one_number(x, where)
     if not 0 <= t < 1 << 62 or t != int(t):
         raise ValueError(f"{where} must be a count of steps, got {t}")
     return int(t)

@@ -187,6 +187,11 @@ class Part:
     def read_steps(self) -> None:
         """Take over counts that were written into a "step"."""
         if self.steps._version != self.seen:
+            good = (self.shown >= 0) & (self.shown < 2.0**62) & (self.shown == np.floor(self.shown))
+            if not good.all():
+                j = int(np.argmin(good))
+                raise ValueError(f"the count of steps of {self.where}[{j}], in state[p]['step'], is "
+                                 f"{self.shown[j]}; it must be a whole number in [0, 2**62)")  # fmt: skip
             np.copyto(self.store.counts["step"], self.shown, casting="unsafe")
             self.seen = self.steps._version
 
