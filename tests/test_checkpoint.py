@@ -272,7 +272,7 @@ def params(*shapes, dtype="f4"):
 
 OTHERS = {
     "class": (lambda: ac.Adam(params(12, 1, 300)), "is of AdamW, this optimizer is Adam"),
-    "groups": (lambda: ac.AdamW([{"params": params(12, 1)}, {"params": params(300)}]), "has 1 parameter groups, this optimizer 2"),
+    "groups": (lambda: ac.AdamW([{"params": params(12, 1)}, {"params": params(300)}]), "has 1 parameter group, this optimizer 2"),
     "size": (lambda: ac.AdamW(params(12, 1, 301)), "group 0 has 313 elements, this optimizer's 314"),
     "dtype": (lambda: ac.AdamW(params(12, 1, 300, dtype="f8")), "parameters are 'float32', this optimizer's 'float64'; they can't"),
     "state": (lambda: ac.AdamW(params(313), state_dtype="bfloat16"), "state_dtype is 'float32', this optimizer's 'bfloat16'"),

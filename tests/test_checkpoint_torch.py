@@ -279,7 +279,7 @@ class Longer(list):
 
 REFUSED = [
     ("AdamW", {}, ("param_groups", 0, "decoupled_weight_decay"), False, ValueError, "decoupled_weight_decay=False.*another class"),
-    ("Adam", {}, ("param_groups", 0, "params"), [0], ValueError, "has 1 tensors, this optimizer's group 2.*same cut"),
+    ("Adam", {}, ("param_groups", 0, "params"), [0], ValueError, "has 1 tensor, this optimizer's group 2.*same cut"),
     ("Adam", {}, ("param_groups", 0, "params"), Longer([0, 1]), ValueError, "has 3 tensors, this optimizer's group 2.*same cut"),
     ("Adam", {}, ("param_groups",), Longer([{"params": [0, 1]}]), ValueError, "has 2 parameter groups, this optimizer 1"),
     ("Adam", {}, ("param_groups", 0, "layer"), "head", ValueError, "'layer', which is no option of Adam: is it of another"),

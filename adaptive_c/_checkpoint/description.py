@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from .. import schedules
+from .._native import core
 from .._run.group import ParamGroup
 from .._run.layout import Array, recut
 from .._run.options import OPTIONS, moves, real, whole
@@ -244,7 +245,8 @@ def _share_out(name: str, stored: Any, groups: list[Any], where: str) -> None:
         group["arrays"][name] = counts[at : at + n]
         at += n
     if at != stored.size:
-        raise ValueError(f"{where} has {stored.size} numbers in {name!r} for {at} arrays")
+        numbers = core.counted(stored.size, "number")
+        raise ValueError(f"{where} has {numbers} in {name!r} for {core.counted(at, 'array')}")
 
 
 def _get(d: Any, key: str, kind: Any, where: str) -> Any:
@@ -280,7 +282,8 @@ def _prepare(run: Run, d: Any, where: str, parameters: bool) -> Callable[..., No
         raise ValueError(f"{where} is of {d['class']}, this optimizer is {run.rule.label}")
     groups = _get(d, "groups", (list, tuple), where)
     if len(groups) != len(run.groups):
-        raise ValueError(f"{where} has {len(groups)} parameter groups, this optimizer {len(run.groups)}")
+        given = core.counted(len(groups), "parameter group")
+        raise ValueError(f"{where} has {given}, this optimizer {len(run.groups)}")
     t, skipped = _count(d, "t", where), _count(d, "skipped_steps", where)
     grad_norm = _get(d, "grad_norm", (int, float, str), where)
     if isinstance(grad_norm, str) and grad_norm not in ("nan", "inf"):
@@ -380,7 +383,7 @@ def _check_cut(sizes: list[int], names: Any, ours: dict[str, Any], version: int,
     if not sizes:
         raise ValueError(f"{where}: its sizes can't be {sizes}")
     if sum(sizes) != sum(ours["sizes"]):
-        raise ValueError(f"{where} has {sum(sizes)} elements, this optimizer's {sum(ours['sizes'])}")
+        raise ValueError(f"{where} has {core.counted(sum(sizes), 'element')}, this optimizer's {sum(ours['sizes'])}")
     if names is None or ours["names"] is None:
         return
     for name in names:
@@ -388,7 +391,7 @@ def _check_cut(sizes: list[int], names: Any, ours: dict[str, Any], version: int,
             raise ValueError(f"{where}: its names can't be {name!r}")
     own, remedy = ours["names"], "; a list of arrays loads into any names, and from any names into a list"
     if len(names) != len(sizes):
-        raise ValueError(f"{where} has {len(names)} names for {len(sizes)} arrays")
+        raise ValueError(f"{where} has {core.counted(len(names), 'name')} for {core.counted(len(sizes), 'array')}")
     if len(names) != len(own) or not all(matches(a, b, version) for a, b in zip(names, own, strict=True)):
         same = len(names) == len(own) and all(any(matches(a, b, version) for b in own) for a in names)
         hint = " (the same in another order, which is the order of the elements)" if same else ""
@@ -396,7 +399,8 @@ def _check_cut(sizes: list[int], names: Any, ours: dict[str, Any], version: int,
                          f"{', '.join(map(repr, own))}{hint}{remedy}")  # fmt: skip
     for name, size, mine in zip(own, sizes, ours["sizes"], strict=True):
         if size != mine:
-            raise ValueError(f"{where}: array {name!r} has {size} elements, this optimizer's {mine}{remedy}")
+            elements = core.counted(size, "element")
+            raise ValueError(f"{where}: array {name!r} has {elements}, this optimizer's {mine}{remedy}")
 
 
 def _check_rows(given: Any, ours: Any, where: str) -> None:
@@ -431,14 +435,17 @@ def _check_arrays(
         )
     for name, (dtype, size) in wanted.items():
         if arrays[name].dtype != dtype or arrays[name].size != size:
-            raise ValueError(f"{where}: {name} has {arrays[name].size} elements of {arrays[name].dtype}, this "
-                             f"optimizer's {size} of {dtype}")  # fmt: skip
+            elements = core.counted(arrays[name].size, "element")
+            raise ValueError(
+                f"{where}: {name} has {elements} of {arrays[name].dtype}, this optimizer's {size} of {dtype}"
+            )
 
 
 def _read_count(arrays: Any, name: str, n: int, where: str) -> Array:
     """The counts of a group's arrays, checked."""
     if name not in arrays or arrays[name].dtype != _COUNTS[name] or arrays[name].size != n:
-        raise ValueError(f"{where} must have {name!r}, {n} numbers of {_COUNTS[name]}, one for each array")
+        numbers = core.counted(n, "number")
+        raise ValueError(f"{where} must have {name!r}, {numbers} of {_COUNTS[name]}, one for each array")
     out = np.empty(n, _COUNTS[name])
     _read(arrays[name], 0, out)
     check_count(name, out, where)

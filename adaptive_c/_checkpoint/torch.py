@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from .._native import counted
 from .._run.group import ParamGroup
 from .._run.layout import Array
 from .._run.options import SHARED
@@ -98,7 +99,7 @@ def restore(run: Run, d: Mapping[str, Any]) -> None:
         raise TypeError("state_dict must have a list 'param_groups' and a dict 'state', as PyTorch's optimizers do")
     groups = tuple(groups)  # what is counted is what is used
     if len(groups) != len(run.groups):
-        raise ValueError(f"state_dict has {len(groups)} parameter groups, this optimizer {len(run.groups)}")
+        raise ValueError(f"state_dict has {counted(len(groups), 'parameter group')}, this optimizer {len(run.groups)}")
     work = [
         _check_group(run, group, about, states, f"state_dict['param_groups'][{group.index}]")
         for group, about in zip(run.groups, groups, strict=True)
@@ -127,8 +128,9 @@ def _check_group(
         raise TypeError(f"{where} must be a dict with the list 'params', as PyTorch's optimizers have it")
     numbers = tuple(numbers)
     if len(numbers) != len(group.layout.arrays):
-        raise ValueError(f"{where} has {len(numbers)} tensors, this optimizer's group {len(group.layout.arrays)} "
-                         "arrays; PyTorch's state needs the same cut")  # fmt: skip
+        ours = counted(len(group.layout.arrays), "array")
+        raise ValueError(f"{where} has {counted(len(numbers), 'tensor')}, this optimizer's group {ours}; PyTorch's "
+                         "state needs the same cut")  # fmt: skip
     options = _read_options(group, about, where)
     store, is_sgd = group.store, run.rule.name == "sgd"
     names, per_array = store.state, run.rule.per_array

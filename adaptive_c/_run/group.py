@@ -221,7 +221,7 @@ class ParamGroup(MutableMapping[str, Any]):
             options = {name: self[name] for name in self._options}
         except Exception:  # the schedule's, which a step will raise
             options = self._options
-        return f"{{'params': <{len(self.layout.arrays)} arrays>, {repr(options)[1:]}"
+        return f"{{'params': <{core.counted(len(self.layout.arrays), 'array')}>, {repr(options)[1:]}"
 
     # --- for the run and for checkpoints ------------------------------------------------------------------------------
 

@@ -165,7 +165,7 @@ class Run:
                 )
             if self.plan.pending:
                 raise ValueError(
-                    f"{self.plan.pending} accumulated gradients are pending, which the new group has no part in; "
+                    f"{core.pending(self.plan.pending)}, which the new group has no part in; "
                     "step() takes their mean, discard() drops them"
                 )
             index = len(self.groups)
