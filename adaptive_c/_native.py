@@ -127,7 +127,7 @@ def _every_processor() -> Iterator[None]:
 with _every_processor():
     core, isa, unused_levels = _choose()
 
-Rows = core.Rows
+Rows, counted = core.Rows, core.counted
 
 
 def _rows(indices: Any, values: Any, offsets: Any, weights: Any) -> Any:
@@ -164,11 +164,6 @@ def cgroup_quota(root: Path = Path("/sys/fs/cgroup"), self_cgroup: Path = Path("
             if place == root:
                 break
     return quota
-
-
-def counted(n: int, noun: str) -> str:
-    """A number with its noun, in the singular or the plural."""
-    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
 
 
 def processors() -> set[int]:

@@ -4,7 +4,7 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ._docstrings import FullSignature, document
-from ._native import checked_threads
+from ._native import checked_threads, counted
 from ._run.alone import Alone
 from ._run.group import ParamGroup
 from ._run.habits import Habits, meant, place_of
@@ -403,7 +403,7 @@ class Optimizer(Habits, Stepping, Saving):
         size = sum(group.bound.size for group in groups)
         dtypes = " and ".join(dict.fromkeys(group.bound.dtype for group in groups))
         more = f", {len(groups)} groups" if len(groups) > 1 else ""
-        return f"{type(self).__name__}({listed}, t={self.t}, {size} {dtypes} elements{more})"
+        return f"{type(self).__name__}({listed}, t={self.t}, {counted(size, f'{dtypes} element')}{more})"
 
 
 document(Optimizer)

@@ -41,7 +41,8 @@ class Saving:
         Raises
         ------
         ValueError
-            For another format, or if PyTorch has no such rule, or not with these options.
+            For another format, or if PyTorch has no such rule, or not with these options; if a count in
+            ``state["step"]`` is out of its range, so that no load would accept it.
 
         Examples
         --------
@@ -113,7 +114,7 @@ class Saving:
             then the new one is there, but may not survive a power cut.
         ValueError
             If the path is a folder or a device, or ends in .npz; if the parameters are in a dict with keys that another
-            process can't recognise.
+            process can't recognise; if a count in ``state["step"]`` is out of its range.  The old file is still there.
 
         Examples
         --------

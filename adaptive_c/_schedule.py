@@ -1,6 +1,6 @@
 """The base class of schedules, which checks the arguments of all of them."""
 
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, fields, replace
 from typing import Any
 
 from ._run.described import NAMED, is_ours, plain
@@ -97,6 +97,14 @@ class Schedule:
         0.5
         """
         return self
+
+    def _with(self, **valid: Any) -> Any:
+        """A copy with other values of some fields, which are known to be valid: a step has no time for checks."""
+        if not is_ours(type(self)):  # a class of a user's may make more of its fields
+            return replace(self, **valid)
+        copy = object.__new__(type(self))
+        object.__setattr__(copy, "__dict__", self.__dict__ | valid)
+        return copy
 
     def to_dict(self) -> dict[str, Any]:
         """Describe the schedule by numbers, strings, lists and dicts, for ``json`` or a checkpoint.

@@ -23,6 +23,7 @@ from ._run.described import MissingError as MissingError  # these three are for 
 from ._run.described import plain as plain
 from ._run.described import revived as revived
 from ._run.habits import absent
+from ._run.options import moves, real
 from ._schedule import Schedule
 
 __all__ = [  # noqa: RUF022  from simple to composed
@@ -287,6 +288,7 @@ class plateau(Schedule):
         return sign * metric > sign * (self.best + sign * self.threshold)
 
     def observe(self, step: int, metric: float) -> "plateau":
+        metric = metric if type(metric) is float else real("plateau: metric", metric)
         better = self._is_better(metric)
         bad, rest, value = 0 if better else self.num_bad_epochs + 1, self.cooldown_counter, self(step)
         if rest > 0:
@@ -296,7 +298,10 @@ class plateau(Schedule):
             value = lower if value - lower > self.eps else value
             bad, rest = 0, self.cooldown
         best = metric if better else self.best
-        return replace(self, value=value, best=best, num_bad_epochs=bad, cooldown_counter=rest)
+        if (value, best, bad, rest) == (self.value, self.best, self.num_bad_epochs, self.cooldown_counter):
+            return self
+        after: plateau = self._with(value=value, best=best, num_bad_epochs=bad, cooldown_counter=rest)
+        return after
 
 
 @dataclass(frozen=True, repr=False)
@@ -327,7 +332,11 @@ class warmup(Schedule):
     def observe(self, step: int, metric: float) -> "warmup":
         if step < self.steps or not self.reads_metric:
             return self
-        return replace(self, of=self.of.observe(step - self.steps, metric))
+        seen = self.of.observe(step - self.steps, metric)
+        if seen is self.of:
+            return self
+        after: warmup = self._with(of=seen) if moves(seen) else replace(self, of=seen)
+        return after
 
 
 @dataclass(frozen=True, repr=False)
@@ -370,7 +379,11 @@ class chain(Schedule):
         if not getattr(part, "reads_metric", False):
             return self
         seen = part.observe(step - begin, metric)
-        return replace(self, schedules=(*self.schedules[:i], seen, *self.schedules[i + 1 :]))
+        if seen is part:
+            return self
+        parts = (*self.schedules[:i], seen, *self.schedules[i + 1 :])
+        after: chain = self._with(schedules=parts) if moves(seen) else replace(self, schedules=parts)
+        return after
 
 
 NAMED.update({cls.__name__: cls for cls in Schedule.__subclasses__()})  # so far there is none of a user's

@@ -29,7 +29,7 @@ cdef int refuse_sums(Plan plan, bint summed) except -1:
     if summed:
         raise ValueError("step() without gradients takes the mean of accumulated ones, and there are none; pass "
                          "grads, or call accumulate(grads) before it")
-    raise ValueError(f"{plan.counts.pending} accumulated gradients are pending, which step(grads) would leave "
+    raise ValueError(f"{pending(plan.counts.pending)}, which step(grads) would leave "
                      "unused; step() takes their mean, discard() drops them")
 
 
@@ -52,7 +52,7 @@ cdef tuple items_of(BoundGroup group, x, bint grad):
     if keys is None:
         items = tuple(x) if isinstance(x, (list, tuple)) else None
         if items is None or len(items) != count:
-            raise ValueError(f"{where} must be a list of {count} arrays, as the parameters are{none}; "
+            raise ValueError(f"{where} must be a list of {counted(count, 'array')}, as the parameters are{none}; "
                              f"got {describe(x, items)}")
         return items
     if not isinstance(x, dict) or x.keys() != keys.keys():
@@ -323,11 +323,15 @@ cdef int release(BoundGroup group) noexcept:
     return 0
 
 
-cdef Py_ssize_t place_index(key, Py_ssize_t n, str what) except -1:
+cdef str there(Py_ssize_t n, str noun):
+    return f"there {'is' if n == 1 else 'are'} {counted(n, noun)}"
+
+
+cdef Py_ssize_t place_index(key, Py_ssize_t n, str noun) except -1:
     if not hasattr(key, "__index__") or isinstance(key, bool):
-        raise TypeError(f"there are {n} {what}, named by their index, an integer; got {key!r}")
+        raise TypeError(f"{there(n, noun)}, named by their index, an integer; got {key!r}")
     if not 0 <= key < n:
-        raise IndexError(f"there are {n} {what}, 0 .. {n - 1}; got {key}")
+        raise IndexError(f"{there(n, noun)}, 0 .. {n - 1}; got {key}")
     return key
 
 
@@ -336,16 +340,16 @@ cdef tuple find_array(Plan plan, tuple place, str function, str last):
     cdef BoundGroup bound
     cdef Py_ssize_t number = 0, i = 0, n = len(place) - 1
     if plan.structured and n >= 0:
-        number = place_index(place[0], len(plan.groups), "groups")
+        number = place_index(place[0], len(plan.groups), "group")
     bound = plan.groups[number]
     if n != plan.structured + (not bound.bare):
         wanted = ["group"] * plan.structured + ([] if bound.bare else ["index" if bound.keys is None else "key"])
-        raise TypeError(f"here it is {function}({', '.join(wanted + [last])}); got {n + 1} arguments")
+        raise TypeError(f"here it is {function}({', '.join(wanted + [last])}); got {counted(n + 1, 'argument')}")
     if bound.bare:
         return bound, 0
     key = place[n - 1]
     if bound.keys is None:
-        return bound, place_index(key, bound.group.n_arrays, "arrays")
+        return bound, place_index(key, bound.group.n_arrays, "array")
     if key not in bound.keys:
         raise KeyError(f"{bound.where} has no {key!r}; it has {', '.join(map(repr, bound.keys))}")
     return bound, bound.keys[key]

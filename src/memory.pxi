@@ -95,6 +95,16 @@ def an(str name):
     return f"{'an' if name[:1] in ('AEFHILMNORSXn' if spelled else 'aeioAEIO') else 'a'} {name}"
 
 
+def counted(n, str noun):
+    """A number with its noun, in the singular or the plural."""
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+
+
+def pending(n):
+    """How a message begins that refuses something because of n accumulated gradients."""
+    return f"{counted(n, 'accumulated gradient')} {'is' if n == 1 else 'are'} pending"
+
+
 cdef str describe(x, tuple items=None):
     """What was given where a structure of arrays is wanted; items: those of a list."""
     if items is not None or isinstance(x, (list, tuple)):

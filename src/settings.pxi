@@ -84,8 +84,11 @@ cdef list observe(Plan plan, observed, double metric):
     """(group, its old schedules, its new ones) where a metric changes some; None for a group: those of the settings."""
     cdef list moved = []
     cdef BoundGroup group
+    cdef Follower f
     for group in plan.groups:
-        new = observed(group.options, plan.counts.t, metric)
+        if not group.followers:
+            continue
+        new = observed({f.name: group.options[f.name] for f in group.followers}, plan.counts.t, metric)
         if new:
             moved.append((group, {name: group.options[name] for name in new}, new))
     if plan.norm_schedule is not None:

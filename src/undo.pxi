@@ -186,7 +186,7 @@ cdef int refuse_rollback(Plan plan) except -1:
     if plan.gone is not None:
         raise ValueError(f"there is no step to undo: {plan.gone}")
     if plan.counts.pending:
-        raise ValueError(f"{plan.counts.pending} accumulated gradients are pending, taken after the step that "
+        raise ValueError(f"{pending(plan.counts.pending)}, taken after the step that "
                          "rollback() would undo; discard() drops them")
     return 0
 

@@ -4,6 +4,7 @@ import copy
 import functools
 import json
 import os
+import pickle
 import threading
 import tracemalloc
 
@@ -188,6 +189,34 @@ def test_the_first_count_that_is_too_large():
         opt.load_state_dict(saved)
 
 
+@pytest.mark.parametrize(
+    ("name", "wrong"), [("step", -2), ("step", 2**62), ("mu_product", np.nan), ("mu_product", -0.5)]
+)
+def test_a_count_that_no_load_accepts_is_not_saved(name, wrong, tmp_path):
+    opt = ac.NAdam([{"params": np.ones(2)}, {"params": [np.ones(1), np.ones(3)]}])
+    opt.step([np.ones(2), [np.ones(1), np.ones(3)]])
+    opt.save(tmp_path / "good")
+    old, right = (tmp_path / "good").read_bytes(), opt.state[name][1][1].copy()
+    ways = {
+        "save": lambda: opt.save(tmp_path / "good"),
+        "state_dict": opt.state_dict,
+        "pickle": lambda: pickle.dumps(opt),
+        "deepcopy": lambda: copy.deepcopy(opt),
+    }
+    opt.state[name][1][1][...] = wrong
+    for way in ways.values():
+        with pytest.raises(
+            ValueError, match=rf"param_groups\[1\]: {name} must not be negative, NaN or 2\*\*62 and more"
+        ):
+            way()
+    assert os.listdir(tmp_path) == ["good"]
+    assert (tmp_path / "good").read_bytes() == old
+    opt.state[name][1][1][...] = right  # and nothing is held
+    for way in ways.values():
+        way()
+    assert (tmp_path / "good").read_bytes() == old
+
+
 def test_the_count_of_an_empty_array_does_not_matter_under_another_cut():
     opt = ac.Adam([np.ones(2), np.ones(0), np.ones(2)])
     opt.step([np.ones(2), None, np.ones(2)])
@@ -243,7 +272,7 @@ def params(*shapes, dtype="f4"):
 
 OTHERS = {
     "class": (lambda: ac.Adam(params(12, 1, 300)), "is of AdamW, this optimizer is Adam"),
-    "groups": (lambda: ac.AdamW([{"params": params(12, 1)}, {"params": params(300)}]), "has 1 parameter groups, this optimizer 2"),
+    "groups": (lambda: ac.AdamW([{"params": params(12, 1)}, {"params": params(300)}]), "has 1 parameter group, this optimizer 2"),
     "size": (lambda: ac.AdamW(params(12, 1, 301)), "group 0 has 313 elements, this optimizer's 314"),
     "dtype": (lambda: ac.AdamW(params(12, 1, 300, dtype="f8")), "parameters are 'float32', this optimizer's 'float64'; they can't"),
     "state": (lambda: ac.AdamW(params(313), state_dtype="bfloat16"), "state_dtype is 'float32', this optimizer's 'bfloat16'"),
@@ -341,6 +370,59 @@ def test_a_wrong_state_dict_is_refused_with_nothing_changed(what):
     with pytest.raises(error, match=message):
         other.load_state_dict(d)
     assert_same(before, everything(other))
+
+
+class Longer(list):
+    """A list that gives more than it counts."""
+
+    def __iter__(self):
+        yield from list.__getitem__(self, slice(None))
+        yield list.__getitem__(self, -1)
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        (["groups"], "state_dict has 3 parameter groups, this optimizer 2"),
+        (["groups", 0, "sizes"], "state_dict: group 0 has 12 elements, this optimizer's 7|has 3 names|has 3 numbers"),
+        (["groups", 0, "names"], "state_dict: group 0 has 3 names for 2 arrays"),
+        (["groups", 0, "options", "bounds"], r"group 0: its bounds can't be \[0.5, 3.0, 3.0\]"),
+        (
+            ["groups", 1, "row_lengths"],
+            r"group 1 has second moments of other rows: .* are \[\[2, 3\], \[2, 3\]\], this",
+        ),
+        (["groups", 0, "schedules", "lr", "schedules"], "group 0: lr: chain: 3 schedules have 2 milestones"),
+        (["groups", 0, "schedules", "betas"], "group 0: at t=0 betas must be a pair of numbers"),
+    ],
+)
+def test_lists_that_give_more_than_they_count(path, message):
+    def make_one():
+        groups = [
+            {"params": {"a": np.ones(2), "b": np.ones(5)}, "bounds": (0.5, 3.0)},
+            {"params": np.ones((2, 3)), "second_moment": "row"},
+        ]
+        schedules = ac.schedules.chain([0.5, ac.schedules.linear(1.0, 2)], [2]), (0.9, ac.schedules.constant(0.5))
+        return ac.AdamW(groups, lr=schedules[0], betas=schedules[1])
+
+    opt = make_one()
+    saved = copy.deepcopy(opt.state_dict())
+    inner = saved
+    for key in path[:-1]:
+        inner = inner[key]
+    inner[path[-1]] = Longer(inner[path[-1]])
+    before = everything(opt)
+    with pytest.raises((TypeError, ValueError), match=message):
+        opt.load_state_dict(saved)
+    assert_same(everything(opt), before)
+
+
+@pytest.mark.parametrize("wrong", [3, [3], "rows", [[2, 3, 1]]])
+def test_row_lengths_that_are_none(wrong):
+    opt = ac.AdamW(np.ones((2, 3)), second_moment="row")
+    saved = opt.state_dict()
+    saved["groups"][0]["row_lengths"] = wrong
+    with pytest.raises(ValueError, match="group 0 has second moments of other rows"):
+        opt.load_state_dict(saved)
 
 
 def test_what_is_no_dict():

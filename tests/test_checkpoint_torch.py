@@ -269,15 +269,28 @@ def changed(d, path, value):
     return d
 
 
+class Longer(list):
+    """A list that gives more than it counts."""
+
+    def __iter__(self):
+        yield from list.__getitem__(self, slice(None))
+        yield list.__getitem__(self, -1)
+
+
 REFUSED = [
     ("AdamW", {}, ("param_groups", 0, "decoupled_weight_decay"), False, ValueError, "decoupled_weight_decay=False.*another class"),
-    ("Adam", {}, ("param_groups", 0, "params"), [0], ValueError, "has 1 tensors, this optimizer's group 2.*same cut"),
+    ("Adam", {}, ("param_groups", 0, "params"), [0], ValueError, "has 1 tensor, this optimizer's group 2.*same cut"),
+    ("Adam", {}, ("param_groups", 0, "params"), Longer([0, 1]), ValueError, "has 3 tensors, this optimizer's group 2.*same cut"),
+    ("Adam", {}, ("param_groups",), Longer([{"params": [0, 1]}]), ValueError, "has 2 parameter groups, this optimizer 1"),
     ("Adam", {}, ("param_groups", 0, "layer"), "head", ValueError, "'layer', which is no option of Adam: is it of another"),
     ("Adam", {}, ("param_groups", 0, "lr"), -1.0, ValueError, r"lr must be in \[0, inf\), got -1.0"),
     ("Adam", {}, ("state", 0, "exp_avg"), np.ones(4), ValueError, r"'exp_avg'\] has shape \(4,\), its parameter \(3,\)"),
     ("Adam", {}, ("state", 0, "exp_avg"), "x", TypeError, "must be a tensor or an array, got str"),
     ("Adam", {}, ("state", 0, "exp_avg"), None, ValueError, "has step, exp_avg_sq, this optimizer needs exp_avg, exp_avg_sq"),
     ("Adam", {}, ("state", 1, "step"), 1.5, ValueError, "'step'] must be a count of steps, got 1.5"),
+    ("Adam", {}, ("state", 1, "step"), "x", TypeError, r"\[1\]\['step'\] must be a number, or a tensor or array of one, got 'x'"),
+    ("Adam", {}, ("param_groups", 0, "lr"), "x", TypeError, r"\['lr'\] must be a number, or a tensor or array of one, got 'x'"),
+    ("NAdam", {}, ("state", 1, "mu_product"), np.nan, ValueError, "mu_product must not be negative, NaN or"),
     ("Adam", {"amsgrad": True}, ("param_groups", 0, "lr"), 0.1, ValueError, "would need new state|construct it with"),
     ("Adam", {}, ("state",), 3, TypeError, "a dict 'state'"),
     ("Adam", {}, ("param_groups",), [], ValueError, "has 0 parameter groups, this optimizer 1"),
@@ -311,6 +324,15 @@ def test_what_pytorch_does_not_have_is_refused():
         ac.Rprop(np.ones(3), variant="rprop+").state_dict(format="torch")
     with pytest.raises(ValueError, match="format must be 'torch' or None, got 'jax'"):
         ac.Adam(np.ones(3)).state_dict(format="jax")
+
+
+@pytest.mark.parametrize(("name", "wrong"), [("step", -2), ("mu_product", np.nan)])
+def test_a_count_that_no_load_accepts_is_not_described(name, wrong):
+    opt = ac.NAdam([np.ones(3), np.ones(2)])
+    opt.step([np.ones(3), np.ones(2)])
+    opt.state[name][1][...] = wrong
+    with pytest.raises(ValueError, match=rf"param_groups\[0\]: {name} must not be negative, NaN or 2\*\*62 and more"):
+        opt.state_dict(format="torch")
 
 
 def test_loading_does_not_import_torch():

@@ -21,9 +21,13 @@ BAD = [-1, -2, -(1 << 63), TOP, (1 << 63) - 1]
 REFUSED = """
 import numpy as np, adaptive_c as ac
 
-def everything(opt, params, grads):
+def everything(opt, params, grads, last):
+    count = int(last)
+    last[...] = 1  # state_dict refuses a bad count, too
     d = opt.state_dict()["groups"][0]["arrays"]
-    return [x.tobytes() for x in (*params, *grads, *d.values())] + [opt.t, opt.pending, opt.skipped_steps]
+    found = [x.tobytes() for x in (*params, *grads, *d.values())]
+    last[...] = count
+    return [*found, count, opt.t, opt.pending, opt.skipped_steps]
 
 for rule, bad in [(rule, bad) for rule in {rules} for bad in {bad}]:
     print(rule, bad, flush=True)
@@ -38,7 +42,7 @@ for rule, bad in [(rule, bad) for rule in {rules} for bad in {bad}]:
             last[...] = bad
             if accumulated:
                 opt.accumulate(wrap([g.copy() for g in grads]))
-            before = everything(opt, params, grads)
+            before = everything(opt, params, grads, last)
             for attempt in range(2):
                 try:
                     opt.step() if accumulated else opt.step(wrap(grads))
@@ -47,7 +51,7 @@ for rule, bad in [(rule, bad) for rule in {rules} for bad in {bad}]:
                     assert name in told and str(bad) in told, told
                 else:
                     raise AssertionError("not refused")
-                assert everything(opt, params, grads) == before
+                assert everything(opt, params, grads, last) == before
             last[...] = 1
             opt.step() if accumulated else opt.step(wrap(grads))
             assert opt.t == 2 and last == 2

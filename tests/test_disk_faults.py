@@ -419,7 +419,7 @@ def test_other_versions_optimizers_and_formats(tmp_path):
     refused(r"has \d+ elements, this optimizer's 3", params=[np.zeros(3, "f4")])
     refused("its parameters are 'float32', this optimizer's 'float64'", params=[x.astype("f8") for x in start()])
     refused(
-        "2 parameter groups|1 parameter groups, this optimizer 2",
+        "2 parameter groups|1 parameter group, this optimizer 2",
         params=[{"params": start()[:2]}, {"params": start()[2:]}],
     )
     refused("was written with state_parameters=True: construct the optimizer with the same", state_parameters=False)

@@ -513,3 +513,51 @@ def test_bounds_of_numbers_replace_bounds_of_arrays():
 def test_a_group_dict_that_is_not_in_a_list():
     with pytest.raises(ValueError, match=r"looks like one group dict; groups come in a list"):
         ac.SGD({"params": np.ones(2), "lr": 0.1})
+
+
+# --- one thing and several ----------------------------------------------------------------------------------------
+
+
+def told(call, *given, **options):
+    """What is said when a call is refused."""
+    with pytest.raises((TypeError, ValueError, IndexError)) as caught:
+        call(*given, **options)
+    return str(caught.value)
+
+
+def test_one_thing_is_no_plural():
+    """Each message with one of what it counts, and with two."""
+    for n in (1, 2):
+        params = [np.ones(1, "f4") for _ in range(n)]
+        grads = [np.ones(1, "f4") for _ in range(n)]
+        opt = ac.SGD(params, lr=0.5, keep_undo=True)
+        own, other = (ac.SGD([{"params": np.ones(1)} for _ in range(m)]) for m in (3 - n, n))
+        opt.step(grads)
+        arrays = "1 array" if n == 1 else "2 arrays"
+        assert repr(opt).endswith("t=1, 1 float32 element)" if n == 1 else "t=1, 2 float32 elements)")
+        assert f"<{arrays}>" in repr(opt.param_groups[0])
+        assert f"grads must be a list of {arrays}, as" in told(opt.step, 3)
+        assert f"copy_to must be a list of {arrays}, as" in told(ac.SGD, params, copy_to=3)
+        assert f"there {'is' if n == 1 else 'are'} {arrays}, 0 .. {n - 1}; got 2" in told(place, opt, 2)
+        assert f"got {'1 argument' if n == 1 else '4 arguments'}" in told(place, opt, *range(3 * n - 3))
+        groups = "1 parameter group" if n == 1 else "2 parameter groups"
+        assert f"state_dict has {groups}, this optimizer {3 - n}" in told(own.load_state_dict, other.state_dict())
+        torchs = {"state": {}, "param_groups": [{"params": list(range(3 - n))}]}
+        tensors = "1 tensor" if n == 2 else "2 tensors"
+        assert f"has {tensors}, this optimizer's group {arrays}; " in told(opt.load_state_dict, torchs)
+        longer = {**opt.state_dict(), "groups": [{**opt.state_dict()["groups"][0], "sizes": [1] * (3 - n)}]}
+        elements = "1 element" if n == 2 else "2 elements"
+        assert f"group 0 has {elements}, this" in told(opt.load_state_dict, longer)
+        opt.step(grads)
+        for _ in range(n):
+            opt.accumulate(grads)
+        pending = "1 accumulated gradient is pending, " if n == 1 else "2 accumulated gradients are pending, "
+        assert told(opt.step, grads).startswith(pending)
+        assert told(opt.rollback).startswith(pending)
+        assert told(opt.add_param_group, {"params": np.ones(1)}).startswith(pending)
+
+
+def place(opt, *key):
+    """Step an array of the first group, named by its index, inside a block; without a key the gradient is all."""
+    with opt.stepping() as now:
+        now(*key, np.ones(1, "f4"))

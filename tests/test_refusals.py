@@ -182,7 +182,7 @@ def test_overlap_is_found_exactly(cuts, start, size):
     ("params", "grads", "message"),
     [
         ([ones(2), ones(3)], [ones(2)], "grads must be a list of 2 arrays, as the parameters are .*got a list of 1"),
-        ([ones(2)], ones(2), r"grads must be a list of 1 arrays.*got an array of shape \(2,\)"),
+        ([ones(2)], ones(2), r"grads must be a list of 1 array,.*got an array of shape \(2,\)"),
         ([ones(2)], {"a": ones(2)}, "grads must be a list"),
         ([ones(2)], None, "grads must be a list"),
         (
@@ -198,7 +198,7 @@ def test_overlap_is_found_exactly(cuts, start, size):
             [ones(2)],
             "one entry for each of the 2 parameter groups, got a list of 1",
         ),
-        ([{"params": [ones(2)]}], [ones(2)], r"grads\[0\] must be a list of 1 arrays"),
+        ([{"params": [ones(2)]}], [ones(2)], r"grads\[0\] must be a list of 1 array,"),
     ],
 )
 def test_gradients_in_the_wrong_structure(params, grads, message):

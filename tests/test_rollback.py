@@ -178,7 +178,7 @@ def test_sums_and_zeroed_gradients_do_not_come_back():
     opt.step()
     assert (p == -2).all()
     opt.accumulate(np.ones_like(p))
-    with pytest.raises(ValueError, match=r"1 accumulated gradients are pending, .* discard\(\) drops them"):
+    with pytest.raises(ValueError, match=r"1 accumulated gradient is pending, .* discard\(\) drops them"):
         opt.rollback()
     opt.discard()
     opt.rollback()

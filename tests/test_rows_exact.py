@@ -116,7 +116,7 @@ def test_some_rows_catch_up_before_they_are_looked_up(formats):
     for place, kind, message in [
         ((0, np.array([400])), ValueError, r"^params\[0\]: indices\[0\] is 400; the array has 400 rows"),
         ((2, np.array([0])), IndexError, r"there are 2 arrays"),
-        ((np.array([0]),), TypeError, r"here it is catch_up\(index, indices\); got 1 arguments"),
+        ((np.array([0]),), TypeError, r"here it is catch_up\(index, indices\); got 1 argument$"),
         ((0, [0]), TypeError, r"indices must be a NumPy array"),
     ]:
         with pytest.raises(kind, match=message):

@@ -6,6 +6,7 @@ seconds of processor time that is tens of times what a linear program needs and 
 
 import subprocess
 import sys
+from collections import defaultdict
 
 import numpy as np
 import pytest
@@ -60,6 +61,33 @@ def test_python_does_ten_times_the_work_for_ten_times_the_arrays(tmp_path):
         counted.append({name: len(calls(stage, run, built_in=True)) for name, stage in stages.items()})
     few, many = counted
     assert {name: (few[name], many[name]) for name in STAGES if many[name] > 10.5 * few[name] + 100} == {}
+
+
+def test_the_first_steps_of_tensors_look_at_ten_times_the_state_for_ten_times_the_groups():
+    """Each group's state is shown when its tensor is stepped for the first time."""
+    torch = pytest.importorskip("torch")
+    from adaptive_c.torch import AdamW
+
+    class Counting(defaultdict):
+        looked = 0
+
+        def values(self):
+            Counting.looked += len(self)
+            return super().values()
+
+    counted = []
+    for n in (10, 100):
+        params = [torch.ones(4, requires_grad=True) for _ in range(n)]
+        opt = AdamW([{"params": [p]} for p in params])
+        opt.state = Counting(dict)
+        for p in params:
+            p.grad = torch.ones(4)
+        Counting.looked = 0
+        opt.step()
+        counted.append(Counting.looked)
+        assert len(opt.state) == n
+    assert counted[0] > 0
+    assert counted[1] <= 10 * counted[0]
 
 
 # Another kind of structure each; every gradient is 1, and so is every parameter at first.

@@ -8,7 +8,7 @@ import re
 import sys
 import warnings
 import weakref
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -724,6 +724,61 @@ def test_a_schedule_that_would_need_state_in_the_middle_of_a_run_is_refused():
     assert ac.SGD(np.ones(3), momentum=s.constant(0.0)).nbytes == 24
 
 
+@pytest.mark.parametrize("where", ["setting", "group", "pair", "another setting"])
+def test_a_schedule_that_assigns_options_is_refused(where):
+    """Each of its calls makes what was checked old, so that the check would begin anew without an end."""
+    opt = ac.AdamW(np.ones(3), lr=0.5)
+    group, calls, assigns = opt.param_groups[0], [], True
+
+    def schedule(t):
+        calls.append(t)
+        assert len(calls) < 1000, "the check has no end"
+        if assigns and where == "setting":
+            opt.seed = len(calls)
+        elif assigns and where == "another setting":
+            opt.zero_grad = len(calls) % 2 == 0
+        elif assigns:
+            group["maximize"] = True
+        return 0.25
+
+    def assign():
+        if where == "group":
+            group["lr"] = schedule
+        elif where == "pair":
+            group["betas"] = [schedule, 0.5]
+        elif where == "setting":
+            opt.max_grad_norm = schedule
+        else:
+            opt.on_nonfinite = "skip"
+
+    if where == "another setting":
+        assigns = False
+        opt.max_grad_norm = schedule
+        assigns = True
+    before = [dict(group.options), opt.max_grad_norm, opt.on_nonfinite]
+    with pytest.raises(RuntimeError, match=r"was not assigned: the schedule .* assigns options whenever it is called"):
+        assign()
+    assigns = False
+    after = [dict(group.options), opt.max_grad_norm, opt.on_nonfinite]
+    before[0]["maximize"] = group["maximize"]  # which the schedule itself has assigned
+    assert after == before
+    assign()
+    opt.step(np.ones(3))
+    assert opt.t == 1
+
+
+def test_a_schedule_that_assigns_an_option_once_is_assigned():
+    opt = ac.SGD(np.ones(3), lr=0.5)
+
+    def schedule(t):
+        if opt.seed == 0:
+            opt.seed = 7
+        return 0.25
+
+    opt.max_grad_norm = schedule
+    assert (opt.seed, opt.max_grad_norm) == (7, 0.25)
+
+
 # --- plateaus and metrics --------------------------------------------------------------------------------------------
 
 
@@ -765,6 +820,77 @@ def test_a_schedule_that_was_replaced_is_dropped():
     opt.param_groups[0]["weight_decay"] = 0.0
     del owner
     assert gone() is None
+
+
+@pytest.mark.parametrize(
+    ("wrap", "first"),
+    [(lambda p: p, 0), (lambda p: s.warmup(p, 2), 2), (lambda p: s.chain([0.5, p], [2]), 2)],
+    ids=["plateau", "warmup", "chain"],
+)
+def test_a_metric_has_nothing_checked_again(wrap, first, monkeypatch):
+    """What a plateau makes of itself is valid, and the checks would take many times as long as a step.
+
+    first: the step at which the plateau begins.
+    """
+    metrics = (3.0, 3.0, 2.0, 1.0, 4.0, 4.0)
+    schedule = wrap(s.plateau(1.0, factor=0.5, patience=0, cooldown=1))
+    monkeypatch.setattr("adaptive_c._schedule._CHECKS", {})  # a check would be a KeyError
+    opt = ac.SGD(np.ones(1), lr=schedule)
+    group = opt.param_groups[0]
+    for metric in metrics:
+        opt.step(np.ones(1), metric=metric)
+    after = group.options["lr"]
+    monkeypatch.undo()
+    for metric in metrics[first:]:
+        schedule = s.from_dict(schedule.observe(first, metric).to_dict())
+    assert after == schedule
+    assert after(first) < 1.0  # it has fallen
+    assert (hash(after), repr(after)) == (hash(schedule), repr(schedule))
+    assert pickle.loads(pickle.dumps(after)) == schedule
+
+
+def test_a_metric_asks_no_group_without_a_schedule():
+    counted = []
+    for n in (1, 50):
+        opt = ac.SGD([{"params": np.ones(1)} for _ in range(n)] + [{"params": np.ones(1), "lr": s.plateau(1.0)}])
+        grads, count = [np.ones(1)] * (n + 1), 0
+
+        def look(frame, event, argument):
+            nonlocal count
+            count += event == "call"
+
+        sys.setprofile(look)
+        try:
+            opt.step(grads, metric=1.0)
+        finally:
+            sys.setprofile(None)
+        counted.append(count)
+    assert counted[0] == counted[1] > 0
+
+
+def test_a_metric_that_changes_nothing_gives_the_same_schedule():
+    lowest = s.plateau(1.0, factor=0.5, patience=0, min=1.0, value=1.0, best=2.0)
+    for schedule in (lowest, s.warmup(lowest, 1), s.chain([1.0, lowest], [1])):
+        assert schedule.observe(1, 3.0) is schedule
+        assert schedule.observe(1, 1.0) is not schedule
+
+
+def test_a_metric_of_another_type_becomes_a_float():
+    after = s.plateau(1.0).observe(0, np.float32(0.5)).observe(1, np.int64(-2))
+    assert (after.best, type(after.best)) == (-2.0, float)
+    with pytest.raises(TypeError, match="plateau: metric must be a number, got '3'"):
+        s.plateau(1.0).observe(0, "3")
+
+
+def test_a_plateau_of_your_own_class_is_made_by_its_constructor():
+    @dataclass(frozen=True)
+    class own(s.plateau):
+        def __post_init__(self):
+            super().__post_init__()
+            object.__setattr__(self, "doubled", 2 * self(0))
+
+    after = own(1.0, factor=0.5, patience=0).observe(0, 1.0).observe(1, 2.0)
+    assert (after.value, after.doubled) == (0.5, 1.0)
 
 
 def test_every_group_and_element_has_a_plateau_of_its_own():

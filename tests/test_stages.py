@@ -319,7 +319,7 @@ def test_copies_of_bfloat16_arrays():
             ValueError,
             "copy_to must be a dict with the keys",
         ),
-        ([np.ones(3, "float32")] * 1, np.ones(3, "float32"), ValueError, "copy_to must be a list of 1 arrays"),
+        ([np.ones(3, "float32")] * 1, np.ones(3, "float32"), ValueError, "copy_to must be a list of 1 array,"),
     ],
 )
 def test_bad_copies(params, copy, error, message):

@@ -206,7 +206,7 @@ def test_what_it_can_not_go_with():
     with opt.stepping() as now, pytest.raises(TypeError, match=r"here it is now\(gradient\); got 2 arguments"):
         now(np.ones(3), target=np.ones(3))
     opt.accumulate(np.ones(3))
-    with pytest.raises(ValueError, match="accumulated gradients are pending"):
+    with pytest.raises(ValueError, match="1 accumulated gradient is pending"):
         opt.step(target=np.ones(3))
     opt.discard()
     half = np.ones(3, "f2")

@@ -134,6 +134,36 @@ def test_state_is_live():
     assert {float(state["step"]) for state in pair.ours.state.values()} == {3.0}
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -1.0, -0.5, 1.5, 2.0**62])
+@pytest.mark.parametrize("in_backward", [False, True])
+def test_a_count_that_is_none_is_refused_before_the_step(bad, in_backward):
+    p = [torch.ones(2, requires_grad=True) for _ in range(3)]
+    opt = door.AdamW(p)
+
+    def step():
+        sum(x.sum() for x in p).backward()
+        opt.step()
+
+    step()
+    handle = door.in_backward(opt) if in_backward else None
+    opt.state[p[1]]["step"].fill_(bad)
+    before = [x.detach().clone() for x in p]
+    for _ in range(2):
+        with pytest.raises(
+            ValueError, match=r"the count of steps of param_groups\[0\]\[1\], in state\[p\]\['step'\], is "
+        ):
+            step()
+        assert [x.tolist() for x in p] == [x.tolist() for x in before]
+    opt.state[p[1]]["step"].fill_(1.0)
+    for x in p:
+        x.grad = None
+    step()
+    assert [float(opt.state[x]["step"]) for x in p] == [2.0, 2.0, 2.0]
+    if handle is not None:
+        handle.remove()
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
 def test_nothing_is_copied(dtype):
     """Parameters, gradients and state stay where they are, and ours are torch's memory in both directions."""

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from .. import schedules
+from .._native import core
 from .._run.group import ParamGroup
 from .._run.layout import Array, recut
 from .._run.options import OPTIONS, moves, real, whole
@@ -61,6 +62,22 @@ def _held(group: ParamGroup) -> list[Array]:
 def _counts(group: ParamGroup, pending: int) -> dict[str, Array]:
     """The counts of each array of a group by name."""
     return {name: array for name, array in group.store.counts.items() if name != "summed" or pending}
+
+
+def checked_counts(group: ParamGroup, pending: int) -> dict[str, Array]:
+    """The same, where no load would refuse what was written into them."""
+    counts = _counts(group, pending)
+    for name, array in counts.items():
+        check_count(name, array, f"param_groups[{group.index}]")
+    return counts
+
+
+def check_count(name: str, counts: Array, where: str) -> None:
+    """Raise if one of the counts of a group's arrays is out of range."""
+    if _COUNTS[name] != "uint8" and not ((counts >= 0) & (counts < 1 << 62)).all():
+        raise ValueError(
+            f"{where}: {name} must not be negative, NaN or 2**62 and more, got {counts.min()} .. {counts.max()}"
+        )
 
 
 def _bounds(bounds: Any) -> Any:
@@ -128,7 +145,7 @@ def held(run: Run) -> dict[str, Any]:
     found, pending = describe(run, run.groups), run.plan.pending
     for group, about in zip(run.groups, found["groups"], strict=True):
         arrays = {name: group.store.array(name) for name in _live(group, False, pending)}
-        about["arrays"] = {**arrays, **_counts(group, pending)}
+        about["arrays"] = {**arrays, **checked_counts(group, pending)}
     return found
 
 
@@ -153,7 +170,7 @@ def counted(run: Run, pending: int) -> tuple[dict[str, Any], dict[str, Entry]]:
     for i, group in enumerate(run.groups):
         if (names := about["groups"][i]["names"]) is not None:
             about["groups"][i]["names"] = [encoded(key, f"params of group {i}") for key in names]
-        for name, array in _counts(group, pending).items():
+        for name, array in checked_counts(group, pending).items():
             counts.setdefault(name, []).append(array)
     return about, {name: Entry(_COUNTS[name], pieces) for name, pieces in counts.items()}
 
@@ -178,7 +195,9 @@ def _read(array: Any, start: int, out: Array) -> None:
 def load_state_dict(run: Run, d: Any) -> None:
     """Restore a run from the dict that `state_dict` gave."""
     groups = d.get("groups") if isinstance(d, _DICT) else None
-    for i, group in enumerate(groups if isinstance(groups, (list, tuple)) else ()):
+    if isinstance(groups, (list, tuple)):
+        d = {**d, "groups": (groups := tuple(groups))}  # what is counted and checked is what is used
+    for i, group in enumerate(groups if isinstance(groups, tuple) else ()):
         for name, array in _get(group, "arrays", _DICT, f"state_dict['groups'][{i}]").items():
             if not isinstance(array, np.ndarray) or array.ndim != 1:
                 raise TypeError(f"state_dict['groups'][{i}]['arrays'][{name!r}] must be a flat NumPy array, as "
@@ -226,7 +245,8 @@ def _share_out(name: str, stored: Any, groups: list[Any], where: str) -> None:
         group["arrays"][name] = counts[at : at + n]
         at += n
     if at != stored.size:
-        raise ValueError(f"{where} has {stored.size} numbers in {name!r} for {at} arrays")
+        numbers = core.counted(stored.size, "number")
+        raise ValueError(f"{where} has {numbers} in {name!r} for {core.counted(at, 'array')}")
 
 
 def _get(d: Any, key: str, kind: Any, where: str) -> Any:
@@ -262,7 +282,8 @@ def _prepare(run: Run, d: Any, where: str, parameters: bool) -> Callable[..., No
         raise ValueError(f"{where} is of {d['class']}, this optimizer is {run.rule.label}")
     groups = _get(d, "groups", (list, tuple), where)
     if len(groups) != len(run.groups):
-        raise ValueError(f"{where} has {len(groups)} parameter groups, this optimizer {len(run.groups)}")
+        given = core.counted(len(groups), "parameter group")
+        raise ValueError(f"{where} has {given}, this optimizer {len(run.groups)}")
     t, skipped = _count(d, "t", where), _count(d, "skipped_steps", where)
     grad_norm = _get(d, "grad_norm", (int, float, str), where)
     if isinstance(grad_norm, str) and grad_norm not in ("nan", "inf"):
@@ -335,12 +356,13 @@ def _check_group(
         if _get(d, key, (str, type(None)), where) != ours[key]:
             raise ValueError(f"{where}: its {what} {d[key]!r}, this optimizer's {ours[key]!r}; they can't be converted:"
                              " construct the optimizer as the saved one was")  # fmt: skip
-    sizes = _get(d, "sizes", (list, tuple), where)
+    sizes = list(_get(d, "sizes", (list, tuple), where))
     for size in sizes:
         if type(size) is bool or not isinstance(size, (int, np.integer)) or size < 0:
             raise ValueError(f"{where}: its sizes can't be {size!r}; they are whole numbers")
     sizes = list(map(int, sizes))
-    _check_cut(sizes, _get(d, "names", (list, tuple, type(None)), where), ours, version, where)
+    names = _get(d, "names", (list, tuple, type(None)), where)
+    _check_cut(sizes, None if names is None else tuple(names), ours, version, where)
     _check_rows(d.get("row_lengths"), ours["row_lengths"], where)  # files of earlier versions don't have it
     arrays = _get(d, "arrays", _DICT, where)
     store = group.store
@@ -361,7 +383,7 @@ def _check_cut(sizes: list[int], names: Any, ours: dict[str, Any], version: int,
     if not sizes:
         raise ValueError(f"{where}: its sizes can't be {sizes}")
     if sum(sizes) != sum(ours["sizes"]):
-        raise ValueError(f"{where} has {sum(sizes)} elements, this optimizer's {sum(ours['sizes'])}")
+        raise ValueError(f"{where} has {core.counted(sum(sizes), 'element')}, this optimizer's {sum(ours['sizes'])}")
     if names is None or ours["names"] is None:
         return
     for name in names:
@@ -369,7 +391,7 @@ def _check_cut(sizes: list[int], names: Any, ours: dict[str, Any], version: int,
             raise ValueError(f"{where}: its names can't be {name!r}")
     own, remedy = ours["names"], "; a list of arrays loads into any names, and from any names into a list"
     if len(names) != len(sizes):
-        raise ValueError(f"{where} has {len(names)} names for {len(sizes)} arrays")
+        raise ValueError(f"{where} has {core.counted(len(names), 'name')} for {core.counted(len(sizes), 'array')}")
     if len(names) != len(own) or not all(matches(a, b, version) for a, b in zip(names, own, strict=True)):
         same = len(names) == len(own) and all(any(matches(a, b, version) for b in own) for a in names)
         hint = " (the same in another order, which is the order of the elements)" if same else ""
@@ -377,7 +399,8 @@ def _check_cut(sizes: list[int], names: Any, ours: dict[str, Any], version: int,
                          f"{', '.join(map(repr, own))}{hint}{remedy}")  # fmt: skip
     for name, size, mine in zip(own, sizes, ours["sizes"], strict=True):
         if size != mine:
-            raise ValueError(f"{where}: array {name!r} has {size} elements, this optimizer's {mine}{remedy}")
+            elements = core.counted(size, "element")
+            raise ValueError(f"{where}: array {name!r} has {elements}, this optimizer's {mine}{remedy}")
 
 
 def _check_rows(given: Any, ours: Any, where: str) -> None:
@@ -386,9 +409,10 @@ def _check_rows(given: Any, ours: Any, where: str) -> None:
         kinds = ["row" if x is not None else "element" for x in (given, ours)]
         raise ValueError(f"{where}: its second_moment is {kinds[0]!r}, this optimizer's {kinds[1]!r}; they can't be "
                          "converted: construct the optimizer as the saved one was")  # fmt: skip
-    if given is not None and list(map(list, given)) != ours:
+    lengths = [list(x) if isinstance(x, tuple) else x for x in given] if isinstance(given, (list, tuple)) else given
+    if lengths != ours:
         raise ValueError(
-            f"{where} has second moments of other rows: [rows, elements of each] are {given}, this optimizer's {ours}"
+            f"{where} has second moments of other rows: [rows, elements of each] are {lengths}, this optimizer's {ours}"
         )
 
 
@@ -411,18 +435,20 @@ def _check_arrays(
         )
     for name, (dtype, size) in wanted.items():
         if arrays[name].dtype != dtype or arrays[name].size != size:
-            raise ValueError(f"{where}: {name} has {arrays[name].size} elements of {arrays[name].dtype}, this "
-                             f"optimizer's {size} of {dtype}")  # fmt: skip
+            elements = core.counted(arrays[name].size, "element")
+            raise ValueError(
+                f"{where}: {name} has {elements} of {arrays[name].dtype}, this optimizer's {size} of {dtype}"
+            )
 
 
 def _read_count(arrays: Any, name: str, n: int, where: str) -> Array:
     """The counts of a group's arrays, checked."""
     if name not in arrays or arrays[name].dtype != _COUNTS[name] or arrays[name].size != n:
-        raise ValueError(f"{where} must have {name!r}, {n} numbers of {_COUNTS[name]}, one for each array")
+        numbers = core.counted(n, "number")
+        raise ValueError(f"{where} must have {name!r}, {numbers} of {_COUNTS[name]}, one for each array")
     out = np.empty(n, _COUNTS[name])
     _read(arrays[name], 0, out)
-    if _COUNTS[name] != "uint8" and not all(0 <= x < 1 << 62 for x in out.tolist()):
-        raise ValueError(f"{where}: {name} must not be negative, NaN or 2**62 and more, got {out.min()} .. {out.max()}")
+    check_count(name, out, where)
     return out
 
 
@@ -436,7 +462,8 @@ def _read_options(group: ParamGroup, d: Any, where: str) -> dict[str, Any]:
         raise ValueError(f"{where} has the unknown option {min(unknown, key=str)!r}; this optimizer has {known}")
     now = _bounds(own["bounds"])
     bounds = given.pop("bounds", now)
-    if bounds not in (None, "arrays") and not (isinstance(bounds, (list, tuple)) and len(bounds) == 2):
+    bounds = list(bounds) if isinstance(bounds, (list, tuple)) else bounds
+    if bounds not in (None, "arrays") and not (isinstance(bounds, list) and len(bounds) == 2):
         raise ValueError(f"{where}: its bounds can't be {bounds!r}")
     if bounds == "arrays" and now != "arrays":
         raise ValueError(

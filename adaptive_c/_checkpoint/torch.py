@@ -9,11 +9,13 @@ from typing import Any
 
 import numpy as np
 
+from .._native import counted
 from .._run.group import ParamGroup
 from .._run.layout import Array
 from .._run.options import SHARED
 from .._run.rule import Rule
 from .._run.run import Run
+from .description import check_count, checked_counts
 
 _CLASSES = ("SGD", "Adagrad", "RMSprop", "Adadelta", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "Rprop")
 # How PyTorch computes, keys that its schedulers add, names that nothing reads, and the numbers of the tensors.
@@ -62,8 +64,9 @@ def _state_dict(run: Run, torch: Any) -> dict[str, Any]:
         numbers = list(range(first, first + len(group.layout.arrays)))
         ours = {**run.rule.fixed, **group}
         groups.append({**{name: ours.get(name, value) for name, value in defaults.items()}, "params": numbers})
-        counts = {name: group.store.counts[name] for name in ("step", *run.rule.per_array)}
-        started, steps = group.store.counts["started"], counts["step"]
+        checked = checked_counts(group, 0)
+        counts = {name: checked[name] for name in ("step", *run.rule.per_array)}
+        started, steps = checked["started"], counts["step"]
         for j, number in enumerate(numbers):
             if (started[j] and steps[j]) or run.rule.name == "adagrad":  # PyTorch makes the others' at the first step
                 own = {name: torch.tensor(float(x[j])) for name, x in counts.items()}
@@ -94,8 +97,9 @@ def restore(run: Run, d: Mapping[str, Any]) -> None:
     groups, states = d["param_groups"], d.get("state")
     if not isinstance(groups, (list, tuple)) or not isinstance(states, Mapping):
         raise TypeError("state_dict must have a list 'param_groups' and a dict 'state', as PyTorch's optimizers do")
+    groups = tuple(groups)  # what is counted is what is used
     if len(groups) != len(run.groups):
-        raise ValueError(f"state_dict has {len(groups)} parameter groups, this optimizer {len(run.groups)}")
+        raise ValueError(f"state_dict has {counted(len(groups), 'parameter group')}, this optimizer {len(run.groups)}")
     work = [
         _check_group(run, group, about, states, f"state_dict['param_groups'][{group.index}]")
         for group, about in zip(run.groups, groups, strict=True)
@@ -122,9 +126,11 @@ def _check_group(
     numbers = about.get("params") if isinstance(about, Mapping) else None
     if not isinstance(numbers, (list, tuple)):
         raise TypeError(f"{where} must be a dict with the list 'params', as PyTorch's optimizers have it")
+    numbers = tuple(numbers)
     if len(numbers) != len(group.layout.arrays):
-        raise ValueError(f"{where} has {len(numbers)} tensors, this optimizer's group {len(group.layout.arrays)} "
-                         "arrays; PyTorch's state needs the same cut")  # fmt: skip
+        ours = counted(len(group.layout.arrays), "array")
+        raise ValueError(f"{where} has {counted(len(numbers), 'tensor')}, this optimizer's group {ours}; PyTorch's "
+                         "state needs the same cut")  # fmt: skip
     options = _read_options(group, about, where)
     store, is_sgd = group.store, run.rule.name == "sgd"
     names, per_array = store.state, run.rule.per_array
@@ -143,13 +149,16 @@ def _check_group(
             steps[j] = max(steps[j], 1)
         started[j] = bool(state)
         for name in per_array if state else ():
-            counts[name][j] = _number(state[name], f"{label}[{name!r}]")
+            counts[name][j] = one_number(state[name], f"{label}[{name!r}]")
         for name in names if state else ():
             array, own = _array(state[name], f"{label}[{name!r}]"), parts[name][j]
             if array.shape != own.shape:
                 raise ValueError(f"{label}[{name!r}] has shape {array.shape}, its parameter {own.shape}")
             with np.errstate(all="ignore"):
                 own[...] = array
+
+    for name in per_array:
+        check_count(name, counts[name], where)
 
     def write() -> None:
         for slot, name in enumerate(store.slots):
@@ -195,9 +204,9 @@ def _read_options(group: ParamGroup, about: Mapping[Any, Any], where: str) -> di
             raise ValueError(f"{where} has {name!r}, which is no option of {rule.label}: is it of another class?  "
                              "If not, take it out of the dict")  # fmt: skip
         elif isinstance(value, (tuple, list)):
-            options[name] = tuple(_number(x, f"{where}[{name!r}]") for x in value)
+            options[name] = tuple(one_number(x, f"{where}[{name!r}]") for x in value)
         else:
-            options[name] = value if isinstance(value, bool) else _number(value, f"{where}[{name!r}]")
+            options[name] = value if isinstance(value, bool) else one_number(value, f"{where}[{name!r}]")
     return options
 
 
@@ -215,10 +224,12 @@ def _array(x: Any, where: str) -> Array:
     return found
 
 
-def _number(x: Any, where: str) -> float:
+def one_number(x: Any, where: str) -> float:
     """A number, or a tensor or array of one."""
     if isinstance(x, (int, float)):
         return x
+    if not isinstance(x, (np.generic, np.ndarray)) and type(x).__module__.partition(".")[0] != "torch":
+        raise TypeError(f"{where} must be a number, or a tensor or array of one, got {x!r}")
     array = _array(np.asarray(x) if isinstance(x, np.generic) else x, where)
     if array.size != 1:
         raise ValueError(f"{where} must be one number, got shape {array.shape}")
@@ -227,7 +238,7 @@ def _number(x: Any, where: str) -> float:
 
 def _step(x: Any, where: str) -> int:
     """A count of steps, which PyTorch keeps as a tensor or a float."""
-    t = _number(x, where)
+    t = one_number(x, where)
     if not 0 <= t < 1 << 62 or t != int(t):
         raise ValueError(f"{where} must be a count of steps, got {t}")
     return int(t)

@@ -38,6 +38,7 @@ def revived(value: Any, own: Any = None, *, schedule: bool = True) -> Any:
     such a function.
     """
     if isinstance(value, (list, tuple)):
+        value = tuple(value)  # what is counted is what is used
         owns = own if isinstance(own, tuple) and len(own) == len(value) else (None,) * len(value)
         return tuple(revived(x, y, schedule=schedule) for x, y in zip(value, owns, strict=True))
     if isinstance(value, Mapping):

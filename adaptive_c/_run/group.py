@@ -15,6 +15,7 @@ from .options import (
     RANGES,
     SETTINGS,
     Number,
+    attempts,
     check_bounds,
     check_followed,
     check_option,
@@ -145,7 +146,9 @@ class ParamGroup(MutableMapping[str, Any]):
         if name not in self._options:
             raise KeyError(self._unknown(name))
         where = f"param_groups[{self.index}]: "
-        while not self.bound.commit_if(self.bound.version, *self.checked({name: value}, self._plan.t, where)):
+        for _ in attempts(where + name, value):
+            if self.bound.commit_if(self.bound.version, *self.checked({name: value}, self._plan.t, where)):
+                return
             if name in ("bounds", "sum_to_one", "rows"):  # rows may have missed steps with the old ones
                 self._plan.catch_up()
             # or another thread has assigned an option meanwhile
@@ -218,7 +221,7 @@ class ParamGroup(MutableMapping[str, Any]):
             options = {name: self[name] for name in self._options}
         except Exception:  # the schedule's, which a step will raise
             options = self._options
-        return f"{{'params': <{len(self.layout.arrays)} arrays>, {repr(options)[1:]}"
+        return f"{{'params': <{core.counted(len(self.layout.arrays), 'array')}>, {repr(options)[1:]}"
 
     # --- for the run and for checkpoints ------------------------------------------------------------------------------
 

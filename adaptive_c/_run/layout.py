@@ -100,7 +100,7 @@ class Layout:
             if given is None or len(given) != len(self.arrays):
                 of = "" if given is None else f" of {len(given)}"
                 raise ValueError(
-                    f"{name} must be a list of {len(self.arrays)} arrays, as the parameters are; got "
+                    f"{name} must be a list of {core.counted(len(self.arrays), 'array')}, as the parameters are; got "
                     f"{core.an(type(arrays).__name__)}{of}"
                 )
             items = [(array, f"{name}[{i}]") for i, array in enumerate(given)]

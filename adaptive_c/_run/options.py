@@ -5,10 +5,10 @@ schedules.
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import count, pairwise
 from types import MappingProxyType, NoneType
 from typing import Any, NamedTuple
 
@@ -288,6 +288,18 @@ def follows(value: Any) -> bool:
     return moves(value) or (isinstance(value, tuple) and any(map(moves, value)))
 
 
+def attempts(what: str, value: Any) -> Iterator[int]:
+    """Count the attempts to assign a value, each of which fails if an option is assigned while the value is checked.
+
+    Another thread does that now and then.  A schedule that does it when the check calls it would do it every time.
+    """
+    yield from range(8)
+    if follows(tuple(value) if isinstance(value, list) else value):
+        raise RuntimeError(f"{what} was not assigned: the schedule {value!r} assigns options whenever it is called; a "
+                           "schedule must only give a number")  # fmt: skip
+    yield from count(8)
+
+
 def ranges(dtype: str) -> dict[str, tuple[tuple[float, float], ...]]:
     """For each option that may move, and each of its numbers: (low, high), between which no check is needed.
 
@@ -411,21 +423,25 @@ def check_together(options: Mapping[str, Any], where: str) -> None:
 
 def observed(options: Mapping[str, Any], t: int, metric: float) -> dict[str, Any]:
     """The schedules with a plateau in them, after a metric that came with the step that followed t applied ones."""
+    return {name: _seen(value, t, metric) for name, value in options.items()
+            if type(value) not in _PLAIN and _reads(value)}  # fmt: skip
 
-    def reads(x: Any) -> bool:
-        return any(map(reads, x)) if isinstance(x, tuple) else bool(getattr(x, "reads_metric", False))
 
-    def seen(x: Any) -> Any:
-        if isinstance(x, tuple):
-            return tuple(map(seen, x))
-        if not reads(x):
-            return x
-        after = x.observe(t, metric)
-        if not moves(after):
-            raise TypeError(f"observe() of {x!r} must give a schedule, got {after!r}")
-        return after
+def _reads(value: Any) -> bool:
+    if isinstance(value, tuple):
+        return any(_reads(x) for x in value if type(x) not in _PLAIN)
+    return bool(getattr(value, "reads_metric", False))
 
-    return {name: seen(value) for name, value in options.items() if reads(value)}
+
+def _seen(value: Any, t: int, metric: float) -> Any:
+    if isinstance(value, tuple):
+        return tuple(_seen(x, t, metric) for x in value)
+    if not _reads(value):
+        return value
+    after = value.observe(t, metric)
+    if not moves(after):
+        raise TypeError(f"observe() of {value!r} must give a schedule, got {after!r}")
+    return after
 
 
 # --- bounds ----------------------------------------------------------------------------------------------------------

@@ -14,8 +14,10 @@ from .group import ParamGroup, check_axes, check_formats, check_options
 from .habits import meant
 from .layout import Layout
 from .options import (
+    SCHEDULABLE,
     SETTINGS,
     Number,
+    attempts,
     check_bounds,
     check_followed_setting,
     check_settings,
@@ -163,7 +165,7 @@ class Run:
                 )
             if self.plan.pending:
                 raise ValueError(
-                    f"{self.plan.pending} accumulated gradients are pending, which the new group has no part in; "
+                    f"{core.pending(self.plan.pending)}, which the new group has no part in; "
                     "step() takes their mean, discard() drops them"
                 )
             index = len(self.groups)
@@ -177,7 +179,7 @@ class Run:
         """Check and take over an option of the optimizer as a whole."""
         if self.plan.assign(name, value):  # one plain number for another
             return
-        while True:
+        for _ in attempts(name, {**self.plan.settings, name: value}[SCHEDULABLE]):
             version = self.plan.version
             if self.plan.configure_if(version, self.checked({**self.plan.settings, name: value})):
                 return

@@ -187,6 +187,11 @@ class Part:
     def read_steps(self) -> None:
         """Take over counts that were written into a "step"."""
         if self.steps._version != self.seen:
+            good = (self.shown >= 0) & (self.shown < 2.0**62) & (self.shown == np.floor(self.shown))
+            if not good.all():
+                j = int(np.argmin(good))
+                raise ValueError(f"the count of steps of {self.where}[{j}], in state[p]['step'], is "
+                                 f"{self.shown[j]}; it must be a whole number in [0, 2**62)")  # fmt: skip
             np.copyto(self.store.counts["step"], self.shown, casting="unsafe")
             self.seen = self.steps._version
 
@@ -395,10 +400,12 @@ class Bound:
 
     def show(self) -> None:
         """Give torch's dict what a step has made."""
+        shown = False
         for part in self.parts:
             part.show_steps()
-            if part.waiting and part.show(self.state):
-                self.held = _held(self.state)
+            shown |= bool(part.waiting) and part.show(self.state)
+        if shown:  # once for all parts: it looks at the state of every tensor
+            self.held = _held(self.state)
 
     def places(self) -> dict[Tensor, tuple[Part, int, int]]:
         """For each tensor: its part, the number of that part, and the number of the tensor in it."""

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from .. import reference
+from .._checkpoint.torch import one_number
 from .._run.rule import Rule
 from .._run.store import BLOCK, Store
 from ._tensors import Tensor, array, laid_out, view
@@ -31,8 +32,14 @@ def names_beside(rule: Rule) -> tuple[str, ...]:
 
 
 def check_counts(rule: Rule, states: Mapping[Any, Any]) -> None:
-    """Refuse the states of a rule that does not count, for one that does, before torch's class misses the count."""
+    """Refuse the states of a rule that does not count, for one that does, and counts that are none.
+
+    Otherwise torch's class would miss the count, or fail to convert it without saying where it is.
+    """
     for key, state in states.items() if names_beside(rule) else ():
+        for name in names_beside(rule):
+            if name in state:
+                one_number(state[name], f"state_dict['state'][{key!r}][{name!r}]")
         if "step" not in state and any(isinstance(x, torch.Tensor) for x in state.values()):
             raise ValueError(f"state_dict['state'][{key!r}] has {', '.join(map(str, state))} and no 'step', which all "
                              f"of {rule.label} have: is it of another class?")  # fmt: skip
