@@ -63,6 +63,7 @@ def test_python_does_ten_times_the_work_for_ten_times_the_arrays(tmp_path):
     assert {name: (few[name], many[name]) for name in STAGES if many[name] > 10.5 * few[name] + 100} == {}
 
 
+@pytest.mark.later("torch")
 def test_the_first_steps_of_tensors_look_at_ten_times_the_state_for_ten_times_the_groups():
     """Each group's state is shown when its tensor is stepped for the first time."""
     torch = pytest.importorskip("torch")
