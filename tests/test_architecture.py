@@ -1,4 +1,4 @@
-"""The two lists of docs/architecture.md have every file, with all files that it uses and no others."""
+"""What docs/architecture.md says: two lists of every file and what it uses, and no use of what is private elsewhere."""
 
 import ast
 import graphlib
@@ -93,3 +93,21 @@ def test_no_import_closes_a_circle():
 def test_the_rooms_are_included_as_they_are_listed():
     included = re.findall(r'^include "(\w+)\.pxi"', (SRC / "core.pxi").read_text(), re.M)
     assert included == [*reversed(listed("src")), "ceiling"]
+
+
+def test_no_module_reaches_into_what_is_private_in_another():
+    others = {"_asdict", "_replace", "_version", "_values", "_indices", "_disable_dynamo"}  # of namedtuples and torch's
+    found = []
+    for path in PACKAGE.rglob("*.py"):
+        tree = ast.parse(path.read_text())
+        own = {node.name for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
+        own |= {ast.unparse(node).rpartition(".")[2] for node in ast.walk(tree)
+                if isinstance(getattr(node, "ctx", None), ast.Store)}  # fmt: skip
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Attribute) and re.match(r"_[^_]", node.attr) and node.attr not in own | others:
+                if ast.unparse(node.value) not in ("self", "cls") and node.attr != "_run":
+                    found.append(f"{path.relative_to(PACKAGE)}:{node.lineno} {ast.unparse(node)}")
+            elif isinstance(node, ast.ImportFrom) and node.level:
+                found += [f"{path.relative_to(PACKAGE)}:{node.lineno} {x.name}" for x in node.names
+                          if re.match(r"_[^_]", x.name) and node.module]  # fmt: skip
+    assert found == []

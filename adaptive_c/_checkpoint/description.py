@@ -236,7 +236,7 @@ def prepare(run: Run, head: Any, arrays: Mapping[str, Any], where: str, paramete
     return _prepare(run, head, where, parameters=parameters)
 
 
-def _share_out(name: str, stored: Any, groups: list[Any], where: str) -> None:
+def _share_out(name: str, stored: Any, groups: tuple[Any, ...], where: str) -> None:
     """Give each group its part of the counts of all of them."""
     counts, at = np.empty(stored.size, stored.dtype), 0
     stored.read(0, counts)
@@ -250,7 +250,7 @@ def _share_out(name: str, stored: Any, groups: list[Any], where: str) -> None:
 
 
 def _get(d: Any, key: str, kind: Any, where: str) -> Any:
-    """Return d[key]; raise unless it is there and of that kind."""
+    """Return d[key]; raise unless it is there and of that kind.  A list comes as a tuple: what is counted is used."""
     if not isinstance(d, _DICT):
         raise TypeError(f"{where} must be a dict, as state_dict() gives it; got {type(d).__name__}")
     if key not in d:
@@ -258,7 +258,7 @@ def _get(d: Any, key: str, kind: Any, where: str) -> Any:
     value = d[key]
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise TypeError(f"{where}[{key!r}] can't be {value!r}")
-    return value
+    return tuple(value) if isinstance(value, (list, tuple)) else value
 
 
 def _count(d: Any, key: str, where: str) -> int:
@@ -356,13 +356,13 @@ def _check_group(
         if _get(d, key, (str, type(None)), where) != ours[key]:
             raise ValueError(f"{where}: its {what} {d[key]!r}, this optimizer's {ours[key]!r}; they can't be converted:"
                              " construct the optimizer as the saved one was")  # fmt: skip
-    sizes = list(_get(d, "sizes", (list, tuple), where))
+    sizes = _get(d, "sizes", (list, tuple), where)
     for size in sizes:
         if type(size) is bool or not isinstance(size, (int, np.integer)) or size < 0:
             raise ValueError(f"{where}: its sizes can't be {size!r}; they are whole numbers")
     sizes = list(map(int, sizes))
     names = _get(d, "names", (list, tuple, type(None)), where)
-    _check_cut(sizes, None if names is None else tuple(names), ours, version, where)
+    _check_cut(sizes, names, ours, version, where)
     _check_rows(d.get("row_lengths"), ours["row_lengths"], where)  # files of earlier versions don't have it
     arrays = _get(d, "arrays", _DICT, where)
     store = group.store

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from functools import partial
+from itertools import count
 from types import MappingProxyType
 from typing import Any, Never
 
@@ -15,7 +16,6 @@ from .options import (
     RANGES,
     SETTINGS,
     Number,
-    attempts,
     check_bounds,
     check_followed,
     check_option,
@@ -89,6 +89,18 @@ def check_axes(options: Mapping[str, Any], layout: Layout, where: str) -> None:
                 f"{where}sum_to_one={options['sum_to_one']!r} needs a last axis, and params{key} has no dimensions; "
                 "put it into a group of its own, without it"
             )
+
+
+def attempts(what: str, value: Any) -> Iterator[int]:
+    """Count the attempts to assign a value, each of which fails if an option is assigned while the value is checked.
+
+    Another thread does that now and then.  A schedule that does it when the check calls it would do it every time.
+    """
+    yield from range(8)
+    if follows(tuple(value) if isinstance(value, list) else value):
+        raise RuntimeError(f"{what} was not assigned: the schedule {value!r} assigns options whenever it is called; a "
+                           "schedule must only give a number")  # fmt: skip
+    yield from count(8)
 
 
 class ParamGroup(MutableMapping[str, Any]):

@@ -5,10 +5,10 @@ schedules.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import count, pairwise
+from itertools import pairwise
 from types import MappingProxyType, NoneType
 from typing import Any, NamedTuple
 
@@ -271,8 +271,6 @@ def check_settings(
 _LARGEST = {dtype: float(np.finfo(dtype).max) for dtype in ("float32", "float64")}
 _NORMAL = {dtype: float(np.finfo(dtype).smallest_normal) for dtype in ("float32", "float64")}
 _SMALLEST = {dtype: float(np.finfo(dtype).smallest_subnormal) for dtype in ("float32", "float64")}
-
-
 _PLAIN = {float, bool, str, NoneType}
 
 
@@ -286,18 +284,6 @@ def follows(value: Any) -> bool:
     if type(value) in _PLAIN:  # nearly always
         return False
     return moves(value) or (isinstance(value, tuple) and any(map(moves, value)))
-
-
-def attempts(what: str, value: Any) -> Iterator[int]:
-    """Count the attempts to assign a value, each of which fails if an option is assigned while the value is checked.
-
-    Another thread does that now and then.  A schedule that does it when the check calls it would do it every time.
-    """
-    yield from range(8)
-    if follows(tuple(value) if isinstance(value, list) else value):
-        raise RuntimeError(f"{what} was not assigned: the schedule {value!r} assigns options whenever it is called; a "
-                           "schedule must only give a number")  # fmt: skip
-    yield from count(8)
 
 
 def ranges(dtype: str) -> dict[str, tuple[tuple[float, float], ...]]:

@@ -10,14 +10,13 @@ import numpy as np
 
 from .._native import core
 from .alone import Alone
-from .group import ParamGroup, check_axes, check_formats, check_options
+from .group import ParamGroup, attempts, check_axes, check_formats, check_options
 from .habits import meant
 from .layout import Layout
 from .options import (
     SCHEDULABLE,
     SETTINGS,
     Number,
-    attempts,
     check_bounds,
     check_followed_setting,
     check_settings,
